@@ -1,0 +1,513 @@
+#include "transport/http/pool.h"
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "transport/base/log.h"
+
+namespace e2bfs::transport::http {
+namespace {
+
+constexpr int kMaxTries = 3;
+// Connections that a server closes before a request goes out are no tries of the request; but it does not wait for ever.
+constexpr int kMaxUnsentTries = 10;
+// In this order requests are served: what is small and waited for first.
+constexpr ServiceClass kServingOrder[] = {ServiceClass::kMetadata, ServiceClass::kForeground, ServiceClass::kStream,
+                                          ServiceClass::kBulk};
+
+// 50 to 100 % of it, so that what failed together does not come back together.
+std::chrono::milliseconds JitteredDelay(std::chrono::milliseconds delay) {
+  thread_local std::minstd_rand random{std::random_device{}()};
+  return std::chrono::milliseconds(std::uniform_int_distribution<int64_t>(delay.count() / 2, delay.count())(random));
+}
+
+Error ClientClosedError() { return Failure(ErrorKind::kCancelled, EINTR, "the client was closed").value(); }
+
+}  // namespace
+
+bool OriginPool::waiting() const {
+  return std::any_of(queues.begin(), queues.end(), [](const auto& queue) { return !queue.empty(); });
+}
+
+int OriginPool::http1_total() const {
+  int total = 0;
+  for (int count : http1_active) total += count;
+  return total;
+}
+
+Pool::Pool(EventLoop& loop, const ClientOptions& options, std::shared_ptr<TlsContext> tls,
+           std::shared_ptr<SharedCounters> counters, std::shared_ptr<ProtocolTable> protocols)
+    : loop_(loop),
+      options_(options),
+      tls_(std::move(tls)),
+      counters_(std::move(counters)),
+      protocols_(std::move(protocols)),
+      resolver_(std::make_shared<Resolver>(loop.queue())),
+      rate_(options.rate_limit_requests),
+      http1_(std::make_unique<H1Client>(
+          loop, options, tls_, counters_,
+          [this](const ExchangePtr& exchange, TryOutcome outcome) { OnTryEnded(exchange, std::move(outcome)); })) {
+  http1_->SetIdleLimit(options_.max_idle_connections);
+}
+
+Pool::~Pool() = default;
+
+// --- requests in and out
+
+void Pool::Enqueue(const ExchangePtr& exchange, const Origin& origin) {
+  if (shutting_down_) return exchange->Fail(ClientClosedError());
+  auto& home = origins_[origin.text];
+  if (home == nullptr) {
+    home = std::make_unique<OriginPool>();
+    home->origin = origin;
+    const bool http1 = !origin.tls || options_.protocol == ProtocolChoice::kHttp1Only || MayUseProxy(origin);
+    home->mode = http1 ? OriginPool::Mode::kHttp1 : OriginPool::Mode::kAsk;
+  }
+  exchange->home = home.get();
+  exchanges_.insert(exchange);
+  counters_->requests.fetch_add(1, std::memory_order_relaxed);
+  counters_->requests_now.fetch_add(1, std::memory_order_relaxed);
+  Push(exchange, false);
+}
+
+void Pool::Push(const ExchangePtr& exchange, bool in_front) {
+  OriginPool& home = *exchange->home;
+  exchange->carrier = this;
+  exchange->queued_at = Clock::now();
+  auto& queue = home.queues[static_cast<size_t>(exchange->service_class())];
+  if (in_front) {
+    queue.push_front(exchange);
+  } else {
+    queue.push_back(exchange);
+  }
+  ScheduleDispatch(home);
+}
+
+void Pool::PushLater(const ExchangePtr& exchange, std::chrono::milliseconds delay) {
+  exchange->carrier = nullptr;
+  loop_.AddTimer(Clock::now() + JitteredDelay(delay), [this, exchange] {
+    if (exchanges_.count(exchange) == 0) return;  // the pool was shut down
+    if (exchange->over()) return Finish(exchange);
+    Push(exchange, false);
+  });
+}
+
+void Pool::Finish(const ExchangePtr& exchange) {
+  exchange->carrier = nullptr;
+  if (exchanges_.erase(exchange) > 0) counters_->requests_now.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void Pool::OnAbandoned(const ExchangePtr& exchange, Abandon) {
+  auto& queue = exchange->home->queues[static_cast<size_t>(exchange->service_class())];
+  const auto found = std::find(queue.begin(), queue.end(), exchange);
+  if (found != queue.end()) queue.erase(found);
+  Finish(exchange);
+}
+
+bool Pool::MayRetry(const ExchangePtr& exchange, const TryOutcome& outcome) const {
+  if (exchange->over() || exchange->has_head() || exchange->tries >= kMaxTries || shutting_down_) return false;
+  if (outcome.reach == TryOutcome::Reach::kMaybeActedOn && !exchange->request().idempotent) return false;
+  return exchange->RewindRequestBody();
+}
+
+void Pool::OnTryEnded(const ExchangePtr& exchange, TryOutcome outcome) {
+  using Reach = TryOutcome::Reach;
+  OriginPool& home = *exchange->home;
+  if (exchange->in_flight) {
+    exchange->in_flight = false;
+    --in_flight_;
+    if (exchange->on_http1) --home.http1_active[static_cast<size_t>(exchange->service_class())];
+    if (http1_->active() == 0) http1_idle_since_ = Clock::now();
+  }
+  if (outcome.reach == Reach::kNeverSent && ++exchange->unsent_tries <= kMaxUnsentTries) --exchange->tries;
+  if (!outcome.error) {
+    exchange->Complete();
+    Finish(exchange);
+  } else if (outcome.reach != Reach::kDone && MayRetry(exchange, outcome)) {
+    counters_->retries.fetch_add(1, std::memory_order_relaxed);
+    log::Debug("http", "{} {}: again after: {}", exchange->request().method, home.origin.text, outcome.error->message);
+    if (outcome.reach == Reach::kConnectFailed) {
+      PushLater(exchange, std::chrono::milliseconds(100 * exchange->tries));
+    } else if (outcome.reach == Reach::kRefused) {
+      PushLater(exchange, std::chrono::milliseconds(30 * exchange->tries));
+    } else {
+      Push(exchange, true);
+    }
+  } else {
+    exchange->Fail(std::move(*outcome.error));
+    Finish(exchange);
+  }
+  if (globally_blocked_) {
+    ScheduleDispatchAll();
+  } else if (home.waiting()) {
+    // At once for HTTP/1.1: a connection must not look idle, and be closed, when it only waits for the end of the turn.
+    if (exchange->on_http1 && !dispatching_) {
+      Dispatch(home);
+    } else {
+      ScheduleDispatch(home);
+    }
+  }
+  EnforceIdleLimit();
+}
+
+// --- which request goes where
+
+void Pool::ScheduleDispatch(OriginPool& home) {
+  if (home.dispatch_scheduled || shutting_down_) return;
+  home.dispatch_scheduled = true;
+  loop_.Defer([this, &home] {
+    home.dispatch_scheduled = false;
+    Dispatch(home);
+  });
+}
+
+void Pool::ScheduleDispatchAll() {
+  if (all_scheduled_ || shutting_down_) return;
+  all_scheduled_ = true;
+  loop_.Defer([this] {
+    all_scheduled_ = false;
+    globally_blocked_ = false;
+    // Beginning behind the origin that was served last, or the first ones would take every free place.
+    std::vector<OriginPool*> order;
+    for (auto next = origins_.upper_bound(dispatch_after_); next != origins_.end(); ++next) order.push_back(next->second.get());
+    for (auto next = origins_.begin(); next != origins_.upper_bound(dispatch_after_); ++next) order.push_back(next->second.get());
+    for (OriginPool* home : order) {
+      if (home->waiting()) Dispatch(*home);
+    }
+  });
+}
+
+void Pool::Dispatch(OriginPool& home) {
+  if (shutting_down_) return;
+  dispatching_ = true;
+  for (ServiceClass service_class : kServingOrder) {
+    while (StartOne(home, service_class)) {
+    }
+  }
+  dispatching_ = false;
+  ArmSweep();
+}
+
+bool Pool::StartOne(OriginPool& home, ServiceClass service_class) {
+  auto& queue = home.queues[static_cast<size_t>(service_class)];
+  while (!queue.empty() && queue.front()->over()) {
+    Finish(queue.front());
+    queue.pop_front();
+  }
+  if (queue.empty()) return false;
+  if (in_flight_ >= options_.max_requests) {
+    globally_blocked_ = true;
+    return false;
+  }
+  const bool http1 = home.mode == OriginPool::Mode::kHttp1;
+  H2Connection* connection = nullptr;
+  if (http1) {
+    if (!Http1HasRoom(home, service_class)) return false;
+    if (http2_connections() + http1_->active() >= options_.max_connections && !CloseOldestIdle()) {
+      globally_blocked_ = true;
+      return false;
+    }
+  } else {
+    connection = Pick(home, service_class);
+    if (connection == nullptr) {
+      MaybeDial(home);
+      return false;
+    }
+  }
+  if (const auto until = rate_.Take(Clock::now())) {
+    WaitForRate(*until);
+    return false;
+  }
+  const ExchangePtr exchange = std::move(queue.front());
+  queue.pop_front();
+  ++exchange->tries;
+  exchange->in_flight = true;
+  exchange->on_http1 = http1;
+  ++in_flight_;
+  home.last_progress = Clock::now();
+  dispatch_after_ = home.origin.text;
+  if (!http1) {
+    connection->Start(exchange);
+    return true;
+  }
+  ++home.http1_active[static_cast<size_t>(service_class)];
+  protocols_->Set(home.origin.text, Protocol::kHttp1);
+  if (auto error = http1_->Start(exchange, home.origin)) {
+    OnTryEnded(exchange, TryOutcome{TryOutcome::Reach::kDone, std::move(error)});
+  }
+  return true;
+}
+
+bool Pool::Http1HasRoom(const OriginPool& home, ServiceClass service_class) const {
+  const int limit = options_.max_connections_per_origin;
+  const int total = home.http1_total();
+  if (total >= limit) return false;
+  if (service_class == ServiceClass::kMetadata) return true;
+  const int metadata = home.http1_active[static_cast<size_t>(ServiceClass::kMetadata)];
+  const int reserved = std::min(options_.reserved_streams, limit / 4);
+  if (total - metadata >= limit - reserved) return false;
+  // Streams stay for hours; they leave half of the connections to what comes and goes.
+  const int streams = home.http1_active[static_cast<size_t>(ServiceClass::kStream)];
+  return service_class != ServiceClass::kStream || streams < std::max(1, limit / 2);
+}
+
+H2Connection* Pool::Pick(OriginPool& home, ServiceClass service_class) const {
+  H2Connection* best = nullptr;
+  for (const auto& connection : home.connections) {
+    if (!connection->HasRoom(service_class)) continue;
+    if (best == nullptr) {
+      best = connection.get();
+    } else if (service_class == ServiceClass::kMetadata || service_class == ServiceClass::kForeground) {
+      // Away from the big copies; then to the fullest, so that the others can become idle and close.
+      const bool calmer = connection->bulk_streams() < best->bulk_streams();
+      const bool as_calm = connection->bulk_streams() == best->bulk_streams();
+      if (calmer || (as_calm && connection->streams() > best->streams())) best = connection.get();
+    } else if (connection->streams() > best->streams()) {
+      best = connection.get();
+    }
+  }
+  return best;
+}
+
+void Pool::WaitForRate(TimePoint until) {
+  globally_blocked_ = true;
+  if (rate_timer_ != 0) return;
+  counters_->rate_limit_waits.fetch_add(1, std::memory_order_relaxed);
+  rate_timer_ = loop_.AddTimer(until, [this] {
+    rate_timer_ = 0;
+    ScheduleDispatchAll();
+  });
+}
+
+// --- connections
+
+int Pool::http2_connections() const {
+  int total = 0;
+  for (const auto& [name, home] : origins_) {
+    total += static_cast<int>(home->connections.size()) + (home->dialer != nullptr ? 1 : 0);
+  }
+  return total;
+}
+
+int Pool::total_connections() const {
+  return http2_connections() + std::max(http1_->active(), http1_->open_connections());
+}
+
+void Pool::MaybeDial(OriginPool& home) {
+  // One at a time: 2,000 waiting requests never become 2,000 connections.
+  if (home.dialer != nullptr || home.redial_timer != 0) return;
+  for (const auto& connection : home.connections) {
+    if (connection->usable() && !connection->settled()) return;  // its SETTINGS are on the way, and make room
+  }
+  if (static_cast<int>(home.connections.size()) >= options_.max_connections_per_origin) return;
+  if (total_connections() >= options_.max_connections && !CloseOldestIdle()) {
+    globally_blocked_ = true;
+    return;
+  }
+  home.dialer = std::make_unique<Dialer>(loop_, options_, tls_, *resolver_, home.origin,
+                                         [this, &home](Dialer::Outcome outcome) { OnDialed(home, std::move(outcome)); });
+}
+
+void Pool::OnDialed(OriginPool& home, Dialer::Outcome outcome) {
+  // The dialer is on the stack.
+  loop_.Defer([dialer = std::shared_ptr<Dialer>(std::move(home.dialer))] {});
+  if (outcome.error) return OnDialFailed(home, *outcome.error, outcome.final);
+  home.dial_failures = 0;
+  auto connection = std::make_unique<H2Connection>(loop_, options_, counters_, *this, home, home.origin.authority,
+                                                   outcome.descriptor, outcome.connection);
+  if (!outcome.http2) {
+    // This one is given up: libcurl opens its own. It happens once for each origin.
+    log::Info("http", "{} speaks HTTP/1.1 only", home.origin.text);
+    home.mode = OriginPool::Mode::kHttp1;
+    connection.reset();
+    ScheduleDispatch(home);
+    return;
+  }
+  home.mode = OriginPool::Mode::kHttp2;
+  protocols_->Set(home.origin.text, Protocol::kHttp2);
+  H2Connection& added = *connection;
+  home.connections.push_back(std::move(connection));
+  added.Begin();
+  ScheduleDispatch(home);
+  EnforceIdleLimit();
+}
+
+void Pool::OnDialFailed(OriginPool& home, const Error& error, bool final) {
+  ++home.dial_failures;
+  log::Info("http", "{}: {}", home.origin.text, error.message);
+  const bool others = std::any_of(home.connections.begin(), home.connections.end(),
+                                  [](const auto& connection) { return connection->usable(); });
+  if (!others) {
+    for (auto& queue : home.queues) {
+      for (const ExchangePtr& exchange : queue) {
+        ++exchange->tries;
+        if (final) exchange->tries = kMaxTries;
+      }
+    }
+    FailWaiting(home, error, true);
+  }
+  if (!home.waiting()) return;
+  const auto delay = std::chrono::milliseconds(100) * std::min(home.dial_failures, 20);
+  home.redial_timer = loop_.AddTimer(Clock::now() + JitteredDelay(delay), [this, &home] {
+    home.redial_timer = 0;
+    ScheduleDispatch(home);
+  });
+}
+
+void Pool::FailWaiting(OriginPool& home, const Error& error, bool only_exhausted) {
+  for (auto& queue : home.queues) {
+    std::deque<ExchangePtr> kept;
+    for (ExchangePtr& exchange : queue) {
+      if (only_exhausted && exchange->tries < kMaxTries && !exchange->over()) {
+        kept.push_back(std::move(exchange));
+        continue;
+      }
+      exchange->Fail(error);
+      Finish(exchange);
+    }
+    queue = std::move(kept);
+  }
+}
+
+void Pool::OnCapacity(H2Connection& connection) {
+  if (connection.home().waiting()) ScheduleDispatch(connection.home());
+  if (connection.idle()) EnforceIdleLimit();
+}
+
+void Pool::OnClosed(H2Connection& connection) {
+  OriginPool& home = connection.home();
+  Bury(connection);
+  if (globally_blocked_) ScheduleDispatchAll();
+  if (home.waiting()) ScheduleDispatch(home);
+}
+
+void Pool::Bury(H2Connection& connection) {
+  auto& list = connection.home().connections;
+  const auto found = std::find_if(list.begin(), list.end(), [&](const auto& one) { return one.get() == &connection; });
+  if (found == list.end()) return;
+  // It is on the stack: freed when the turn is over.
+  if (buried_.empty()) {
+    loop_.Defer([this] { buried_.clear(); });
+  }
+  buried_.push_back(std::move(*found));
+  list.erase(found);
+}
+
+bool Pool::CloseOldestIdle() {
+  H2Connection* oldest = nullptr;
+  for (const auto& [name, home] : origins_) {
+    for (const auto& connection : home->connections) {
+      if (connection->idle() && (oldest == nullptr || connection->idle_since() < oldest->idle_since())) {
+        oldest = connection.get();
+      }
+    }
+  }
+  if (oldest == nullptr) return false;
+  oldest->CloseIdle();
+  return true;
+}
+
+void Pool::EnforceIdleLimit() {
+  if (idle_check_scheduled_ || shutting_down_) return;
+  idle_check_scheduled_ = true;
+  // At the end of the turn: requests that wait have then been given what became free.
+  loop_.Defer([this] {
+    idle_check_scheduled_ = false;
+    if (shutting_down_) return;
+    int idle = 0;
+    for (const auto& [name, home] : origins_) {
+      if (home->dispatch_scheduled) return EnforceIdleLimit();
+      for (const auto& connection : home->connections) idle += connection->idle() ? 1 : 0;
+    }
+    for (; idle > options_.max_idle_connections; --idle) CloseOldestIdle();
+    http1_->SetIdleLimit(std::max(0, options_.max_idle_connections - idle));
+    counters_->idle_connections.store(idle + std::max(0, http1_->open_connections() - http1_->active()),
+                                      std::memory_order_relaxed);
+    ArmSweep();
+  });
+}
+
+// --- what time does
+
+void Pool::ArmSweep() {
+  if (shutting_down_) return;
+  TimePoint next = TimePoint::max();
+  const auto starving = options_.head_timeout + options_.connect_timeout;
+  for (const auto& [name, home] : origins_) {
+    for (const auto& connection : home->connections) {
+      if (connection->idle()) next = std::min(next, connection->idle_since() + options_.idle_expiry);
+    }
+    for (const auto& queue : home->queues) {
+      if (!queue.empty()) next = std::min(next, std::max(queue.front()->queued_at, home->last_progress) + starving);
+    }
+  }
+  if (http1_->active() == 0 && http1_->open_connections() > 0) {
+    next = std::min(next, http1_idle_since_ + options_.idle_expiry);
+  }
+  if (next == TimePoint::max()) return;
+  // Not at every turn, when something stays due.
+  next = std::max(next, Clock::now() + std::chrono::milliseconds(20));
+  if (sweep_timer_ != 0 && sweep_at_ <= next) return;
+  loop_.CancelTimer(sweep_timer_);
+  sweep_at_ = next;
+  sweep_timer_ = loop_.AddTimer(next, [this] {
+    sweep_timer_ = 0;
+    Sweep();
+  });
+}
+
+void Pool::Sweep() {
+  const TimePoint now = Clock::now();
+  const auto starving = options_.head_timeout + options_.connect_timeout;
+  std::vector<H2Connection*> expired;
+  for (const auto& [name, home] : origins_) {
+    for (const auto& connection : home->connections) {
+      if (connection->idle() && connection->idle_since() + options_.idle_expiry <= now) expired.push_back(connection.get());
+    }
+    for (auto& queue : home->queues) {
+      // Nothing at this origin got a connection for so long, and this one waits as long: everything is held by requests
+      // that do not end.
+      while (!queue.empty() && std::max(queue.front()->queued_at, home->last_progress) + starving <= now) {
+        const ExchangePtr exchange = std::move(queue.front());
+        queue.pop_front();
+        exchange->Fail(Failure(ErrorKind::kTimeout, ETIMEDOUT, "no connection became free").value());
+        Finish(exchange);
+      }
+    }
+  }
+  for (H2Connection* connection : expired) connection->CloseIdle();
+  if (http1_->active() == 0 && http1_->open_connections() > 0 && http1_idle_since_ + options_.idle_expiry <= now) {
+    http1_->CloseIdle();
+  }
+  EnforceIdleLimit();
+  ArmSweep();
+}
+
+void Pool::Shutdown() {
+  shutting_down_ = true;
+  loop_.CancelTimer(rate_timer_);
+  loop_.CancelTimer(sweep_timer_);
+  for (const auto& exchange : exchanges_) exchange->Fail(ClientClosedError());
+  for (const auto& [name, home] : origins_) {
+    home->dialer.reset();
+    loop_.CancelTimer(home->redial_timer);
+    for (auto& queue : home->queues) queue.clear();
+    while (!home->connections.empty()) {
+      // Idle ones say good-bye; the others are cut, which cancels what is on them.
+      H2Connection& connection = *home->connections.back();
+      if (connection.idle()) {
+        connection.CloseIdle();
+      } else {
+        connection.Close(ClientClosedError());
+      }
+    }
+  }
+  http1_.reset();
+  buried_.clear();
+  for (const auto& exchange : exchanges_) exchange->carrier = nullptr;
+  exchanges_.clear();
+  counters_->requests_now.store(0, std::memory_order_relaxed);
+}
+
+}  // namespace e2bfs::transport::http

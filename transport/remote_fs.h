@@ -1,0 +1,241 @@
+// RemoteFs: a file system on the other side, in POSIX terms. The seam between cache/ and transport/, and the public header
+// of transport/.
+//
+// Nothing above it knows how an operation is done (envd's services, a process making system calls, later volumes).
+// All calls block the calling thread, within ctx; any thread may call any of them at any time.
+//
+// Addresses. A bare path is not an address: directories above it may be renamed meanwhile. So an object is named by Node (where
+// the caller last knew it, and which object it has to be) and a name by Name (its directory as a Node, and the last component).
+// Where the implementation can tell that the path now leads to another object it answers ESTALE, and the caller asks again
+// with the path as it is now. Paths are relative to the mounted directory ("" is that directory), '/'-separated raw bytes
+// without ".", ".." or empty components. Names are raw bytes, 1..255, without '/' and NUL.
+//
+// Identity. FileId is opaque and equal only for the same object; it survives renames where the implementation can tell (else a
+// rename through this interface reports the new one), and is not reused. Content, dirty data and attributes are keyed by it.
+//
+// Changes are done at most once. When the connection is lost after a change was sent, the implementation finds out
+// what happened, or reports EIO/kBroken; it never repeats what is not idempotent. ctx.stop never abandons a change that was sent.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <ctime>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "transport/base/context.h"
+#include "transport/base/error.h"
+
+namespace e2bfs::transport {
+
+// Opaque; empty means "not known".
+struct FileId {
+  std::string value;
+  bool known() const { return !value.empty(); }
+  friend bool operator==(const FileId&, const FileId&) = default;
+  friend auto operator<=>(const FileId&, const FileId&) = default;
+};
+
+struct Node {
+  std::string path;
+  FileId id;  // unknown: whatever is there
+};
+
+struct Name {
+  Node parent;
+  std::string name;
+};
+
+enum class FileType { kRegular, kDirectory, kSymlink, kFifo, kSocket, kCharDevice, kBlockDevice };
+
+struct Attributes {
+  FileId id;
+  FileType type = FileType::kRegular;
+  uint32_t permissions = 0;      // 07777
+  int64_t size = 0;              // bytes; of a symlink: its text's length (0 if not known)
+  int64_t blocks = 0;            // of 512 bytes
+  uint32_t link_count = 1;
+  uint32_t uid = 0, gid = 0;     // the sandbox's numbers; 65534 where only a name is known
+  std::string owner, group;      // the sandbox's names, may be empty
+  timespec atime{}, mtime{}, ctime{};  // the sandbox's clock; ctime and atime are mtime where not known
+  uint64_t device = 0, inode = 0;      // 0 where not known
+  uint32_t rdev_major = 0, rdev_minor = 0;
+  // What the acting user may do, by the permission bits or better knowledge: 4 read, 2 write, 1 execute/search.
+  uint32_t access = 7;
+  // Size is not what reading gives (/proc and /sys): read to the end instead.
+  bool size_unreliable = false;
+};
+
+struct Entry {
+  std::string name;
+  Attributes attributes;
+  std::optional<std::string> link_target;  // raw text of a symlink, where the listing carries it
+};
+
+struct Listing {
+  Attributes directory;
+  std::vector<Entry> entries;  // without "." and ".."; no name twice
+};
+
+// What a change left behind, so that nobody has to ask again. Absent where the implementation does not know.
+struct Changed {
+  std::optional<Attributes> object;      // what was made, moved, linked or changed
+  std::optional<Attributes> parent;      // its directory afterwards
+  std::optional<Attributes> old_parent;  // rename: the directory it left, if another
+};
+
+struct TimeChange {
+  bool now = false;  // the sandbox's clock; `value` is ignored
+  timespec value{};
+};
+
+struct AttributeChange {
+  std::optional<uint32_t> permissions;  // 07777
+  std::optional<uint32_t> uid, gid;
+  std::optional<int64_t> size;          // truncate or extend with zeros
+  std::optional<TimeChange> atime, mtime;
+  bool empty() const { return !permissions && !uid && !gid && !size && !atime && !mtime; }
+};
+
+struct FsStatistics {  // as statfs(2), of the file system below the mounted directory
+  uint64_t block_bytes = 4096;
+  uint64_t blocks = 0, blocks_free = 0, blocks_available = 0;
+  uint64_t files = 0, files_free = 0;
+  uint32_t name_max = 255;
+};
+
+enum RenameFlag : uint32_t { kRenameNoReplace = 1, kRenameExchange = 2 };
+
+// An open file on the other side. 0 is never one. Survives renames and unlinks where the implementation says so.
+using Handle = uint64_t;
+
+struct Opened {
+  Handle handle = 0;
+  Attributes attributes;              // at the open
+  std::optional<Attributes> parent;   // creation: its directory afterwards
+  bool created = false;
+};
+
+struct OpenRequest {
+  bool read = true, write = false;
+  bool truncate = false;  // with write: old content goes at once (only when the program asked for O_TRUNC and it is sent now)
+};
+
+struct CreateRequest {
+  uint32_t permissions = 0644;  // umask already applied
+  bool exclusive = true;        // EEXIST if the name exists (also as a dangling link); else what is there is opened, not truncated
+};
+
+// A range of an open file as it comes. Destroying it early cancels the transfer.
+class ByteStream {
+ public:
+  virtual ~ByteStream() = default;
+  // Blocks until at least one byte is here; 0 at the end of the range or of the file, whichever is first, and only after
+  // completeness was proved. ESTALE: the file is no longer the version that the stream began with. EIO/kBroken, ETIMEDOUT: lost on
+  // the way; the caller opens a new one where it stopped.
+  virtual Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) = 0;
+  virtual void Cancel() = 0;  // from any thread
+};
+
+// Where the bytes of a store come from (the spool). Called by the thread that calls Store, possibly several times over
+// the same range (a repeat).
+class ContentSource {
+ public:
+  virtual ~ContentSource() = default;
+  // Exactly `length` bytes at `offset` of the file, or an error.
+  virtual Result<void> ReadAt(int64_t offset, char* buffer, size_t length) = 0;
+};
+
+struct Extent {
+  int64_t offset = 0;
+  int64_t length = 0;
+  int64_t end() const { return offset + length; }
+  friend bool operator==(const Extent&, const Extent&) = default;
+};
+
+// Everything that one flush brings, declared: the implementation picks the safest cheap way. Old content that is not covered
+// stays; old content is never replaced by half of the new; inode, owner, mode, links and metadata stay.
+struct StoreRequest {
+  // Dirty ranges, sorted, disjoint, not touching, below `size`.
+  std::vector<Extent> extents;
+  // The file's size afterwards; unset: what the extents make of it (never shrinks).
+  std::optional<int64_t> size;
+  // The file is cut to this size before the extents are written (the smallest size it had meanwhile): what was beyond reads as zeros.
+  std::optional<int64_t> cut_to;
+  // Bytes [append_from, append_from+append_length) of the source are appended, once, to whatever the file has then.
+  std::optional<Extent> append;
+  ContentSource* source = nullptr;
+  // Set with it, after the content: permissions, owner, times (size is ignored).
+  AttributeChange attributes;
+  // The object is known to be a new one with no content to lose (created by this client): may be written in place.
+  bool fresh = false;
+};
+
+struct Description {
+  std::string tier;             // "service", "syscall"
+  std::string user;             // who the operations act as
+  uint32_t uid = 0, gid = 0;    // of that user in the sandbox
+  std::string root;             // the mounted directory, absolute in the sandbox
+  std::string home;
+  std::string server_version;   // envd's
+  std::vector<std::string> cannot;  // what it cannot do, a line each, for `status`
+  bool hard_links_share_identity = false;
+};
+
+class RemoteFs {
+ public:
+  virtual ~RemoteFs() = default;
+
+  virtual const Description& description() const = 0;
+
+  // --- names and attributes. lstat semantics: the last component is never followed.
+  virtual Result<Attributes> Stat(const Node& node, const OpContext& ctx) = 0;
+  virtual Result<Attributes> Lookup(const Name& name, const OpContext& ctx) = 0;
+  virtual Result<Listing> List(const Node& directory, const OpContext& ctx) = 0;
+  virtual Result<std::string> ReadLink(const Node& node, const OpContext& ctx) = 0;
+  virtual Result<FsStatistics> StatFs(const OpContext& ctx) = 0;
+
+  // --- changes of names; exact as the system calls are (no recursion, no implicit parents, no silent replacement of another type)
+  virtual Result<Changed> MakeDirectory(const Name& name, uint32_t permissions, const OpContext& ctx) = 0;
+  virtual Result<Changed> MakeNode(const Name& name, FileType type, uint32_t permissions, uint32_t major, uint32_t minor,
+                                   const OpContext& ctx) = 0;
+  virtual Result<Changed> MakeSymlink(const Name& name, const std::string& target, const OpContext& ctx) = 0;
+  virtual Result<Changed> MakeLink(const Node& existing, const Name& name, const OpContext& ctx) = 0;
+  virtual Result<Changed> Unlink(const Name& name, const OpContext& ctx) = 0;           // EISDIR for a directory
+  virtual Result<Changed> RemoveDirectory(const Name& name, const OpContext& ctx) = 0;  // ENOTEMPTY, ENOTDIR
+  // flags: RenameFlag. EINVAL where the implementation cannot do a flag.
+  virtual Result<Changed> Rename(const Name& from, const Name& to, uint32_t flags, const OpContext& ctx) = 0;
+  // `handle`: an open handle of the same object if there is one, else 0; it finds an unlinked object too where handles can.
+  virtual Result<Changed> SetAttributes(const Node& node, Handle handle, const AttributeChange& change, const OpContext& ctx) = 0;
+
+  // --- extended attributes; ENOTSUP where the implementation has none
+  virtual Result<std::string> GetXattr(const Node& node, const std::string& name, const OpContext& ctx) = 0;
+  virtual Result<std::vector<std::string>> ListXattrs(const Node& node, const OpContext& ctx) = 0;
+  virtual Result<void> SetXattr(const Node& node, const std::string& name, const std::string& value, int flags,
+                                const OpContext& ctx) = 0;
+  virtual Result<void> RemoveXattr(const Node& node, const std::string& name, const OpContext& ctx) = 0;
+
+  // --- open files. Regular files only (others: ENXIO/EOPNOTSUPP: they are opened here, not there); a link is ELOOP.
+  virtual Result<Opened> Open(const Node& node, const OpenRequest& request, const OpContext& ctx) = 0;
+  virtual Result<Opened> Create(const Name& name, const CreateRequest& request, const OpContext& ctx) = 0;
+  // The node's path as it is now is given with each use, for implementations whose handles are paths.
+  // `version`: attributes (mtime, size) that the content has to belong to, ESTALE otherwise; null: whatever is there.
+  virtual Result<std::unique_ptr<ByteStream>> Read(Handle handle, const Node& node, const Attributes* version, Extent range,
+                                                   const OpContext& ctx) = 0;
+  // Afterwards the sandbox has it all (attributes as they then are are returned), or the old content is untouched, or, on an error of a file that is
+  // `fresh`, it may be torn. ENOSPC, EDQUOT, EACCES, ESTALE, EIO.
+  virtual Result<Attributes> Store(Handle handle, const Node& node, const StoreRequest& request, const OpContext& ctx) = 0;
+  // Content of the file is on the sandbox's disk.
+  virtual Result<void> Sync(Handle handle, const Node& node, const OpContext& ctx) = 0;
+  // Never blocks for the network longer than ctx; the handle is gone whatever is returned.
+  virtual void Close(Handle handle, const OpContext& ctx) = 0;
+
+  // --- for `status`: values by name, text
+  virtual std::vector<std::pair<std::string, std::string>> Status() const = 0;
+};
+
+}  // namespace e2bfs::transport

@@ -1,0 +1,121 @@
+// The commands of the service tier: constant sh scripts, and the reading of what they print. Pure: nothing is sent from here.
+//
+// Each script works with coreutils or busybox, in dash, bash and busybox's sh, under LC_ALL=C. Names come as arguments
+// (EncodeArgument), never as part of a script. No argument ever holds content: envd logs command lines.
+#pragma once
+
+#include <cstdint>
+#include <ctime>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "transport/base/error.h"
+#include "transport/remote_fs.h"
+
+namespace e2bfs::transport {
+
+// What runs in the sandbox. "Changes" are done at most once: they first make a claim, an empty file named by the caller in the stage
+// directory, and leave their answer beside it. Started again with the same claim, such a script only repeats the answer.
+enum class ServiceScript {
+  // Not changes; arguments, then output:
+  kInitialize,  // root, stage name (empty: none) -> fields, see ServiceFacts
+  kStat,        // path -> object line
+  kList,        // path, "g" or "p", "a" (all) or "l" (links only) -> see ParseServiceListing
+  kReadLink,    // path -> text
+  kStatFs,      // path -> numbers
+  kSync,        // path
+  kStage,       // stage directory: makes it again if somebody removed it
+  kCleanUp,     // stage directory: removed with all in it
+  kDiscard,     // stage directory, names: removes these files there
+  // Changes; object lines of what is named in brackets:
+  kUnlink,      // path, parent -> [parent]
+  kRemoveDirectory,  // path, parent -> [parent]
+  kMakeDirectory,    // path, parent, umask, special mode or "-" -> [path, parent]
+  kCreate,      // path, parent, umask, mode with execute or special bits or "-", "x" for exclusive -> "NEW" or "OLD", [path, parent]
+  kMakeSymlink,  // path, parent, text -> [path, parent]
+  kMakeLink,    // path, parent, existing -> [path, parent]
+  kMakeNode,    // path, parent, umask, mode or "-", "p", "c" or "b", major, minor -> [path, parent]
+  // from, to, parent of from, parent of to, "n" (no replace) or "-", "p" (perl may do it) or "-"
+  //   -> "OVER" if something was replaced, [to, parent of to, parent of from], or "MOVE": checked, nothing but an empty target directory removed; Move is next
+  kRename,
+  // path, size, owner, mode, atime, mtime (each "-" if not set), "w" if it was opened for writing -> [path]
+  kSetAttributes,
+  // path, stage file, its size, cut, final size ("-" if not set), "w", owner, mode, atime, mtime, "b" or "p",
+  //   extents "offset:length:place in the stage file", offset "a" for an append -> [path]
+  kStore,
+};
+
+bool IsServiceChange(ServiceScript script);
+// The whole text for `sh -c`.
+const std::string& ServiceScriptText(ServiceScript script);
+
+// The environment of every script.
+const std::map<std::string, std::string>& ServiceScriptEnvironment();
+
+// The errno that a failed command speaks of, from its standard error: coreutils', busybox' and the shells' messages with
+// glibc's or musl's texts, or a script's own "E NAME" line; the last line that says something counts. EIO if none does.
+int ErrnoFromCommandOutput(std::string_view text);
+
+// lstat of one object, as the scripts print it.
+struct ServiceStat {
+  FileType type = FileType::kRegular;
+  uint32_t permissions = 0;
+  uint32_t link_count = 1;
+  uint32_t uid = 0, gid = 0;
+  int64_t size = 0;
+  timespec mtime{};
+  bool nanoseconds = false;  // false: busybox told whole seconds only
+  std::string owner, group;
+};
+
+// One line "A mode links uid gid size mtime owner group" (mode in hexadecimal).
+std::optional<ServiceStat> ParseServiceStat(std::string_view line);
+
+// The answer of a change.
+struct ServiceChangeAnswer {
+  int status = 0;                  // the script's own; 0: done
+  std::vector<ServiceStat> objects;
+  std::vector<std::string> words;  // "NEW", "OLD", "MOVE", "OVER"
+  std::string messages;            // everything else that was printed
+};
+
+// nullopt: torn or rubbish.
+std::optional<ServiceChangeAnswer> ParseServiceChange(std::string_view output);
+
+struct ServiceListedEntry {
+  std::string name;
+  ServiceStat stat;         // kList "a"
+  std::string link_target;  // of a link
+};
+
+struct ServiceListing {
+  std::optional<ServiceStat> directory;  // kList "a"
+  std::vector<ServiceListedEntry> entries;
+};
+
+// nullopt: torn or rubbish, or with names that cannot be, or the same twice.
+std::optional<ServiceListing> ParseServiceListing(std::string_view output, bool links_only);
+
+// What kInitialize tells.
+struct ServiceFacts {
+  std::string home, root;      // absolute; root without links in it
+  uint32_t uid = 0, gid = 0;
+  std::vector<uint32_t> groups;
+  std::string user;
+  std::string stage;           // absolute; empty: none could be made
+  bool dd_bytes = false;       // dd takes offsets in bytes
+  bool find_prints = false;    // find has -printf
+  bool perl = false;
+  bool full_times = false;     // stat tells nanoseconds
+  std::map<std::string, uint32_t> users, group_numbers;  // by name
+};
+
+std::optional<ServiceFacts> ParseServiceFacts(std::string_view output);
+
+// "seconds.nanoseconds" as touch's "@" takes it, "now", or "-".
+std::string ServiceTimeArgument(const std::optional<TimeChange>& change);
+
+}  // namespace e2bfs::transport

@@ -1,0 +1,219 @@
+#include "transport/service_store.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "transport/base/log.h"
+#include "transport/service_session.h"
+
+namespace e2bfs::transport {
+
+namespace {
+
+constexpr int64_t kStageAtOnceBytes = 1 << 20;     // uploaded whole, from memory
+constexpr size_t kStageChunkBytes = 256 << 10;
+constexpr size_t kCompressSampleBytes = 4096;
+constexpr size_t kExtentsOfOneCommand = 20'000;    // its arguments stay below the system's limit
+constexpr int kStageTries = 3;
+
+// All ranges that are staged, one after the other.
+std::vector<Extent> StagedRanges(const StorePiece& piece) {
+  std::vector<Extent> ranges = piece.extents;
+  if (piece.append) ranges.push_back(*piece.append);
+  return ranges;
+}
+
+bool CompressionPays(const std::string& bytes) {
+  if (bytes.size() < kCompressSampleBytes) return false;
+  std::string_view sample(bytes.data() + (bytes.size() - kCompressSampleBytes) / 2, kCompressSampleBytes);
+  return http::GzipCompress(sample).size() < kCompressSampleBytes * 7 / 10;
+}
+
+Result<void> UploadStage(ServiceSession& session, const std::string& path, const StorePiece& piece, ContentSource& source,
+                         const OpContext& ctx) {
+  int64_t total = piece.bytes();
+  if (total <= kStageAtOnceBytes) {
+    std::string bytes(size_t(total), '\0');
+    size_t filled = 0;
+    for (const Extent& range : StagedRanges(piece)) {
+      if (auto read = source.ReadAt(range.offset, bytes.data() + filled, size_t(range.length)); !read) return Forward(read.error());
+      filled += size_t(range.length);
+    }
+    auto written = session.client().WriteFile(path, bytes, CompressionPays(bytes), ctx);
+    if (!written) return Forward(written.error());
+    return {};
+  }
+  envd::UploadRequest request;
+  request.path = path;
+  request.length = total;
+  auto upload = session.client().OpenUpload(request, ctx);
+  if (!upload) return Forward(upload.error());
+  std::string chunk;
+  for (const Extent& range : StagedRanges(piece)) {
+    for (int64_t done = 0; done < range.length; done += int64_t(chunk.size())) {
+      chunk.resize(size_t(std::min<int64_t>(range.length - done, kStageChunkBytes)));
+      if (auto read = source.ReadAt(range.offset + done, chunk.data(), chunk.size()); !read) return Forward(read.error());
+      if (auto wrote = (*upload)->Write(chunk, ctx); !wrote) return Forward(wrote.error());
+    }
+  }
+  auto finished = (*upload)->Finish(ctx);
+  if (!finished) return Forward(finished.error());
+  return {};
+}
+
+// Into a new file each time: a torn or late upload of an earlier try must not meet a later one.
+Result<std::string> Stage(ServiceSession& session, const StorePiece& piece, ContentSource& source, const OpContext& ctx) {
+  for (int tries = 1;; ++tries) {
+    auto path = session.NewStageFile(ctx);
+    if (!path) return path;
+    auto uploaded = UploadStage(session, *path, piece, source, ctx);
+    if (uploaded) return path;
+    session.DiscardStageFile(*path);
+    ErrorKind kind = uploaded.error().kind;
+    bool again = kind == ErrorKind::kBroken || kind == ErrorKind::kUnavailable || kind == ErrorKind::kConnect ||
+                 kind == ErrorKind::kRateLimited;
+    if (!again || tries == kStageTries || Clock::now() >= ctx.deadline) return Forward(uploaded.error());
+    log::Info("service", "staging failed, trying again: {}", ToString(uploaded.error()));
+  }
+}
+
+std::string NumberArgument(const std::optional<int64_t>& number) { return number ? std::to_string(*number) : "-"; }
+
+// True where every byte of [from, to) is written by an extent.
+bool ExtentsCover(const std::vector<Extent>& extents, int64_t from, int64_t to) {
+  for (const Extent& extent : extents) {
+    if (from >= to) break;
+    if (extent.end() <= from) continue;
+    if (extent.offset > from) return false;
+    from = extent.end();
+  }
+  return from >= to;
+}
+
+}  // namespace
+
+int64_t StorePiece::bytes() const {
+  int64_t total = append ? append->length : 0;
+  for (const Extent& extent : extents) total += extent.length;
+  return total;
+}
+
+Result<std::vector<StorePiece>> PlanStore(const StoreRequest& request) {
+  int64_t end = 0;
+  for (const Extent& extent : request.extents) {
+    bool sane = extent.offset >= end && extent.length > 0 && extent.length <= INT64_MAX - extent.offset;
+    if (!sane || (request.size && extent.end() > *request.size)) return Errno(EINVAL, "extents");
+    end = extent.end();
+  }
+  if ((request.size && *request.size < 0) || (request.cut_to && *request.cut_to < 0)) return Errno(EINVAL, "size");
+  if (request.append && (request.append->offset < 0 || request.append->length < 0)) return Errno(EINVAL, "append");
+
+  StorePiece whole;
+  whole.size = request.size;
+  if (request.cut_to) {
+    // Cutting first gives space away that the new bytes may not get again, and the old content with it. Where the
+    // extents cover all beyond the cut, writing over it and cutting at the end comes to the same.
+    int64_t final_size = request.size.value_or(end);
+    if (final_size >= *request.cut_to && ExtentsCover(request.extents, *request.cut_to, final_size)) {
+      whole.size = final_size;
+    } else {
+      whole.cut = request.cut_to;
+    }
+  }
+  std::vector<StorePiece> pieces;
+  StorePiece piece;
+  piece.cut = whole.cut;
+  int64_t bytes = 0;
+  auto next_piece = [&] {
+    pieces.push_back(std::move(piece));
+    piece = {};
+    bytes = 0;
+  };
+  for (Extent extent : request.extents) {
+    while (request.fresh && extent.length > kStorePieceBytes - bytes) {
+      int64_t part = kStorePieceBytes - bytes;
+      if (part > 0) piece.extents.push_back({extent.offset, part});
+      extent = {extent.offset + part, extent.length - part};
+      next_piece();
+    }
+    if (piece.extents.size() == kExtentsOfOneCommand) next_piece();
+    piece.extents.push_back(extent);
+    bytes += extent.length;
+  }
+  if (request.append && request.append->length > 0) piece.append = request.append;
+  piece.size = whole.size;
+  piece.last = true;
+  pieces.push_back(std::move(piece));
+  return pieces;
+}
+
+std::string OwnerArgument(const AttributeChange& change) {
+  if (!change.uid && !change.gid) return "-";
+  std::string owner;
+  if (change.uid) owner = std::to_string(*change.uid);
+  if (change.gid) owner += ":" + std::to_string(*change.gid);
+  return owner;
+}
+
+// Five digits: with fewer, coreutils' chmod leaves a directory's setuid and setgid bits.
+std::string ModeArgument(const std::optional<uint32_t>& permissions) {
+  if (!permissions) return "-";
+  std::string digits = "00000";
+  for (int i = 0; i < 4; ++i) digits[size_t(4 - i)] = char('0' + ((*permissions >> (3 * i)) & 7));
+  return digits;
+}
+
+Result<Attributes> StoreContent(ServiceSession& session, const Node& node, bool by_writer, const StoreRequest& request,
+                                const OpContext& ctx) {
+  auto pieces = PlanStore(request);
+  if (!pieces) return Forward(pieces.error());
+  // Nothing is given up half-way because a program dies.
+  OpContext whole = ctx.Uninterruptible();
+  std::optional<ServiceStat> stored;
+  for (const StorePiece& piece : *pieces) {
+    std::string stage;
+    int64_t bytes = piece.bytes();
+    if (bytes > 0) {
+      if (!request.source) return Errno(EINVAL, "store without a source");
+      auto staged = Stage(session, piece, *request.source, whole);
+      if (!staged) return Forward(staged.error());
+      stage = std::move(*staged);
+    }
+    auto path = session.Locate(node);
+    if (!path) {
+      if (!stage.empty()) session.DiscardStageFile(stage);
+      return Forward(path.error());
+    }
+    AttributeChange attributes = piece.last ? request.attributes : AttributeChange{};
+    std::vector<std::string> arguments = {EncodeArgument(*path),
+                                          EncodeArgument(stage),
+                                          std::to_string(bytes),
+                                          NumberArgument(piece.cut),
+                                          NumberArgument(piece.size),
+                                          by_writer ? "w" : "-",
+                                          OwnerArgument(attributes),
+                                          ModeArgument(attributes.permissions),
+                                          ServiceTimeArgument(attributes.atime),
+                                          ServiceTimeArgument(attributes.mtime),
+                                          session.facts().dd_bytes ? "b" : "p"};
+    int64_t place = 0;
+    for (const Extent& extent : piece.extents) {
+      arguments.push_back(std::to_string(extent.offset) + ":" + std::to_string(extent.length) + ":" + std::to_string(place));
+      place += extent.length;
+    }
+    if (piece.append) arguments.push_back("a:" + std::to_string(piece.append->length) + ":" + std::to_string(place));
+    auto answer = session.Change(ServiceScript::kStore, std::move(arguments), whole);
+    if (!answer) {
+      // Also bars the command, should it come late.
+      if (!stage.empty()) session.DiscardStageFile(stage);
+      Error error = answer.error();
+      if (error.message.find("E SHORT") != std::string::npos) error.kind = ErrorKind::kBroken;
+      return Forward(std::move(error));
+    }
+    if (answer->objects.size() == 1) stored = answer->objects[0];
+  }
+  if (!stored) return session.Stat(node.path, whole);
+  return session.Complete(*stored, node.path, whole);
+}
+
+}  // namespace e2bfs::transport

@@ -1,0 +1,40 @@
+// Store of the service tier: stage the new bytes, then one command that puts them into the inode (service_fs.h says why).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "transport/base/context.h"
+#include "transport/base/error.h"
+#include "transport/remote_fs.h"
+
+namespace e2bfs::transport {
+
+class ServiceSession;
+
+// One command's share of a store.
+struct StorePiece {
+  std::vector<Extent> extents;
+  std::optional<Extent> append;
+  std::optional<int64_t> cut;   // cut to it before anything is written
+  std::optional<int64_t> size;  // the file's size afterwards (before the append)
+  bool last = false;            // the attributes go with it
+  int64_t bytes() const;
+};
+
+// A file that may be torn is filled in pieces of this size, so that the sandbox never needs much space for staging.
+inline constexpr int64_t kStorePieceBytes = int64_t{64} << 20;
+
+// EINVAL for extents that are not sorted, disjoint, positive and below the size. At least one piece.
+Result<std::vector<StorePiece>> PlanStore(const StoreRequest& request);
+
+// "uid:gid", "uid", ":gid" or "-"; five octal digits or "-".
+std::string OwnerArgument(const AttributeChange& change);
+std::string ModeArgument(const std::optional<uint32_t>& permissions);
+
+// `by_writer`: it was opened for writing, so that its mode does not matter now. The attributes afterwards.
+Result<Attributes> StoreContent(ServiceSession& session, const Node& node, bool by_writer, const StoreRequest& request,
+                                const OpContext& ctx);
+
+}  // namespace e2bfs::transport
