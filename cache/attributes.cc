@@ -1,0 +1,283 @@
+// Attributes: what is fresh, what may be cached, and what the kernel is told.
+#include <algorithm>
+#include <utility>
+
+#include "cache/cached_fs_impl.h"
+#include "transport/base/metrics.h"
+
+namespace e2bfs::cache {
+namespace {
+
+bool SameTime(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
+
+bool LaterTime(const timespec& a, const timespec& b) {
+  return a.tv_sec != b.tv_sec ? a.tv_sec > b.tv_sec : a.tv_nsec > b.tv_nsec;
+}
+
+timespec ToTimespec(std::chrono::nanoseconds since_epoch) {
+  const auto seconds = std::chrono::floor<std::chrono::seconds>(since_epoch);
+  timespec time{};
+  time.tv_sec = static_cast<time_t>(seconds.count());
+  time.tv_nsec = static_cast<long>((since_epoch - seconds).count());
+  return time;
+}
+
+// Lays later changes over earlier ones that are still to be sent.
+void MergeAttributes(transport::AttributeChange& onto, const transport::AttributeChange& change) {
+  if (change.permissions) onto.permissions = change.permissions;
+  if (change.uid) onto.uid = change.uid;
+  if (change.gid) onto.gid = change.gid;
+  if (change.atime) onto.atime = change.atime;
+  if (change.mtime) onto.mtime = change.mtime;
+}
+
+}  // namespace
+
+timespec CachedFsImpl::SandboxNow() const {
+  auto now = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch());
+  // A smaller difference cannot be told from the time that a request takes.
+  if (std::chrono::abs(clock_offset_) >= std::chrono::seconds(1)) now += clock_offset_;
+  return ToTimespec(now);
+}
+
+NodeAttributes CachedFsImpl::BuildAttributes(const Node& node, TimePoint now) const {
+  NodeAttributes built;
+  built.node = node.id;
+  built.attributes = node.attributes;
+  built.content_generation = node.content_generation;
+  transport::Attributes& shown = built.attributes;
+  if (node.content->dirty()) {
+    for (const Change* change : {&node.content->sending, &node.content->current}) {
+      const transport::AttributeChange& set = change->attributes;
+      if (set.permissions) shown.permissions = *set.permissions;
+      if (set.uid) shown.uid = *set.uid;
+      if (set.gid) shown.gid = *set.gid;
+      if (set.atime) shown.atime = set.atime->value;
+      if (set.mtime) {
+        shown.mtime = set.mtime->value;
+        if (LaterTime(shown.mtime, shown.ctime)) shown.ctime = shown.mtime;
+      }
+    }
+    shown.size = node.size();
+    shown.blocks = std::max(shown.blocks, (shown.size + 511) / 512);
+    if (node.content->sending.cut || node.content->current.cut) shown.blocks = (shown.size + 511) / 512;
+  } else if (!node.deleted && node.changes_in_flight == 0 && node.fresh_until > now) {
+    built.valid_for = std::chrono::duration_cast<std::chrono::milliseconds>(node.fresh_until - now);
+  }
+  if (node.deleted) shown.link_count = 0;
+  return built;
+}
+
+bool CachedFsImpl::Fresh(const Node& node, TimePoint now) const {
+  // With unsent changes the other side's attributes are not what counts; a deleted file is known here only.
+  return node.deleted || node.content->dirty() || node.fresh_until > now;
+}
+
+void CachedFsImpl::ContentChanged(Node& node, bool for_the_kernel) {
+  if (node.content.exists()) ++node.content->base_epoch;
+  if (!for_the_kernel) return;
+  node.content_generation = ++generation_;
+  DropSentBytes(node);
+}
+
+bool CachedFsImpl::Absorb(Node& node, const transport::Attributes& attributes, uint64_t asked_stamp, TimePoint asked,
+                          Origin origin) {
+  if (asked_stamp < node.stamp || node.changes_in_flight > 0 || node.deleted) return false;
+  if (attributes.type != node.attributes.type) return false;
+  // Where our appends lie depends on the size: only the store's answer moves them.
+  if (node.content.exists() && (node.content->sending.append || node.content->current.append)) return false;
+  if (node.is_regular() && (attributes.size != node.attributes.size ||
+                            (origin == Origin::kAsked && !SameTime(attributes.mtime, node.attributes.mtime)))) {
+    ContentChanged(node, origin == Origin::kAsked);
+  }
+  node.attributes = attributes;
+  node.fresh_until = asked + options_.attribute_ttl;
+  return true;
+}
+
+void CachedFsImpl::BeginChange(Node& node) {
+  node.stamp = ++stamp_;
+  ++node.changes_in_flight;
+}
+
+void CachedFsImpl::EndChange(Node& node, const std::optional<transport::Attributes>& after, uint64_t asked_stamp,
+                             TimePoint asked) {
+  --node.changes_in_flight;
+  // The answer tells the state after this change; not after another one that began later.
+  if (!after || !Absorb(node, *after, asked_stamp, asked, Origin::kOwnChange)) node.fresh_until = {};
+  node.stamp = ++stamp_;
+}
+
+Result<void> CachedFsImpl::Refresh(const NodePtr& node, bool even_if_fresh, const OpContext& ctx) {
+  {
+    Lock lock(mutex_);
+    if (node->deleted || (!even_if_fresh && Fresh(*node, Clock::now()))) return {};
+  }
+  auto ask = [&]() -> Result<bool> {
+    for (int attempt = 0;; ++attempt) {
+      uint64_t asked_stamp;
+      {
+        Lock lock(mutex_);
+        asked_stamp = stamp_;
+      }
+      const TimePoint asked = Clock::now();
+      auto answer = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.Stat(at, ctx); });
+      Lock lock(mutex_);
+      if (!answer) {
+        node->fresh_until = {};
+        return Forward(answer.error());
+      }
+      if (answer->id.known() && node->file_id.known() && answer->id != node->file_id) {
+        node->fresh_until = {};
+        return Errno(ESTALE, tree_.PathOf(*node));
+      }
+      if (!node->file_id.known()) tree_.Rekey(*node, answer->id);
+      if (Absorb(*node, *answer, asked_stamp, asked, Origin::kAsked)) return true;
+      if (answer->type != node->attributes.type) return Errno(ESTALE, tree_.PathOf(*node));
+      // Older than a change made here. What that change told may do; after some tries what is known has to do.
+      if (Fresh(*node, Clock::now()) || attempt >= 2) return false;
+    }
+  };
+  // Without a time to live nobody may be given an answer to a question that was asked before his own.
+  if (options_.attribute_ttl.count() == 0 || even_if_fresh) {
+    auto answer = ask();
+    if (!answer) return Forward(answer.error());
+    return {};
+  }
+  auto answer = refreshes_.Do(std::to_string(node->id), ctx, ask);
+  if (!answer) return Forward(answer.error());
+  return {};
+}
+
+Result<NodeAttributes> CachedFsImpl::GetAttributes(NodeId id, FileHandle, const OpContext& context) {
+  static Counter& hits = Metrics::Get("cache.attribute_hits_count");
+  static Counter& misses = Metrics::Get("cache.attribute_misses_count");
+  const OpContext ctx = ForNames(context);
+  NodePtr node;
+  {
+    Lock lock(mutex_);
+    auto found = FindNode(id);
+    if (!found) return Forward(found.error());
+    node = *found;
+    const TimePoint now = Clock::now();
+    const bool fresh = Fresh(*node, now);
+    (fresh ? hits : misses).Add();
+    if (fresh) return BuildAttributes(*node, now);
+  }
+  if (auto refreshed = Refresh(node, false, ctx); !refreshed) return Forward(refreshed.error());
+  Lock lock(mutex_);
+  return BuildAttributes(*node, Clock::now());
+}
+
+Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
+                                                   const transport::AttributeChange& asked_change,
+                                                   const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  if (auto may = MayChange(); !may) return Forward(may.error());
+  transport::AttributeChange change = asked_change;
+  NodePtr node;
+  bool send_now = false;
+  std::mutex* write_mutex;
+  {
+    Lock lock(mutex_);
+    auto found = FindNode(id);
+    if (!found) return Forward(found.error());
+    node = *found;
+    if (change.size && !node->is_regular()) return Errno(node->is_directory() ? EISDIR : EINVAL, "truncate");
+    if (change.size && *change.size < 0) return Errno(EINVAL, "truncate");
+    write_mutex = &node->content->write_mutex;
+  }
+  // The write lock keeps a truncate and a write of two threads apart.
+  std::unique_lock writing(*write_mutex);
+  {
+    Lock lock(mutex_);
+    bool created_open = false;
+    bool writable = false;  // by a handle whose flush is still to come
+    for (const auto& [number, file] : files_) {
+      if (file->node != node || !file->flags.write) continue;
+      if (number == handle) file->flushed = false;
+      if (file->flushed) continue;
+      writable = true;
+      if (file->created) created_open = true;
+    }
+    const bool as_root = remote_.description().uid == 0;
+    if (change.size && (writable || node->content->dirty() || node->deleted)) {
+      // Truncation of an open file goes with its content; of one whose last store failed, at once.
+      send_now = !writable && !node->deleted;
+      RecordTruncate(*node, *change.size);
+      change.size.reset();
+    }
+    const bool travels = node->deleted || (writable && (created_open || node->content->dirty()));
+    if (travels && !change.empty() && !change.size) {
+      transport::AttributeChange kept;  // what has to be asked for now, since it can be refused
+      if ((change.uid || change.gid) && !as_root && !node->deleted) {
+        kept.uid = std::exchange(change.uid, std::nullopt);
+        kept.gid = std::exchange(change.gid, std::nullopt);
+        // chown clears the set-id bits, so the mode that waits goes with it.
+        kept.permissions = std::exchange(change.permissions, std::nullopt);
+        if (!kept.permissions && node->content->current.attributes.permissions) {
+          kept.permissions = std::exchange(node->content->current.attributes.permissions, std::nullopt);
+        }
+      }
+      for (auto* time : {&change.atime, &change.mtime}) {
+        if (*time && (*time)->now) **time = transport::TimeChange{false, SandboxNow()};
+      }
+      MergeAttributes(node->content->current.attributes, change);
+      node->content->untried = true;
+      if (!node->content->current.empty()) dirty_.insert(node->id);
+      change = kept;
+    }
+    if (change.empty() && !send_now) return BuildAttributes(*node, Clock::now());
+  }
+  writing.unlock();
+  if (send_now) {
+    if (auto sent = Send(node, nullptr, ForTransfer(context)); !sent) return Forward(sent.error());
+  }
+  if (change.empty()) {
+    Lock lock(mutex_);
+    return BuildAttributes(*node, Clock::now());
+  }
+  return SendAttributes(node, change, ctx);
+}
+
+Result<NodeAttributes> CachedFsImpl::SendAttributes(const NodePtr& node, transport::AttributeChange change,
+                                                    const OpContext& ctx) {
+  bool opened = false;
+  {
+    Lock lock(mutex_);
+    opened = node->open_files > 0;
+  }
+  // An open file stays usable when its new mode would not let it be opened any more.
+  if (opened && (change.permissions || change.uid || change.gid)) OpenHandlesInUse(node, ctx);
+  uint64_t asked_stamp;
+  transport::Handle remote_handle;
+  {
+    Lock lock(mutex_);
+    BeginChange(*node);
+    asked_stamp = stamp_;
+    remote_handle = change.size && node->write_handle ? node->write_handle
+                    : node->write_handle            ? node->write_handle
+                                                    : node->read_handle;
+  }
+  const TimePoint asked = Clock::now();
+  auto changed = AtNode(node, ctx, [&](const transport::Node& at) {
+    return remote_.SetAttributes(at, remote_handle, change, ctx);
+  });
+  bool refresh = false;
+  {
+    Lock lock(mutex_);
+    std::optional<transport::Attributes> after;
+    if (changed) after = changed->object;
+    if (change.size) ContentChanged(*node, false);
+    EndChange(*node, after, asked_stamp, asked);
+    if (!changed) return Forward(changed.error());
+    if (change.size) DropSentBytes(*node);
+    refresh = !Fresh(*node, Clock::now());
+    if (!refresh || after) return BuildAttributes(*node, Clock::now());
+  }
+  if (auto refreshed = Refresh(node, false, ctx); !refreshed) return Forward(refreshed.error());
+  Lock lock(mutex_);
+  return BuildAttributes(*node, Clock::now());
+}
+
+}  // namespace e2bfs::cache

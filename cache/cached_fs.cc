@@ -1,0 +1,200 @@
+#include <chrono>
+#include <utility>
+
+#include "cache/cached_fs_impl.h"
+#include "transport/base/log.h"
+
+namespace e2bfs::cache {
+
+Result<std::unique_ptr<CachedFs>> CachedFs::Create(transport::RemoteFs& remote, CachedFsOptions options,
+                                                   const OpContext& ctx) {
+  OpContext limited = ctx;
+  if (limited.deadline == TimePoint::max()) limited.deadline = Clock::now() + options.operation_timeout;
+  const TimePoint asked = Clock::now();
+  auto root = remote.Stat(transport::Node{}, limited);
+  if (!root) return Forward(root.error());
+  if (root->type != transport::FileType::kDirectory) return Errno(ENOTDIR, remote.description().root);
+  return std::make_unique<CachedFsImpl>(remote, std::move(options), *root, asked);
+}
+
+CachedFsImpl::CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options, const transport::Attributes& root,
+                           TimePoint asked)
+    : remote_(remote),
+      options_(std::move(options)),
+      memory_(options_.memory_bytes),
+      spool_(options_.spool_directory, options_.spool_bytes),
+      tree_(root) {
+  tree_.root()->fresh_until = asked + options_.attribute_ttl;
+  closer_.SetTick([this] { ReleaseIdleReaders(); });
+}
+
+CachedFsImpl::~CachedFsImpl() {
+  // What is unsent stays in the spool directory, and what is open on the other side is closed.
+  Lock lock(mutex_);
+  for (const auto& [id, node] : tree_.nodes()) {
+    if (node->content.exists() && node->content->dirty() && node->content->spool && !node->deleted) node->content->spool->Keep();
+    node->open_files = 0;
+    if (node->content.exists()) node->content->storing = false;
+    CloseHandlesIfUnused(*node);
+  }
+  files_.clear();
+}
+
+OpContext CachedFsImpl::ForNames(const OpContext& ctx) const {
+  OpContext limited = ctx;
+  if (limited.deadline == TimePoint::max()) limited.deadline = Clock::now() + options_.operation_timeout;
+  return limited;
+}
+
+OpContext CachedFsImpl::ForTransfer(const OpContext& ctx) const {
+  OpContext limited = ctx;
+  if (limited.deadline == TimePoint::max()) limited.deadline = Clock::now() + options_.transfer_timeout;
+  return limited;
+}
+
+Result<NodePtr> CachedFsImpl::FindNode(NodeId id) const {
+  NodePtr node = tree_.Find(id);
+  if (!node) return Errno(ESTALE, "a node that was forgotten");
+  return node;
+}
+
+Result<NodePtr> CachedFsImpl::FindDirectory(NodeId id) const {
+  auto node = FindNode(id);
+  if (node && !(*node)->is_directory()) return Errno(ENOTDIR, tree_.PathOf(**node));
+  return node;
+}
+
+Result<std::shared_ptr<OpenFile>> CachedFsImpl::FindFile(FileHandle handle) const {
+  auto at = files_.find(handle);
+  if (at == files_.end()) return Errno(EBADF, "not an open file");
+  return at->second;
+}
+
+Result<void> CachedFsImpl::MayChange() const {
+  if (options_.read_only) return Errno(EROFS, "mounted read-only");
+  return {};
+}
+
+bool CachedFsImpl::MovedMeanwhile(const NodePtr& node, const std::string& used, const Error& error,
+                                  const OpContext& ctx) {
+  if (error.errno_value != ESTALE && error.errno_value != ENOENT) return false;
+  Lock lock(mutex_);
+  auto being_moved = [&] {
+    for (const std::string& path : moving_) {
+      if (used.starts_with(path) && (used.size() == path.size() || used[path.size()] == '/')) return true;
+    }
+    return false;
+  };
+  if (!WaitWithin(moved_, lock, ctx, [&] { return !being_moved(); })) return false;
+  return tree_.PathOf(*node) != used;
+}
+
+void CachedFsImpl::NoteError(const std::string& path, const Error& error) {
+  last_error_ = path + ": " + ToString(error);
+}
+
+Result<transport::FsStatistics> CachedFsImpl::StatFs(const OpContext& ctx) { return remote_.StatFs(ForNames(ctx)); }
+
+Result<std::string> CachedFsImpl::GetXattr(NodeId id, const std::string& name, const OpContext& ctx) {
+  NodePtr node;
+  {
+    Lock lock(mutex_);
+    auto found = FindNode(id);
+    if (!found) return Forward(found.error());
+    node = *found;
+    if (no_xattrs_) return Errno(ENOTSUP, "extended attributes");
+  }
+  auto value = AtNode(node, ForNames(ctx),
+                      [&](const transport::Node& at) { return remote_.GetXattr(at, name, ForNames(ctx)); });
+  if (!value && value.error().errno_value == ENOTSUP && value.error().kind == ErrorKind::kErrno) {
+    // Asked for before each write and by each `ls -l`: one answer has to do where nothing is supported at all.
+    Lock lock(mutex_);
+    if (node->is_directory() || node->is_regular()) no_xattrs_ = true;
+  }
+  return value;
+}
+
+Result<std::vector<std::string>> CachedFsImpl::ListXattrs(NodeId id, const OpContext& ctx) {
+  NodePtr node;
+  {
+    Lock lock(mutex_);
+    auto found = FindNode(id);
+    if (!found) return Forward(found.error());
+    node = *found;
+    if (no_xattrs_) return Errno(ENOTSUP, "extended attributes");
+  }
+  return AtNode(node, ForNames(ctx), [&](const transport::Node& at) { return remote_.ListXattrs(at, ForNames(ctx)); });
+}
+
+Result<void> CachedFsImpl::SetXattr(NodeId id, const std::string& name, const std::string& value, int flags,
+                                    const OpContext& ctx) {
+  if (auto may = MayChange(); !may) return may;
+  NodePtr node;
+  {
+    Lock lock(mutex_);
+    auto found = FindNode(id);
+    if (!found) return Forward(found.error());
+    node = *found;
+    if (no_xattrs_) return Errno(ENOTSUP, "extended attributes");
+    BeginChange(*node);
+  }
+  auto done = AtNode(node, ForNames(ctx), [&](const transport::Node& at) {
+    return remote_.SetXattr(at, name, value, flags, ForNames(ctx));
+  });
+  Lock lock(mutex_);
+  EndChange(*node, std::nullopt, stamp_, {});
+  return done;
+}
+
+Result<void> CachedFsImpl::RemoveXattr(NodeId id, const std::string& name, const OpContext& ctx) {
+  if (auto may = MayChange(); !may) return may;
+  NodePtr node;
+  {
+    Lock lock(mutex_);
+    auto found = FindNode(id);
+    if (!found) return Forward(found.error());
+    node = *found;
+    if (no_xattrs_) return Errno(ENOTSUP, "extended attributes");
+    BeginChange(*node);
+  }
+  auto done = AtNode(node, ForNames(ctx), [&](const transport::Node& at) {
+    return remote_.RemoveXattr(at, name, ForNames(ctx));
+  });
+  Lock lock(mutex_);
+  EndChange(*node, std::nullopt, stamp_, {});
+  return done;
+}
+
+CacheStatus CachedFsImpl::Status() const {
+  Lock lock(mutex_);
+  CacheStatus status;
+  const std::string root = remote_.description().root;
+  for (NodeId id : dirty_) {
+    NodePtr node = tree_.Find(id);
+    if (!node || !node->content->dirty() || node->deleted) continue;
+    UnsentFile file;
+    file.path = (root == "/" ? "" : root) + "/" + tree_.PathOf(*node);
+    file.bytes = node->content->unsent_bytes();
+    if (node->content->spool) file.spool_file = node->content->spool->path();
+    if (node->content->last_error) file.last_error = ToString(*node->content->last_error);
+    status.dirty_bytes += file.bytes;
+    ++status.dirty_files;
+    status.unsent.push_back(std::move(file));
+  }
+  status.open_files = static_cast<int64_t>(files_.size());
+  status.known_nodes = static_cast<int64_t>(tree_.size());
+  status.memory_bytes = memory_.used_bytes();
+  status.last_error = last_error_;
+  return status;
+}
+
+std::string CachedFsImpl::PathOf(NodeId id) const {
+  Lock lock(mutex_);
+  const std::string& root = remote_.description().root;
+  NodePtr node = tree_.Find(id);
+  const std::string path = node ? tree_.PathOf(*node) : "(forgotten)";
+  if (path.empty()) return root;
+  return (root == "/" ? "" : root) + "/" + path;
+}
+
+}  // namespace e2bfs::cache

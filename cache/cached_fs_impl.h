@@ -1,0 +1,230 @@
+// CachedFsImpl: CachedFs, one .cc per concern: names, attributes, directories, opening, reading, writing, unsent.
+// States, freshness rules and the order of locks are in cache/DESIGN.md. mutex_ is never held across a call of RemoteFs.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <set>
+#include <unordered_map>
+
+#include "cache/cached_fs.h"
+#include "cache/closer.h"
+#include "cache/memory_budget.h"
+#include "cache/single_flight.h"
+#include "cache/spool.h"
+#include "cache/stream_reader.h"
+#include "cache/tree.h"
+
+namespace e2bfs::cache {
+
+struct OpenFile {
+  NodePtr node;
+  OpenFlags flags;
+  bool created = false;                  // by this handle: changes of its attributes travel with its content
+  // Flushed since its last use for writing. The kernel releases a file some time after close(2), so a flushed handle may be a
+  // closed one: what a path names then (utimensat, truncate) must not wait for a flush that never comes.
+  bool flushed = false;
+  bool direct = false;
+  std::shared_ptr<StreamReader> reader;  // made by the first read that needs the other side; locks itself
+  std::optional<Error> unreported;       // a failed store that this handle was not told of
+};
+
+// What a directory handle shows: a listing and when it was asked for.
+struct DirectorySnapshot {
+  transport::Listing listing;
+  uint64_t stamp = 0;
+};
+
+struct OpenDirectoryState {
+  NodePtr node;
+  std::shared_ptr<const DirectorySnapshot> snapshot;
+};
+
+class CachedFsImpl final : public CachedFs {
+ public:
+  CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options, const transport::Attributes& root,
+               TimePoint asked);
+  ~CachedFsImpl() override;
+
+  Result<NodeAttributes> Lookup(NodeId parent, const std::string& name, const OpContext& ctx) override;
+  void Forget(NodeId node, uint64_t count) override;
+  Result<NodeAttributes> GetAttributes(NodeId node, FileHandle handle, const OpContext& ctx) override;
+  Result<NodeAttributes> SetAttributes(NodeId node, FileHandle handle, const transport::AttributeChange& change,
+                                       const OpContext& ctx) override;
+  Result<std::string> ReadLink(NodeId node, const OpContext& ctx) override;
+  Result<NodeAttributes> MakeDirectory(NodeId parent, const std::string& name, uint32_t permissions,
+                                       const OpContext& ctx) override;
+  Result<NodeAttributes> MakeNode(NodeId parent, const std::string& name, transport::FileType type,
+                                  uint32_t permissions, uint32_t major, uint32_t minor, const OpContext& ctx) override;
+  Result<NodeAttributes> MakeSymlink(NodeId parent, const std::string& name, const std::string& target,
+                                     const OpContext& ctx) override;
+  Result<NodeAttributes> MakeLink(NodeId existing, NodeId parent, const std::string& name,
+                                  const OpContext& ctx) override;
+  Result<void> Unlink(NodeId parent, const std::string& name, const OpContext& ctx) override;
+  Result<void> RemoveDirectory(NodeId parent, const std::string& name, const OpContext& ctx) override;
+  Result<void> Rename(NodeId parent, const std::string& name, NodeId new_parent, const std::string& new_name,
+                      uint32_t flags, const OpContext& ctx) override;
+  Result<transport::FsStatistics> StatFs(const OpContext& ctx) override;
+  Result<std::string> GetXattr(NodeId node, const std::string& name, const OpContext& ctx) override;
+  Result<std::vector<std::string>> ListXattrs(NodeId node, const OpContext& ctx) override;
+  Result<void> SetXattr(NodeId node, const std::string& name, const std::string& value, int flags,
+                        const OpContext& ctx) override;
+  Result<void> RemoveXattr(NodeId node, const std::string& name, const OpContext& ctx) override;
+  Result<DirectoryHandle> OpenDirectory(NodeId node, const OpContext& ctx) override;
+  Result<void> ReadDirectory(DirectoryHandle handle, uint64_t position, bool with_references,
+                             const std::function<bool(const DirectoryEntry&, uint64_t next)>& emit,
+                             const OpContext& ctx) override;
+  void CloseDirectory(DirectoryHandle handle) override;
+  Result<OpenedFile> Open(NodeId node, OpenFlags flags, const OpContext& ctx) override;
+  Result<OpenedFile> CreateFile(NodeId parent, const std::string& name, uint32_t permissions, bool exclusive,
+                                OpenFlags flags, const OpContext& ctx) override;
+  Result<size_t> Read(FileHandle handle, int64_t offset, char* buffer, size_t length, const OpContext& ctx) override;
+  Result<size_t> Write(FileHandle handle, int64_t offset, std::string_view bytes, const OpContext& ctx) override;
+  Result<void> Flush(FileHandle handle, const OpContext& ctx) override;
+  Result<void> Sync(FileHandle handle, const OpContext& ctx) override;
+  void Release(FileHandle handle, const OpContext& ctx) override;
+  Result<void> FlushAll(const OpContext& ctx, const std::function<void(int64_t bytes_left)>& progress) override;
+  Result<int> SaveUnsent(const std::string& directory) override;
+  CacheStatus Status() const override;
+  std::string PathOf(NodeId node) const override;
+  transport::RemoteFs& remote() override { return remote_; }
+
+ private:
+  using Lock = std::unique_lock<std::mutex>;
+  enum class Origin { kAsked, kOwnChange };
+
+  // --- cached_fs.cc
+  OpContext ForNames(const OpContext& ctx) const;      // deadlines filled in
+  OpContext ForTransfer(const OpContext& ctx) const;
+  Result<NodePtr> FindNode(NodeId id) const;           // mutex_ held; ESTALE
+  Result<NodePtr> FindDirectory(NodeId id) const;      // mutex_ held; ESTALE, ENOTDIR
+  Result<std::shared_ptr<OpenFile>> FindFile(FileHandle handle) const;  // mutex_ held; EBADF
+  Result<void> MayChange() const;                      // EROFS
+  // Calls remote(address of the node as it now is); again when the node or a directory above it was moved meanwhile.
+  template <typename Call>
+  auto AtNode(const NodePtr& node, const OpContext& ctx, Call call)
+      -> decltype(call(std::declval<const transport::Node&>()));
+  // No lock. Whether the failed call has to be repeated, since `used` is no longer the node's path; waits for moves above it.
+  bool MovedMeanwhile(const NodePtr& node, const std::string& used, const Error& error, const OpContext& ctx);
+  void NoteError(const std::string& path, const Error& error);  // mutex_ held
+
+  // --- attributes.cc; all with mutex_ held, but Refresh
+  // The only way attributes get to the kernel: unsent changes laid over what the other side said.
+  NodeAttributes BuildAttributes(const Node& node, TimePoint now) const;
+  // Takes an answer into the cache: false if it is older than a change made here (asked_stamp: stamp_ when it was asked).
+  bool Absorb(Node& node, const transport::Attributes& attributes, uint64_t asked_stamp, TimePoint asked, Origin origin);
+  void ContentChanged(Node& node, bool for_the_kernel);
+  void BeginChange(Node& node);
+  void EndChange(Node& node, const std::optional<transport::Attributes>& after, uint64_t asked_stamp, TimePoint asked);
+  bool Fresh(const Node& node, TimePoint now) const;
+  // Asks for the node's attributes if they are not fresh. No lock.
+  Result<void> Refresh(const NodePtr& node, bool even_if_fresh, const OpContext& ctx);
+  timespec SandboxNow() const;
+  Result<NodeAttributes> SendAttributes(const NodePtr& node, transport::AttributeChange change, const OpContext& ctx);
+
+  // --- names.cc
+  struct NameChange {           // a change of one name on its way
+    NodePtr parent;
+    std::string name;
+    uint64_t stamp = 0;
+    TimePoint asked{};
+  };
+  Result<NameChange> BeginName(NodeId parent, const std::string& name);
+  // mutex_ held: what became of it.
+  void EndParent(const NameChange& change, const std::optional<transport::Attributes>& parent);
+  NodePtr EndMade(const NameChange& change, const transport::Attributes& object);
+  void EndUnknown(const NameChange& change);
+  Result<NodeAttributes> Make(NodeId parent, const std::string& name, const OpContext& ctx,
+                              const std::function<Result<transport::Changed>(const transport::Name&)>& call,
+                              const std::string* link_text);
+  void NodeRemoved(const NodePtr& node, const std::optional<transport::Attributes>& after);
+  Result<NodePtr> LookupRemote(const NodePtr& parent, const std::string& name, const OpContext& ctx);
+  // Its open files keep the object on the other side, if its name or its mode may soon not lead to it any more.
+  void OpenHandlesInUse(const NodePtr& node, const OpContext& ctx);
+  // Before the name of `node` goes: its open files keep the object, and other links get what is unsent.
+  void BeforeRemoval(const NodePtr& node, const OpContext& ctx);
+  struct Pinned;                // holds a node in the tree
+
+  // --- directories.cc
+  Result<std::shared_ptr<const DirectorySnapshot>> TakeSnapshot(const NodePtr& node, const OpContext& ctx);
+  void AbsorbListing(Node& directory, const transport::Listing& listing, uint64_t asked_stamp, TimePoint asked);
+
+  // --- opening.cc
+  OpenedFile Register(const NodePtr& node, OpenFlags flags, bool created);  // mutex_ held
+  // The other side's handle for reading or writing; opened if there is none. The node is pinned or open. No lock.
+  Result<transport::Handle> RemoteHandle(const NodePtr& node, bool write, const OpContext& ctx);
+  void DropHandle(Node& node, bool write);            // mutex_ held: it is no good any more
+  void CloseHandlesIfUnused(Node& node);              // mutex_ held
+  void CloseLater(transport::Handle handle, transport::Node address);
+
+  // --- reading.cc
+  std::shared_ptr<StreamReader> ReaderOf(const std::shared_ptr<OpenFile>& file);  // mutex_ held
+  std::shared_ptr<StreamReader> MakeReader(const NodePtr& node);
+  // Into the spool what an open file has only on the other side, if it is not much: where handles are paths, it could not be
+  // read any more after its name is gone. Best effort.
+  void RescueContent(const NodePtr& node, const OpContext& ctx);
+  void ReleaseIdleReaders();
+
+  // --- writing.cc
+  Result<std::shared_ptr<SpoolFile>> SpoolOf(const NodePtr& node);
+  Result<void> MakeRoom(const OpenFile& file, int64_t bytes, const OpContext& ctx);
+  void RecordWrite(Node& node, int64_t offset, int64_t length);   // mutex_ held
+  void RecordAppend(Node& node, int64_t offset, int64_t length);  // mutex_ held
+  void RecordTruncate(Node& node, int64_t size);                  // mutex_ held
+  void ChargeSpool(Node& node);                                   // mutex_ held: what `present` now holds
+  void DropSentBytes(Node& node);                                 // mutex_ held: only what is unsent stays spooled
+
+  // --- unsent.cc
+  // Sends what is unsent, after a store that is under way. Its error is also latched for the open handles but `teller`.
+  Result<void> Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx);
+  Result<void> SendOnce(const NodePtr& node, const OpenFile* teller, const OpContext& ctx);
+  Result<transport::Attributes> CallStore(const NodePtr& node, const Change& change, bool fresh,
+                                          const std::shared_ptr<SpoolFile>& spool, const OpContext& ctx);
+  void StoreSucceeded(const NodePtr& node, const Change& sent, const transport::Attributes& after, uint64_t asked_stamp,
+                      TimePoint asked);
+  void StoreFailed(Node& node, const OpenFile* teller, const Error& error);
+  std::optional<Error> TakeUnreported(OpenFile& file);  // mutex_ held
+  void DiscardUnsent(Node& node);                       // mutex_ held
+  // Sends before a rename or link; also fails with an error that nobody was told of.
+  Result<void> SendForName(const NodePtr& node, const OpContext& ctx);
+
+  transport::RemoteFs& remote_;
+  const CachedFsOptions options_;
+  MemoryBudget memory_;
+  Spool spool_;
+  SingleFlight<NodePtr> lookups_;
+  SingleFlight<bool> refreshes_;
+  SingleFlight<std::shared_ptr<const DirectorySnapshot>> listings_;
+
+  mutable std::mutex mutex_;  // level 2: after Content::write_mutex, before the leaves (flights, readers, budget, closer)
+  Tree tree_;
+  uint64_t stamp_ = 1;        // grows with each change made here
+  uint64_t generation_ = 1;
+  std::unordered_map<FileHandle, std::shared_ptr<OpenFile>> files_;
+  std::unordered_map<DirectoryHandle, std::shared_ptr<OpenDirectoryState>> directories_;
+  uint64_t next_handle_ = 1;
+  std::multiset<std::string> moving_;         // paths that a rename is moving now
+  std::condition_variable_any moved_;
+  std::set<NodeId> dirty_;                    // nodes that may have something unsent
+  std::string last_error_;
+  std::chrono::nanoseconds clock_offset_{0};  // sandbox minus here
+  bool no_xattrs_ = false;
+
+  Closer closer_;  // last: its thread uses the others
+};
+
+template <typename Call>
+auto CachedFsImpl::AtNode(const NodePtr& node, const OpContext& ctx, Call call)
+    -> decltype(call(std::declval<const transport::Node&>())) {
+  for (int attempt = 0;; ++attempt) {
+    transport::Node address;
+    {
+      Lock lock(mutex_);
+      address = tree_.Address(*node);
+    }
+    auto result = call(address);
+    if (result || attempt >= 4 || !MovedMeanwhile(node, address.path, result.error(), ctx)) return result;
+  }
+}
+
+}  // namespace e2bfs::cache

@@ -1,0 +1,158 @@
+// Directories: listings, what they tell about names and attributes, and snapshots with stable positions.
+#include <utility>
+
+#include "cache/cached_fs_impl.h"
+
+namespace e2bfs::cache {
+
+void CachedFsImpl::AbsorbListing(Node& directory, const transport::Listing& listing, uint64_t asked_stamp,
+                                 TimePoint asked) {
+  const TimePoint fresh_until = asked + options_.attribute_ttl;
+  std::set<std::string_view> names;
+  for (const transport::Entry& entry : listing.entries) {
+    names.insert(entry.name);
+    Child* child = Tree::FindChild(directory, entry.name);
+    if (asked_stamp < (child ? child->stamp : directory.forgotten_stamp)) continue;  // changed here since
+    NodePtr known = child && child->node ? tree_.Find(child->node) : nullptr;
+    NodePtr node = tree_.GetOrMake(entry.attributes, known);
+    if (!child || child->node != node->id) child = &tree_.Attach(directory, entry.name, *node);
+    child->fresh_until = fresh_until;
+    Absorb(*node, entry.attributes, asked_stamp, asked, Origin::kAsked);
+    if (entry.link_target) {
+      node->link_text = entry.link_target;
+      node->link_fresh_until = fresh_until;
+    }
+  }
+  std::vector<std::string> gone;
+  for (const auto& [name, child] : directory.children) {
+    if (child.node != 0 && child.stamp <= asked_stamp && names.count(name) == 0) gone.push_back(name);
+  }
+  for (const std::string& name : gone) tree_.Detach(directory, name).fresh_until = asked + options_.negative_ttl;
+  if (directory.forgotten_stamp <= asked_stamp) directory.listed_until = fresh_until;
+  Absorb(directory, listing.directory, asked_stamp, asked, Origin::kAsked);
+}
+
+Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(const NodePtr& node,
+                                                                            const OpContext& ctx) {
+  {
+    Lock lock(mutex_);
+    const TimePoint now = Clock::now();
+    if (node->listed_until > now) {
+      auto cached = std::make_shared<DirectorySnapshot>();
+      cached->stamp = stamp_;
+      bool complete = true;
+      for (const auto& [name, child] : node->children) {
+        if (child.node == 0) {
+          if (child.fresh_until <= now) complete = false;  // a change of it ended in the dark
+          continue;
+        }
+        NodePtr entry = tree_.Find(child.node);
+        if (!entry || child.fresh_until <= now) {
+          complete = false;
+          break;
+        }
+        cached->listing.entries.push_back({name, BuildAttributes(*entry, now).attributes, std::nullopt});
+      }
+      if (complete) return std::shared_ptr<const DirectorySnapshot>(std::move(cached));
+    }
+  }
+  auto ask = [&]() -> Result<std::shared_ptr<const DirectorySnapshot>> {
+    auto taken = std::make_shared<DirectorySnapshot>();
+    {
+      Lock lock(mutex_);
+      taken->stamp = stamp_;
+    }
+    const TimePoint asked = Clock::now();
+    auto listing = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.List(at, ctx); });
+    if (!listing) return Forward(listing.error());
+    taken->listing = std::move(*listing);
+    std::erase_if(taken->listing.entries, [](const transport::Entry& entry) {
+      return entry.name.empty() || entry.name == "." || entry.name == ".." ||
+             entry.name.find('/') != std::string::npos || entry.name.find('\0') != std::string::npos;
+    });
+    Lock lock(mutex_);
+    AbsorbListing(*node, taken->listing, taken->stamp, asked);
+    tree_.SweepIfLarge(Clock::now());
+    return std::shared_ptr<const DirectorySnapshot>(std::move(taken));
+  };
+  if (options_.attribute_ttl.count() == 0) return ask();
+  return listings_.Do(std::to_string(node->id), ctx, ask);
+}
+
+Result<DirectoryHandle> CachedFsImpl::OpenDirectory(NodeId id, const OpContext&) {
+  Lock lock(mutex_);
+  auto node = FindDirectory(id);
+  if (!node) return Forward(node.error());
+  if (((*node)->attributes.access & 4) == 0) return Errno(EACCES, tree_.PathOf(**node));
+  const DirectoryHandle handle = next_handle_++;
+  auto opened = std::make_shared<OpenDirectoryState>();
+  opened->node = *node;
+  ++(*node)->pins;
+  directories_.emplace(handle, std::move(opened));
+  return handle;
+}
+
+void CachedFsImpl::CloseDirectory(DirectoryHandle handle) {
+  Lock lock(mutex_);
+  auto at = directories_.find(handle);
+  if (at == directories_.end()) return;
+  --at->second->node->pins;
+  directories_.erase(at);
+}
+
+Result<void> CachedFsImpl::ReadDirectory(DirectoryHandle handle, uint64_t position, bool with_references,
+                                         const std::function<bool(const DirectoryEntry&, uint64_t next)>& emit,
+                                         const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  std::shared_ptr<OpenDirectoryState> opened;
+  std::shared_ptr<const DirectorySnapshot> snapshot;
+  {
+    Lock lock(mutex_);
+    auto at = directories_.find(handle);
+    if (at == directories_.end()) return Errno(EBADF, "not an open directory");
+    opened = at->second;
+    if (position != 0) snapshot = opened->snapshot;
+    if (opened->node->deleted) return {};
+  }
+  if (!snapshot) {
+    auto taken = TakeSnapshot(opened->node, ctx);
+    if (!taken) return Forward(taken.error());
+    snapshot = *taken;
+    Lock lock(mutex_);
+    opened->snapshot = snapshot;
+  }
+  const auto& entries = snapshot->listing.entries;
+  for (uint64_t i = position; i < entries.size(); ++i) {
+    const transport::Entry& listed = entries[i];
+    DirectoryEntry entry;
+    entry.name = listed.name;
+    NodePtr node;
+    {
+      Lock lock(mutex_);
+      Child* child = Tree::FindChild(*opened->node, listed.name);
+      if (child && child->node) node = tree_.Find(child->node);
+      if (!child && opened->node->forgotten_stamp <= snapshot->stamp && tree_.Find(opened->node->id)) {
+        node = tree_.GetOrMake(listed.attributes, nullptr);  // swept meanwhile
+        tree_.Attach(*opened->node, listed.name, *node);
+      }
+      // The name may lead to something else by now, or to nothing: it is shown, but not held.
+      if (node && listed.attributes.id.known() && node->file_id != listed.attributes.id) node = nullptr;
+      if (node) {
+        entry.attributes = BuildAttributes(*node, Clock::now());
+        if (with_references) {
+          entry.node = node->id;
+          ++node->references;
+        }
+      } else {
+        entry.attributes.attributes = listed.attributes;
+      }
+    }
+    if (!emit(entry, i + 1)) {
+      if (entry.node != 0) Forget(entry.node, 1);
+      return {};
+    }
+  }
+  return {};
+}
+
+}  // namespace e2bfs::cache

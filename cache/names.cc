@@ -1,0 +1,502 @@
+// Names: looking up, making, removing, renaming.
+#include <algorithm>
+#include <utility>
+
+#include "cache/cached_fs_impl.h"
+#include "transport/base/log.h"
+#include "transport/base/metrics.h"
+
+namespace e2bfs::cache {
+namespace {
+
+bool GoodName(const std::string& name) {
+  return !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
+         name.find('\0') == std::string::npos;
+}
+
+Result<void> CheckName(const std::string& name) {
+  if (!GoodName(name)) return Errno(EINVAL, "a name");
+  if (name.size() > 255) return Errno(ENAMETOOLONG, name.substr(0, 40));
+  return {};
+}
+
+// Nothing on the other side was changed, certainly.
+bool NothingDone(const Error& error) {
+  return error.kind == ErrorKind::kErrno || error.kind == ErrorKind::kBadRequest ||
+         error.kind == ErrorKind::kUnauthorized || error.kind == ErrorKind::kConnect;
+}
+
+}  // namespace
+
+struct CachedFsImpl::Pinned {
+  Pinned(CachedFsImpl& owner, NodePtr held) : fs(owner), node(std::move(held)) {  // mutex_ held
+    if (node) ++node->pins;
+  }
+  ~Pinned() {  // mutex_ not held
+    if (!node) return;
+    Lock lock(fs.mutex_);
+    --node->pins;
+  }
+  Pinned(const Pinned&) = delete;
+  Pinned& operator=(const Pinned&) = delete;
+  CachedFsImpl& fs;
+  NodePtr node;
+};
+
+Result<NodePtr> CachedFsImpl::LookupRemote(const NodePtr& parent, const std::string& name, const OpContext& ctx) {
+  for (int attempt = 0;; ++attempt) {
+    uint64_t asked_stamp;
+    {
+      Lock lock(mutex_);
+      asked_stamp = stamp_;
+    }
+    const TimePoint asked = Clock::now();
+    auto answer = AtNode(parent, ctx, [&](const transport::Node& at) {
+      return remote_.Lookup(transport::Name{at, name}, ctx);
+    });
+    Lock lock(mutex_);
+    Child* child = Tree::FindChild(*parent, name);
+    const uint64_t changed = child ? child->stamp : parent->forgotten_stamp;
+    const bool outdated = asked_stamp < changed;
+    if (outdated && attempt < 3) {
+      // What the change told is newer, if it told.
+      if (child && child->fresh_until > Clock::now()) {
+        if (child->node == 0) return Errno(ENOENT, name);
+        if (NodePtr node = tree_.Find(child->node); node && Fresh(*node, Clock::now())) return node;
+      }
+      continue;
+    }
+    if (!answer) {
+      if (answer.error().errno_value == ENOENT && answer.error().kind == ErrorKind::kErrno && !outdated) {
+        tree_.Detach(*parent, name).fresh_until = asked + options_.negative_ttl;
+        tree_.SweepIfLarge(Clock::now());
+      } else if (child) {
+        child->fresh_until = {};
+      }
+      return Forward(answer.error());
+    }
+    NodePtr known = child && child->node ? tree_.Find(child->node) : nullptr;
+    NodePtr node = tree_.GetOrMake(*answer, known);
+    if (!outdated) {
+      if (!child || child->node != node->id) child = &tree_.Attach(*parent, name, *node);
+      child->fresh_until = asked + options_.attribute_ttl;
+    } else if (node->places.empty() && node->id != kRoot) {
+      tree_.Attach(*parent, name, *node);  // its path has to be known, even if not for long
+    }
+    Absorb(*node, *answer, asked_stamp, asked, Origin::kAsked);
+    tree_.SweepIfLarge(Clock::now());
+    return node;
+  }
+}
+
+Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string& name, const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  if (auto good = CheckName(name); !good) return Forward(good.error());
+  static Counter& hits = Metrics::Get("cache.name_hits_count");
+  static Counter& misses = Metrics::Get("cache.name_misses_count");
+  for (int attempt = 0;; ++attempt) {
+    NodePtr parent;
+    {
+      Lock lock(mutex_);
+      auto found = FindDirectory(parent_id);
+      if (!found) return Forward(found.error());
+      parent = *found;
+      const TimePoint now = Clock::now();
+      if (Child* child = Tree::FindChild(*parent, name)) {
+        if (child->fresh_until > now) {
+          if (child->node == 0) {
+            hits.Add();
+            return Errno(ENOENT, name);
+          }
+          NodePtr node = tree_.Find(child->node);
+          if (node && Fresh(*node, now)) {
+            hits.Add();
+            ++node->references;
+            return BuildAttributes(*node, now);
+          }
+        }
+      } else if (parent->listed_until > now) {
+        hits.Add();
+        return Errno(ENOENT, name);
+      }
+      ++parent->pins;
+    }
+    misses.Add();
+    auto ask = [&] { return LookupRemote(parent, name, ctx); };
+    auto answer = options_.attribute_ttl.count() == 0
+                      ? ask()
+                      : lookups_.Do(std::to_string(parent_id) + "/" + name, ctx, ask);
+    Lock lock(mutex_);
+    --parent->pins;
+    if (!answer) return Forward(answer.error());
+    // Between the answer and here nobody held the node: if it was dropped, ask again.
+    if (tree_.Find((*answer)->id) != *answer && attempt < 3) continue;
+    ++(*answer)->references;
+    return BuildAttributes(**answer, Clock::now());
+  }
+}
+
+void CachedFsImpl::Forget(NodeId id, uint64_t count) {
+  Lock lock(mutex_);
+  NodePtr node = tree_.Find(id);
+  if (!node) return;
+  node->references -= std::min(node->references, count);
+  tree_.SweepIfLarge(Clock::now());
+}
+
+Result<std::string> CachedFsImpl::ReadLink(NodeId id, const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  NodePtr node;
+  {
+    Lock lock(mutex_);
+    auto found = FindNode(id);
+    if (!found) return Forward(found.error());
+    node = *found;
+    if (node->attributes.type != transport::FileType::kSymlink) return Errno(EINVAL, tree_.PathOf(*node));
+    if (node->link_text && node->link_fresh_until > Clock::now()) return *node->link_text;
+  }
+  const TimePoint asked = Clock::now();
+  auto text = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.ReadLink(at, ctx); });
+  if (!text) return text;
+  Lock lock(mutex_);
+  node->link_text = *text;
+  node->link_fresh_until = asked + options_.attribute_ttl;
+  return text;
+}
+
+Result<CachedFsImpl::NameChange> CachedFsImpl::BeginName(NodeId parent, const std::string& name) {
+  if (auto may = MayChange(); !may) return Forward(may.error());
+  if (auto good = CheckName(name); !good) return Forward(good.error());
+  Lock lock(mutex_);
+  auto found = FindDirectory(parent);
+  if (!found) return Forward(found.error());
+  NameChange change{*found, name, 0, Clock::now()};
+  ++change.parent->pins;
+  BeginChange(*change.parent);
+  change.stamp = stamp_;
+  if (Child* child = Tree::FindChild(*change.parent, name)) child->stamp = stamp_;
+  return change;
+}
+
+void CachedFsImpl::EndParent(const NameChange& change, const std::optional<transport::Attributes>& parent) {
+  EndChange(*change.parent, parent, change.stamp, change.asked);
+  --change.parent->pins;
+}
+
+NodePtr CachedFsImpl::EndMade(const NameChange& change, const transport::Attributes& object) {
+  Child* child = Tree::FindChild(*change.parent, change.name);
+  NodePtr known = child && child->node ? tree_.Find(child->node) : nullptr;
+  NodePtr node = tree_.GetOrMake(object, known);
+  if (!child || child->node != node->id) child = &tree_.Attach(*change.parent, change.name, *node);
+  child->stamp = ++stamp_;
+  child->fresh_until = change.asked + options_.attribute_ttl;
+  return node;
+}
+
+void CachedFsImpl::EndUnknown(const NameChange& change) {
+  Child* child = Tree::FindChild(*change.parent, change.name);
+  if (!child) child = &tree_.Detach(*change.parent, change.name);
+  child->stamp = ++stamp_;
+  child->fresh_until = {};
+}
+
+Result<NodeAttributes> CachedFsImpl::Make(NodeId parent_id, const std::string& name, const OpContext& ctx,
+                                          const std::function<Result<transport::Changed>(const transport::Name&)>& call,
+                                          const std::string* link_text) {
+  auto begun = BeginName(parent_id, name);
+  if (!begun) return Forward(begun.error());
+  auto made = AtNode(begun->parent, ctx, [&](const transport::Node& at) { return call(transport::Name{at, name}); });
+  {
+    Lock lock(mutex_);
+    if (!made || !made->object) {
+      EndUnknown(*begun);
+      EndParent(*begun, made ? made->parent : std::nullopt);
+      if (!made) return Forward(made.error());
+    } else {
+      NodePtr node = EndMade(*begun, *made->object);
+      EndParent(*begun, made->parent);
+      Absorb(*node, *made->object, stamp_, begun->asked, Origin::kOwnChange);
+      if (link_text) {
+        node->link_text = *link_text;
+        node->link_fresh_until = node->fresh_until;
+      }
+      ++node->references;
+      tree_.SweepIfLarge(Clock::now());
+      return BuildAttributes(*node, Clock::now());
+    }
+  }
+  return Lookup(parent_id, name, ctx);
+}
+
+Result<NodeAttributes> CachedFsImpl::MakeDirectory(NodeId parent, const std::string& name, uint32_t permissions,
+                                                   const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  return Make(parent, name, ctx, [&](const transport::Name& at) { return remote_.MakeDirectory(at, permissions, ctx); },
+              nullptr);
+}
+
+Result<NodeAttributes> CachedFsImpl::MakeNode(NodeId parent, const std::string& name, transport::FileType type,
+                                              uint32_t permissions, uint32_t major, uint32_t minor,
+                                              const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  return Make(
+      parent, name, ctx,
+      [&](const transport::Name& at) { return remote_.MakeNode(at, type, permissions, major, minor, ctx); }, nullptr);
+}
+
+Result<NodeAttributes> CachedFsImpl::MakeSymlink(NodeId parent, const std::string& name, const std::string& target,
+                                                 const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  return Make(parent, name, ctx, [&](const transport::Name& at) { return remote_.MakeSymlink(at, target, ctx); },
+              &target);
+}
+
+Result<NodeAttributes> CachedFsImpl::MakeLink(NodeId existing_id, NodeId parent_id, const std::string& name,
+                                              const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  NodePtr existing;
+  {
+    Lock lock(mutex_);
+    auto found = FindNode(existing_id);
+    if (!found) return Forward(found.error());
+    existing = *found;
+  }
+  if (auto may = MayChange(); !may) return Forward(may.error());
+  if (auto sent = SendForName(existing, ForTransfer(context)); !sent) return Forward(sent.error());
+  uint64_t stamp;
+  {
+    Lock lock(mutex_);
+    BeginChange(*existing);
+    stamp = stamp_;
+  }
+  const TimePoint asked = Clock::now();
+  std::optional<transport::Attributes> after;
+  auto made = Make(parent_id, name, ctx,
+                   [&](const transport::Name& at) {
+                     auto changed = AtNode(existing, ctx, [&](const transport::Node& from) {
+                       return remote_.MakeLink(from, at, ctx);
+                     });
+                     if (changed) after = changed->object;
+                     return changed;
+                   },
+                   nullptr);
+  Lock lock(mutex_);
+  if (after && after->id != existing->file_id) after.reset();
+  EndChange(*existing, after, stamp, asked);
+  if (made && made->node == existing->id) return BuildAttributes(*existing, Clock::now());
+  return made;
+}
+
+void CachedFsImpl::OpenHandlesInUse(const NodePtr& node, const OpContext& ctx) {
+  bool read = false, write = false;
+  {
+    Lock lock(mutex_);
+    write = node->open_writers > 0 && node->write_handle == 0;
+    // A file made here and never given content needs nothing of the other side.
+    read = node->open_files > 0 && node->read_handle == 0 && node->base_limit() > 0;
+  }
+  // Errors show when the handle is needed.
+  if (read) (void)RemoteHandle(node, false, ctx);
+  if (write) (void)RemoteHandle(node, true, ctx);
+}
+
+void CachedFsImpl::BeforeRemoval(const NodePtr& node, const OpContext& ctx) {
+  // Where links cannot be told, handles are paths, too (the service tier).
+  const bool paths_only = !remote_.description().hard_links_share_identity;
+  bool send = false;
+  {
+    Lock lock(mutex_);
+    if (!node->is_regular() || node->deleted) return;
+    if (!node->content.exists()) return;  // never opened
+    const bool may_have_links = node->attributes.link_count > 1 || node->places.size() > 1 ||
+                                (paths_only && !node->content->fresh);
+    send = node->content->dirty() && may_have_links;
+  }
+  if (send) {
+    if (auto sent = Send(node, nullptr, ForTransfer(ctx)); !sent) {
+      log::Warning("cache", "what was not sent before a name was removed: {}", ToString(sent.error()));
+    }
+  }
+  OpenHandlesInUse(node, ctx);
+  if (paths_only) RescueContent(node, ctx);
+}
+
+void CachedFsImpl::NodeRemoved(const NodePtr& node, const std::optional<transport::Attributes>& after) {
+  node->stamp = ++stamp_;
+  node->fresh_until = {};
+  uint32_t links = node->attributes.link_count > 0 ? node->attributes.link_count - 1 : 0;
+  if (after && after->id == node->file_id) links = after->link_count;
+  node->attributes.link_count = links;
+  if (links > 0 && !node->is_directory()) return;
+  if (!node->is_directory() && node->linked) return;  // another name that is known
+  node->deleted = true;
+  tree_.ForgetIdentity(*node);
+  if (node->open_files == 0) DiscardUnsent(*node);
+}
+
+Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  NodePtr node;
+  {
+    Lock lock(mutex_);
+    auto parent = FindDirectory(parent_id);
+    if (!parent) return Forward(parent.error());
+    Child* child = Tree::FindChild(**parent, name);
+    if (child && child->node) node = tree_.Find(child->node);
+  }
+  if (auto may = MayChange(); !may) return may;
+  if (node) BeforeRemoval(node, ctx);
+  auto begun = BeginName(parent_id, name);
+  if (!begun) return Forward(begun.error());
+  auto done = AtNode(begun->parent, ctx, [&](const transport::Node& at) {
+    return remote_.Unlink(transport::Name{at, name}, ctx);
+  });
+  Lock lock(mutex_);
+  EndUnknown(*begun);
+  Child* child = Tree::FindChild(*begun->parent, name);
+  if (done) {
+    node = child->node ? tree_.Find(child->node) : nullptr;
+    Child& gone = tree_.Detach(*begun->parent, name);
+    gone.stamp = ++stamp_;
+    gone.fresh_until = begun->asked + options_.negative_ttl;
+    if (node) NodeRemoved(node, done->object);
+  }
+  EndParent(*begun, done ? done->parent : std::nullopt);
+  if (!done) return Forward(done.error());
+  return {};
+}
+
+Result<void> CachedFsImpl::RemoveDirectory(NodeId parent_id, const std::string& name, const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  auto begun = BeginName(parent_id, name);
+  if (!begun) return Forward(begun.error());
+  auto done = AtNode(begun->parent, ctx, [&](const transport::Node& at) {
+    return remote_.RemoveDirectory(transport::Name{at, name}, ctx);
+  });
+  Lock lock(mutex_);
+  EndUnknown(*begun);
+  if (done) {
+    Child* child = Tree::FindChild(*begun->parent, name);
+    NodePtr node = child->node ? tree_.Find(child->node) : nullptr;
+    Child& gone = tree_.Detach(*begun->parent, name);
+    gone.stamp = ++stamp_;
+    gone.fresh_until = begun->asked + options_.negative_ttl;
+    if (node) NodeRemoved(node, std::nullopt);
+  }
+  EndParent(*begun, done ? done->parent : std::nullopt);
+  if (!done) return Forward(done.error());
+  return {};
+}
+
+Result<void> CachedFsImpl::Rename(NodeId parent_id, const std::string& name, NodeId new_parent_id,
+                                  const std::string& new_name, uint32_t flags, const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  if (auto may = MayChange(); !may) return may;
+  const bool exchange = (flags & transport::kRenameExchange) != 0;
+  NodePtr moved, target;
+  {
+    Lock lock(mutex_);
+    auto parent = FindDirectory(parent_id);
+    if (!parent) return Forward(parent.error());
+    auto new_parent = FindDirectory(new_parent_id);
+    if (!new_parent) return Forward(new_parent.error());
+    if (Child* child = Tree::FindChild(**parent, name); child && child->node) moved = tree_.Find(child->node);
+    if (Child* child = Tree::FindChild(**new_parent, new_name); child && child->node) target = tree_.Find(child->node);
+  }
+  if (moved == target) target = nullptr;  // two names of one file: nothing is replaced
+  if (moved) {
+    if (auto sent = SendForName(moved, ForTransfer(context)); !sent) return sent;
+  }
+  if (target && exchange) {
+    if (auto sent = SendForName(target, ForTransfer(context)); !sent) return sent;
+  } else if (target && (flags & transport::kRenameNoReplace) == 0) {
+    BeforeRemoval(target, ctx);
+  }
+  auto from = BeginName(parent_id, name);
+  if (!from) return Forward(from.error());
+  auto to = BeginName(new_parent_id, new_name);
+  if (!to) {
+    Lock lock(mutex_);
+    EndUnknown(*from);
+    EndParent(*from, std::nullopt);
+    return Forward(to.error());
+  }
+  std::vector<std::string> moving;
+  auto path_below = [](const std::string& directory, const std::string& child) {
+    return directory.empty() ? child : directory + "/" + child;
+  };
+  {
+    Lock lock(mutex_);
+    moving.push_back(path_below(tree_.PathOf(*from->parent), name));
+    if (exchange) moving.push_back(path_below(tree_.PathOf(*to->parent), new_name));
+    moving_.insert(moving.begin(), moving.end());
+  }
+  auto done = AtNode(from->parent, ctx, [&](const transport::Node& from_at) {
+    return AtNode(to->parent, ctx, [&](const transport::Node& to_at) {
+      return remote_.Rename(transport::Name{from_at, name}, transport::Name{to_at, new_name}, flags, ctx);
+    });
+  });
+  Lock lock(mutex_);
+  for (const std::string& path : moving) moving_.erase(moving_.find(path));
+  moved_.notify_all();
+  EndUnknown(*from);
+  EndUnknown(*to);
+  const bool same_parent = from->parent == to->parent;
+  if (done) {
+    Child* from_child = Tree::FindChild(*from->parent, name);
+    Child* to_child = Tree::FindChild(*to->parent, new_name);
+    moved = from_child->node ? tree_.Find(from_child->node) : nullptr;
+    target = to_child->node ? tree_.Find(to_child->node) : nullptr;
+    const bool nothing = moved && moved == target;  // two links of one file: both names stay
+    const transport::FileId moved_before = moved ? moved->file_id : transport::FileId{};
+    if (!nothing) {
+      Child& old_entry = tree_.Detach(*from->parent, name);
+      Child& new_entry = tree_.Detach(*to->parent, new_name);
+      if (target && !exchange) NodeRemoved(target, std::nullopt);
+      if (moved) {
+        if (!done->object || (done->object->id.known() && done->object->id != moved->file_id)) {
+          tree_.IdentitiesChanged(*moved);
+        }
+        if (done->object) tree_.Rekey(*moved, done->object->id);
+        tree_.Attach(*to->parent, new_name, *moved).fresh_until = to->asked + options_.attribute_ttl;
+        moved->stamp = ++stamp_;
+        // Its ctime changed.
+        if (!done->object || !Absorb(*moved, *done->object, stamp_, to->asked, Origin::kOwnChange)) {
+          moved->fresh_until = {};
+        }
+      } else if (done->object) {
+        NodePtr node = tree_.GetOrMake(*done->object, nullptr);
+        tree_.Attach(*to->parent, new_name, *node).fresh_until = to->asked + options_.attribute_ttl;
+        Absorb(*node, *done->object, stamp_, to->asked, Origin::kOwnChange);
+      }
+      if (exchange) {
+        if (target) {
+          if (!done->object || done->object->id != moved_before) tree_.IdentitiesChanged(*target);
+          tree_.Attach(*from->parent, name, *target);
+          target->fresh_until = {};
+        }
+      } else {
+        old_entry.fresh_until = from->asked + options_.negative_ttl;
+      }
+      old_entry.stamp = ++stamp_;
+      new_entry.stamp = stamp_;
+    }
+  } else if (!NothingDone(done.error())) {
+    from->parent->listed_until = {};
+    to->parent->listed_until = {};
+  }
+  std::optional<transport::Attributes> new_after = done ? done->parent : std::nullopt;
+  std::optional<transport::Attributes> old_after = done ? done->old_parent : std::nullopt;
+  if (same_parent) {
+    // One directory was begun twice: the second end takes the answer.
+    --from->parent->changes_in_flight;
+    --from->parent->pins;
+  } else {
+    EndParent(*from, old_after);
+  }
+  EndParent(*to, new_after);
+  if (!done) return Forward(done.error());
+  return {};
+}
+
+}  // namespace e2bfs::cache

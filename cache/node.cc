@@ -1,0 +1,41 @@
+#include "cache/node.h"
+
+#include <algorithm>
+
+namespace e2bfs::cache {
+
+int64_t Change::SizeAfter(int64_t before) const {
+  if (size) return *size;
+  int64_t after = std::max(before, extents.end());
+  if (append) after = std::max(after, append->end());
+  return after;
+}
+
+void Change::AppendBecomesExtent() {
+  if (!append) return;
+  extents.Add(*append);
+  if (size) size = std::max(*size, append->end());
+  append.reset();
+}
+
+int64_t Content::unsent_bytes() const {
+  int64_t bytes = current.extents.bytes() + sending.extents.bytes();
+  if (current.append) bytes += current.append->length;
+  if (sending.append) bytes += sending.append->length;
+  return bytes;
+}
+
+const Content& LazyContent::Nothing() {
+  static const Content nothing;
+  return nothing;
+}
+
+int64_t Node::base_limit() const {
+  int64_t limit = attributes.size;
+  for (const Change* change : {&content->sending, &content->current}) {
+    if (change->cut) limit = std::min(limit, *change->cut);
+  }
+  return limit;
+}
+
+}  // namespace e2bfs::cache

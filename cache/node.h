@@ -1,0 +1,125 @@
+// What cache/ knows of one object: its names, its attributes, and what was changed here and not sent yet.
+// Everything is guarded by CachedFsImpl's mutex (level 2 in cache/DESIGN.md) unless it says otherwise.
+#pragma once
+
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cache/cached_fs.h"
+#include "cache/extent_map.h"
+#include "cache/spool.h"
+
+namespace e2bfs::cache {
+
+struct Place {
+  NodeId parent = 0;
+  std::string name;
+};
+
+// A name in a directory, as far as it is known.
+struct Child {
+  NodeId node = 0;            // 0: not there (until fresh_until), or not known
+  TimePoint fresh_until{};    // of the name; the node's attributes have their own
+  uint64_t stamp = 0;         // of the last change made here; older answers say nothing about the name
+};
+
+// What one store has to bring. Two of them are laid over the remote file: the one on its way, and what came after it.
+struct Change {
+  ExtentMap extents;
+  std::optional<int64_t> size;               // exactly this afterwards (truncate happened); else never shrinks
+  std::optional<int64_t> cut;                // the smallest size it was truncated to
+  std::optional<transport::Extent> append;   // at its place as we see it; nothing else lies at or beyond it
+  transport::AttributeChange attributes;     // size is never set
+  bool touches_content() const { return !extents.empty() || size || cut || append; }
+  bool empty() const { return !touches_content() && attributes.empty(); }
+  // The file's size after this change, if it was `before`.
+  int64_t SizeAfter(int64_t before) const;
+  void AppendBecomesExtent();
+};
+
+struct Content {
+  // Serialises writers of the spool and whoever drops spooled bytes. Level 1: taken before CachedFsImpl's mutex, held
+  // over local disk I/O only.
+  std::mutex write_mutex;
+
+  std::shared_ptr<SpoolFile> spool;
+  ExtentMap present;   // valid in the spool: what is unsent, and what was sent and is still the file's content
+  Change current;
+  Change sending;      // not empty while a store runs; clipped by truncates that happen meanwhile
+  bool storing = false;
+  bool being_written = false;          // bytes go into the spool that are not recorded yet; under write_mutex too
+  std::condition_variable_any stored;  // with CachedFsImpl's mutex
+  bool untried = false;                // changed since the last store began
+  bool fresh = false;                  // made by this mount, nothing but our stores was ever in it
+  std::optional<Error> last_error;     // of the last store, if it failed
+  std::optional<Error> unreported;     // failed when no handle was open that could be told
+  // Bumped whenever bytes of the remote file may have changed, also by our own stores: read-ahead of older ones goes.
+  uint64_t base_epoch = 1;
+
+  bool dirty() const { return !current.empty() || !sending.empty(); }
+  int64_t unsent_bytes() const;
+};
+
+// Made when it is first changed: most nodes are never opened.
+class LazyContent {
+ public:
+  const Content& operator*() const { return content_ ? *content_ : Nothing(); }
+  const Content* operator->() const { return &**this; }
+  Content& operator*() {
+    if (!content_) content_ = std::make_unique<Content>();
+    return *content_;
+  }
+  Content* operator->() { return &**this; }
+  bool exists() const { return content_ != nullptr; }
+
+ private:
+  static const Content& Nothing();
+  std::unique_ptr<Content> content_;
+};
+
+struct Node {
+  NodeId id = 0;
+  transport::FileId file_id;
+  uint64_t references = 0;   // the kernel's
+  uint32_t pins = 0;         // open files and directories, operations
+  // Names that lead here; the first is the path that is used. Never empty but for the root: the last one stays when the
+  // name is gone, with linked = false.
+  std::vector<Place> places;
+  bool linked = true;
+  bool deleted = false;      // removed here, no other link: what is unsent has nobody left to see it
+
+  transport::Attributes attributes;
+  TimePoint fresh_until{};
+  uint64_t stamp = 0;        // of the last change made here
+  uint32_t changes_in_flight = 0;
+  uint64_t content_generation = 1;
+  uint64_t opened_generation = 0;   // content_generation at the last open: the kernel may have pages of it
+  std::optional<std::string> link_text;
+  TimePoint link_fresh_until{};
+
+  // Directories.
+  std::map<std::string, Child> children;
+  uint32_t linked_children = 0;     // children with a node
+  TimePoint listed_until{};         // until then what is not in `children` does not exist
+  uint64_t forgotten_stamp = 0;     // the newest stamp of a child entry that was dropped
+  uint64_t parked_children = 0;     // nodes whose only place is here but that the name no longer leads to
+
+  // Regular files.
+  LazyContent content;
+  uint32_t open_files = 0, open_writers = 0;
+  transport::Handle read_handle = 0, write_handle = 0;  // may be the same; of the other side, opened when needed
+
+  bool is_directory() const { return attributes.type == transport::FileType::kDirectory; }
+  bool is_regular() const { return attributes.type == transport::FileType::kRegular; }
+  int64_t size() const { return content->current.SizeAfter(content->sending.SizeAfter(attributes.size)); }
+  // Bytes from here on are not the remote file's any more.
+  int64_t base_limit() const;
+};
+using NodePtr = std::shared_ptr<Node>;
+
+}  // namespace e2bfs::cache

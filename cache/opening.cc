@@ -1,0 +1,219 @@
+// Open files, here and on the other side.
+#include <utility>
+
+#include "cache/cached_fs_impl.h"
+#include "transport/base/log.h"
+
+namespace e2bfs::cache {
+namespace {
+
+constexpr auto kCloseTimeout = std::chrono::seconds(10);
+constexpr auto kCloseTimeoutAtEnd = std::chrono::milliseconds(200);
+
+Result<void> CheckAccess(const transport::Attributes& attributes, const OpenFlags& flags, const std::string& path) {
+  const bool write = flags.write || flags.append || flags.truncate;
+  if ((flags.read && (attributes.access & 4) == 0) || (write && (attributes.access & 2) == 0)) {
+    return Errno(EACCES, path);
+  }
+  return {};
+}
+
+}  // namespace
+
+OpenedFile CachedFsImpl::Register(const NodePtr& node, OpenFlags flags, bool created) {
+  auto file = std::make_shared<OpenFile>();
+  file->node = node;
+  file->flags = flags;
+  file->created = created;
+  file->direct = node->attributes.size_unreliable;
+  ++node->open_files;
+  if (flags.write) ++node->open_writers;
+  OpenedFile opened;
+  opened.handle = next_handle_++;
+  opened.direct = file->direct;
+  opened.keep_kernel_pages = !created && node->opened_generation == node->content_generation;
+  node->opened_generation = node->content_generation;
+  opened.attributes = BuildAttributes(*node, Clock::now());
+  files_.emplace(opened.handle, std::move(file));
+  return opened;
+}
+
+Result<OpenedFile> CachedFsImpl::Open(NodeId id, OpenFlags flags, const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  if (flags.append || flags.truncate) flags.write = true;  // O_RDONLY|O_TRUNC has something to send, too
+  if (flags.write) {
+    if (auto may = MayChange(); !may) return Forward(may.error());
+  }
+  NodePtr node;
+  std::mutex* write_mutex;
+  {
+    Lock lock(mutex_);
+    auto found = FindNode(id);
+    if (!found) return Forward(found.error());
+    node = *found;
+    switch (node->attributes.type) {
+      case transport::FileType::kRegular: break;
+      case transport::FileType::kDirectory: return Errno(EISDIR, tree_.PathOf(*node));
+      case transport::FileType::kSymlink: return Errno(ELOOP, tree_.PathOf(*node));
+      default: return Errno(ENXIO, tree_.PathOf(*node));
+    }
+    write_mutex = &node->content->write_mutex;
+  }
+  if (auto refreshed = Refresh(node, false, ctx); !refreshed) return Forward(refreshed.error());
+  std::unique_lock writing(*write_mutex);
+  Lock lock(mutex_);
+  if (auto may = CheckAccess(node->attributes, flags, tree_.PathOf(*node)); !may) return Forward(may.error());
+  if (flags.truncate) RecordTruncate(*node, 0);
+  return Register(node, flags, false);
+}
+
+Result<OpenedFile> CachedFsImpl::CreateFile(NodeId parent_id, const std::string& name, uint32_t permissions,
+                                            bool exclusive, OpenFlags flags, const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  if (flags.append || flags.truncate) flags.write = true;  // O_RDONLY|O_TRUNC has something to send, too
+  auto begun = BeginName(parent_id, name);
+  if (!begun) return Forward(begun.error());
+  const auto began = std::chrono::system_clock::now();
+  auto opened = AtNode(begun->parent, ctx, [&](const transport::Node& at) {
+    return remote_.Create(transport::Name{at, name}, transport::CreateRequest{permissions, exclusive}, ctx);
+  });
+  NodePtr node;
+  uint64_t asked_stamp;
+  std::mutex* write_mutex;
+  {
+    Lock lock(mutex_);
+    if (!opened) {
+      EndUnknown(*begun);
+      EndParent(*begun, std::nullopt);
+      return Forward(opened.error());
+    }
+    asked_stamp = stamp_;
+    node = EndMade(*begun, opened->attributes);
+    EndParent(*begun, opened->parent);
+    ++node->pins;
+    write_mutex = &node->content->write_mutex;
+    if (opened->created) {
+      const auto half = (std::chrono::system_clock::now() - began) / 2;
+      const timespec& made = opened->attributes.mtime;
+      if (made.tv_sec != 0) {
+        clock_offset_ = std::chrono::seconds(made.tv_sec) + std::chrono::nanoseconds(made.tv_nsec) -
+                        std::chrono::duration_cast<std::chrono::nanoseconds>((began + half).time_since_epoch());
+      }
+    }
+  }
+  std::unique_lock writing(*write_mutex);
+  Lock lock(mutex_);
+  --node->pins;
+  Absorb(*node, opened->attributes, asked_stamp, begun->asked,
+         opened->created ? Origin::kOwnChange : Origin::kAsked);
+  const bool created = opened->created;
+  bool used = false;
+  for (const bool write : {true, false}) {
+    transport::Handle& slot = write ? node->write_handle : node->read_handle;
+    // A new file's handle serves for both; the other's was opened as far as its mode allows.
+    if (slot == 0 && (created || (write ? flags.write : flags.read))) {
+      slot = opened->handle;
+      used = true;
+    }
+  }
+  if (!used) CloseLater(opened->handle, tree_.Address(*node));
+  if (created) node->content->fresh = true;
+  if (!created) {
+    Result<void> may = node->is_regular() ? CheckAccess(node->attributes, flags, tree_.PathOf(*node))
+                                          : Errno(EISDIR, tree_.PathOf(*node));
+    if (!may) {
+      CloseHandlesIfUnused(*node);
+      return Forward(may.error());
+    }
+    if (flags.truncate) RecordTruncate(*node, 0);
+  }
+  ++node->references;
+  return Register(node, flags, created);
+}
+
+Result<transport::Handle> CachedFsImpl::RemoteHandle(const NodePtr& node, bool write, const OpContext& ctx) {
+  {
+    Lock lock(mutex_);
+    const transport::Handle handle = write ? node->write_handle : node->read_handle;
+    if (handle != 0) return handle;
+    if (node->deleted) return Errno(ESTALE, tree_.PathOf(*node) + ": removed, and not opened there before");
+  }
+  transport::OpenRequest request;
+  request.read = !write;
+  request.write = write;
+  auto opened = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.Open(at, request, ctx); });
+  if (!opened) return Forward(opened.error());
+  Lock lock(mutex_);
+  if (opened->attributes.id.known() && node->file_id.known() && opened->attributes.id != node->file_id) {
+    CloseLater(opened->handle, tree_.Address(*node));
+    return Errno(ESTALE, tree_.PathOf(*node));
+  }
+  transport::Handle& slot = write ? node->write_handle : node->read_handle;
+  if (slot == 0) {
+    slot = opened->handle;
+  } else {
+    CloseLater(opened->handle, tree_.Address(*node));
+  }
+  return slot;
+}
+
+void CachedFsImpl::DropHandle(Node& node, bool write) {
+  transport::Handle& slot = write ? node.write_handle : node.read_handle;
+  const transport::Handle other = write ? node.read_handle : node.write_handle;
+  if (slot != 0 && slot != other) CloseLater(slot, tree_.Address(node));
+  slot = 0;
+}
+
+void CachedFsImpl::CloseHandlesIfUnused(Node& node) {
+  if (node.read_handle == 0 && node.write_handle == 0) return;
+  if (node.open_files > 0 || node.content->storing) return;
+  DropHandle(node, true);
+  DropHandle(node, false);
+}
+
+void CachedFsImpl::CloseLater(transport::Handle handle, transport::Node address) {
+  if (handle == 0) return;
+  closer_.Add([this, handle, address = std::move(address)](std::stop_token stop) {
+    OpContext ctx = OpContext::Within(stop.stop_requested() ? kCloseTimeoutAtEnd : kCloseTimeout);
+    ctx.stop = stop;
+    remote_.Close(handle, ctx);
+  });
+}
+
+void CachedFsImpl::Release(FileHandle handle, const OpContext& context) {
+  std::shared_ptr<OpenFile> file;
+  bool send = false;
+  {
+    Lock lock(mutex_);
+    auto found = FindFile(handle);
+    if (!found) return;
+    file = *found;
+    // What failed at the flush is not tried again here; what came after it (stores through mmap) is.
+    send = file->flags.write && file->node->content->dirty() && file->node->content->untried && !file->node->deleted;
+  }
+  const NodePtr& node = file->node;
+  if (send) {
+    if (auto sent = Send(node, file.get(), ForTransfer(context)); !sent) {
+      log::Error("cache", "{}: not sent at the last close: {}", PathOf(node->id), ToString(sent.error()));
+      Lock lock(mutex_);
+      if (!node->content->unreported) node->content->unreported = sent.error();
+    }
+  }
+  Lock lock(mutex_);
+  files_.erase(handle);
+  if (file->reader) {
+    closer_.Add([reader = std::move(file->reader)](std::stop_token) mutable {
+      reader.reset();
+    });
+  }
+  if (file->unreported && !node->content->unreported) node->content->unreported = file->unreported;
+  if (file->flags.write) --node->open_writers;
+  if (--node->open_files == 0) {
+    if (node->deleted) DiscardUnsent(*node);
+    DropSentBytes(*node);
+    if (!node->content->dirty()) node->content->unreported.reset();
+    CloseHandlesIfUnused(*node);
+  }
+}
+
+}  // namespace e2bfs::cache

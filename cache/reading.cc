@@ -1,0 +1,198 @@
+// Reading: what is spooled laid over what the other side has.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "cache/cached_fs_impl.h"
+
+namespace e2bfs::cache {
+namespace {
+
+constexpr int kTriesOfAVersion = 4;
+constexpr int64_t kMostRescued = 8 << 20;
+
+// A part of a read and where it comes from.
+struct ReadPiece {
+  enum class From { kSpool, kRemote, kZeros } from;
+  transport::Extent extent;
+};
+
+std::vector<ReadPiece> PlanRead(const Node& node, transport::Extent wanted) {
+  std::vector<ReadPiece> pieces;
+  auto add_base = [&](int64_t begin, int64_t end) {
+    const int64_t middle = std::clamp(node.base_limit(), begin, end);
+    if (begin < middle) pieces.push_back({ReadPiece::From::kRemote, {begin, middle - begin}});
+    if (middle < end) pieces.push_back({ReadPiece::From::kZeros, {middle, end - middle}});
+  };
+  int64_t at = wanted.offset;
+  for (const transport::Extent& spooled : node.content->present.Within(wanted)) {
+    add_base(at, spooled.offset);
+    pieces.push_back({ReadPiece::From::kSpool, spooled});
+    at = spooled.end();
+  }
+  add_base(at, wanted.end());
+  return pieces;
+}
+
+}  // namespace
+
+std::shared_ptr<StreamReader> CachedFsImpl::MakeReader(const NodePtr& node) {
+  return std::make_shared<StreamReader>(
+      [this, node](const transport::Attributes* version, transport::Extent range,
+                   const OpContext& ctx) -> Result<std::unique_ptr<transport::ByteStream>> {
+        auto handle = RemoteHandle(node, false, ctx);
+        if (!handle) return Forward(handle.error());
+        return AtNode(node, ctx,
+                      [&](const transport::Node& at) { return remote_.Read(*handle, at, version, range, ctx); });
+      },
+      memory_, options_.max_window_bytes);
+}
+
+std::shared_ptr<StreamReader> CachedFsImpl::ReaderOf(const std::shared_ptr<OpenFile>& file) {
+  if (!file->reader) file->reader = MakeReader(file->node);
+  return file->reader;
+}
+
+void CachedFsImpl::RescueContent(const NodePtr& node, const OpContext& ctx) {
+  std::vector<transport::Extent> missing;
+  ReadVersion version;
+  int64_t bytes = 0;
+  std::mutex* write_mutex;
+  {
+    Lock lock(mutex_);
+    for (const ReadPiece& piece : PlanRead(*node, transport::Extent{0, node->base_limit()})) {
+      if (piece.from != ReadPiece::From::kRemote) continue;
+      missing.push_back(piece.extent);
+      bytes += piece.extent.length;
+    }
+    if (node->open_files == 0 || bytes == 0 || bytes > kMostRescued) return;
+    version = ReadVersion{node->attributes, node->content->base_epoch};
+    write_mutex = &node->content->write_mutex;
+  }
+  if (!memory_.TryTake(bytes)) return;
+  std::string content(static_cast<size_t>(bytes), 0);
+  auto reader = MakeReader(node);
+  bool complete = true;
+  size_t at = 0;
+  for (const transport::Extent& extent : missing) {
+    const auto length = static_cast<size_t>(extent.length);
+    auto read = reader->Read(version, extent.offset, content.data() + at, length, ctx);
+    complete = complete && read && *read == length;
+    at += length;
+  }
+  reader.reset();
+  if (complete) {
+    std::lock_guard writing(*write_mutex);
+    if (auto spool = SpoolOf(node)) {
+      // What was written here meanwhile stays.
+      ExtentMap fill;
+      {
+        Lock lock(mutex_);
+        if (node->content->base_epoch == version.epoch) {
+          for (const transport::Extent& extent : missing) fill.Add(extent);
+          for (const transport::Extent& newer : node->content->present.extents()) fill.Remove(newer);
+        }
+      }
+      at = 0;
+      for (const transport::Extent& extent : missing) {
+        for (const transport::Extent& part : fill.Within(extent)) {
+          const char* from = content.data() + at + (part.offset - extent.offset);
+          complete = complete && (*spool)->WriteAt(part.offset, from, static_cast<size_t>(part.length));
+        }
+        at += static_cast<size_t>(extent.length);
+      }
+      Lock lock(mutex_);
+      node->content->being_written = false;
+      if (complete) node->content->present.Add(fill);
+      ChargeSpool(*node);
+    }
+  }
+  memory_.Give(bytes);
+}
+
+void CachedFsImpl::ReleaseIdleReaders() {
+  std::vector<std::shared_ptr<StreamReader>> readers;
+  {
+    Lock lock(mutex_);
+    for (const auto& [handle, file] : files_) {
+      if (file->reader) readers.push_back(file->reader);
+    }
+  }
+  const TimePoint since = Clock::now() - options_.reader_idle;
+  for (const auto& reader : readers) reader->ReleaseIfIdle(since);
+}
+
+Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffer, size_t length,
+                                  const OpContext& context) {
+  OpContext ctx = ForTransfer(context);
+  ctx.service_class = ServiceClass::kForeground;
+  std::shared_ptr<OpenFile> file;
+  {
+    Lock lock(mutex_);
+    auto found = FindFile(handle);
+    if (!found) return Forward(found.error());
+    file = *found;
+  }
+  if (!file->flags.read) return Errno(EBADF, "not open for reading");
+  if (offset < 0) return Errno(EINVAL, "read");
+  const NodePtr& node = file->node;
+  for (int attempt = 0;; ++attempt) {
+    std::vector<ReadPiece> pieces;
+    ReadVersion version;
+    std::shared_ptr<SpoolFile> spool;
+    std::shared_ptr<StreamReader> reader;
+    size_t wanted = length;
+    {
+      Lock lock(mutex_);
+      reader = ReaderOf(file);
+      if (!file->direct || node->content->dirty()) {
+        wanted = static_cast<size_t>(std::clamp<int64_t>(node->size() - offset, 0, static_cast<int64_t>(length)));
+        pieces = PlanRead(*node, transport::Extent{offset, static_cast<int64_t>(wanted)});
+      }
+      version = ReadVersion{node->attributes, node->content->base_epoch};
+      spool = node->content->spool;
+    }
+    if (file->direct && pieces.empty()) return reader->ReadToTheEnd(offset, buffer, length, ctx);
+    // After some tries the file is one that changes all the time: what is there then has to do.
+    const bool checked = attempt < kTriesOfAVersion;
+    std::optional<Error> failed;
+    for (const ReadPiece& piece : pieces) {
+      char* to = buffer + (piece.extent.offset - offset);
+      const auto bytes = static_cast<size_t>(piece.extent.length);
+      if (piece.from == ReadPiece::From::kZeros) {
+        std::memset(to, 0, bytes);
+      } else if (piece.from == ReadPiece::From::kSpool) {
+        if (auto read = spool->ReadAt(piece.extent.offset, to, bytes); !read) return Forward(read.error());
+      } else {
+        auto read = checked ? reader->Read(version, piece.extent.offset, to, bytes, ctx)
+                            : reader->ReadUnchecked(piece.extent.offset, to, bytes, ctx);
+        if (!read) {
+          failed = read.error();
+          break;
+        }
+        if (*read == bytes) continue;
+        // Only without a version: the file is shorter than its attributes say.
+        if (&piece == &pieces.back()) return static_cast<size_t>(piece.extent.offset - offset) + *read;
+        std::memset(to + *read, 0, bytes - *read);
+      }
+    }
+    if (!failed) return wanted;
+    if (failed->errno_value != ESTALE || !checked) {
+      Lock lock(mutex_);
+      NoteError(tree_.PathOf(*node), *failed);
+      return Forward(*failed);
+    }
+    // Another version: its attributes, and from the start. A handle may know the file where the path does not.
+    auto refreshed = Refresh(node, true, ForNames(context));
+    if (!refreshed && refreshed.error().errno_value != ESTALE && refreshed.error().errno_value != ENOENT) {
+      return Forward(refreshed.error());
+    }
+    if (!refreshed) {
+      Lock lock(mutex_);
+      if (attempt == 0) DropHandle(*node, false);
+      if (attempt > 0) return Forward(*failed);
+    }
+  }
+}
+
+}  // namespace e2bfs::cache

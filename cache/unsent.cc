@@ -1,0 +1,388 @@
+// What is unsent: stores, their failures, and the mount's end.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <thread>
+#include <utility>
+
+#include "cache/cached_fs_impl.h"
+#include "transport/base/log.h"
+
+namespace e2bfs::cache {
+namespace {
+
+class SpoolSource final : public transport::ContentSource {
+ public:
+  explicit SpoolSource(std::shared_ptr<SpoolFile> spool) : spool_(std::move(spool)) {}
+  Result<void> ReadAt(int64_t offset, char* buffer, size_t length) override {
+    if (!spool_) return Errno(EIO, "nothing is spooled");
+    return spool_->ReadAt(offset, buffer, length);
+  }
+
+ private:
+  std::shared_ptr<SpoolFile> spool_;
+};
+
+// What a failed store was to bring, with what came after it laid over. `remote_size`: without both.
+Change MergeChanges(Change first, Change later, int64_t remote_size) {
+  Change merged = std::move(first);
+  const int64_t first_end = merged.SizeAfter(remote_size);
+  if (later.append && (merged.size || (!merged.append && merged.extents.end() > remote_size) ||
+                       (merged.append && merged.append->end() != later.append->offset))) {
+    later.AppendBecomesExtent();
+  }
+  if (merged.append && (later.size || later.extents.end() > merged.append->offset)) {
+    merged.AppendBecomesExtent();
+    later.AppendBecomesExtent();
+  }
+  merged.extents.Add(later.extents);
+  if (later.append) {
+    if (merged.append) {
+      merged.append->length += later.append->length;
+    } else {
+      merged.append = later.append;
+    }
+  }
+  if (later.size) {
+    merged.size = later.size;
+  } else if (merged.size) {
+    merged.size = std::max(first_end, later.extents.end());
+  }
+  if (later.cut) merged.cut = std::min(merged.cut.value_or(*later.cut), *later.cut);
+  transport::AttributeChange& set = merged.attributes;
+  if (later.attributes.permissions) set.permissions = later.attributes.permissions;
+  if (later.attributes.uid) set.uid = later.attributes.uid;
+  if (later.attributes.gid) set.gid = later.attributes.gid;
+  if (later.attributes.atime) set.atime = later.attributes.atime;
+  if (later.attributes.mtime) set.mtime = later.attributes.mtime;
+  return merged;
+}
+
+// It may have been done all the same.
+bool MayBeDone(const Error& error) {
+  return error.kind == ErrorKind::kBroken || error.kind == ErrorKind::kTimeout || error.kind == ErrorKind::kProtocol ||
+         error.kind == ErrorKind::kCancelled;
+}
+
+}  // namespace
+
+std::optional<Error> CachedFsImpl::TakeUnreported(OpenFile& file) {
+  if (auto error = std::exchange(file.unreported, std::nullopt)) return error;
+  return std::exchange(file.node->content->unreported, std::nullopt);
+}
+
+void CachedFsImpl::DiscardUnsent(Node& node) {
+  if (!node.content.exists()) return;
+  Content& content = *node.content;
+  content.current = {};
+  content.sending = {};
+  content.unreported.reset();
+  content.last_error.reset();
+  content.present.Clear();
+  content.spool.reset();
+  dirty_.erase(node.id);
+}
+
+Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx) {
+  {
+    Lock lock(mutex_);
+    Content& content = *node->content;
+    if (!WaitWithin(content.stored, lock, ctx, [&] { return !content.storing; })) {
+      return WaitEnded(ctx, "waiting for a store of the same file");
+    }
+    if (!content.dirty() || node->deleted) return {};
+    content.sending = std::exchange(content.current, {});
+    content.storing = true;
+    content.untried = false;
+    BeginChange(*node);
+  }
+  return SendOnce(node, teller, ctx);
+}
+
+Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const Change& change, bool fresh,
+                                                      const std::shared_ptr<SpoolFile>& spool, const OpContext& ctx) {
+  if (!change.touches_content()) {
+    transport::Handle handle;
+    {
+      Lock lock(mutex_);
+      handle = node->write_handle;
+    }
+    auto changed = AtNode(node, ctx, [&](const transport::Node& at) {
+      return remote_.SetAttributes(at, handle, change.attributes, ctx);
+    });
+    if (!changed) return Forward(changed.error());
+    if (changed->object) return *changed->object;
+    return AtNode(node, ctx, [&](const transport::Node& at) { return remote_.Stat(at, ctx); });
+  }
+  SpoolSource source(spool);
+  transport::StoreRequest request;
+  request.extents = change.extents.extents();
+  request.size = change.size;
+  request.cut_to = change.cut;
+  request.append = change.append;
+  request.attributes = change.attributes;
+  request.source = &source;
+  request.fresh = fresh;
+  for (int attempt = 0;; ++attempt) {
+    auto handle = RemoteHandle(node, true, ctx);
+    if (!handle) return Forward(handle.error());
+    auto stored = AtNode(node, ctx,
+                         [&](const transport::Node& at) { return remote_.Store(*handle, at, request, ctx); });
+    if (stored || attempt > 0) return stored;
+    if (stored.error().errno_value != ESTALE && stored.error().errno_value != EBADF) return stored;
+    Lock lock(mutex_);
+    if (node->deleted) return stored;
+    DropHandle(*node, true);  // the other side may have lost it: once more with a new one
+  }
+}
+
+Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller, const OpContext& context) {
+  OpContext ctx = context;
+  ctx.service_class = ServiceClass::kBulk;
+  Change sent;
+  bool fresh;
+  std::shared_ptr<SpoolFile> spool;
+  uint64_t asked_stamp;
+  {
+    Lock lock(mutex_);
+    sent = node->content->sending;
+    fresh = node->content->fresh;
+    spool = node->content->spool;
+    asked_stamp = node->stamp;
+  }
+  const TimePoint asked = Clock::now();
+  auto stored = CallStore(node, sent, fresh, spool, ctx);
+  if (!stored && sent.append && MayBeDone(stored.error())) {
+    // Appending again what arrived would double it: the size tells.
+    OpContext again = OpContext::Within(options_.operation_timeout);
+    auto now = AtNode(node, again, [&](const transport::Node& at) { return remote_.Stat(at, again); });
+    if (now && now->size == sent.append->end()) stored = *now;
+  }
+  if (stored) {
+    StoreSucceeded(node, sent, *stored, asked_stamp, asked);
+    return {};
+  }
+  Lock lock(mutex_);
+  StoreFailed(*node, teller, stored.error());
+  return Forward(stored.error());
+}
+
+void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const transport::Attributes& after,
+                                  uint64_t asked_stamp, TimePoint asked) {
+  std::lock_guard writing(node->content->write_mutex);
+  Content& content = *node->content;
+  const int64_t shift = sent.append ? after.size - sent.append->end() : 0;
+  std::optional<transport::Extent> later;
+  std::shared_ptr<SpoolFile> spool;
+  {
+    Lock lock(mutex_);
+    if (shift != 0 && !content.current.size) later = content.current.append;
+    spool = content.spool;
+  }
+  // Others appended as well: what we appended since the store began lies further on.
+  const bool follows = later && spool && later->offset + shift >= 0;
+  bool moved = false;
+  if (follows) {
+    auto done = spool->MoveRange(later->offset, later->offset + shift, later->length);
+    if (!done) log::Error("cache", "{}", ToString(done.error()));
+    moved = done.has_value();
+  }
+  Lock lock(mutex_);
+  if (moved) {
+    content.current.append->offset += shift;
+    content.present.Add(*content.current.append);
+  }
+  const int64_t expected = sent.SizeAfter(node->attributes.size);
+  content.sending = {};
+  content.storing = false;
+  --node->changes_in_flight;
+  // The answer is the file as it is now, whatever else is on its way.
+  node->attributes = after;
+  const bool newest = node->changes_in_flight == 0 && asked_stamp >= node->stamp;
+  node->fresh_until = newest ? asked + options_.attribute_ttl : TimePoint{};
+  node->stamp = ++stamp_;
+  if (sent.touches_content()) {
+    content.fresh = false;
+    ContentChanged(*node, after.size != expected);  // another size than ours: others wrote, too
+  }
+  content.last_error.reset();
+  if (!content.dirty()) dirty_.erase(node->id);
+  if (node->open_files == 0) {
+    if (node->deleted) DiscardUnsent(*node);
+    DropSentBytes(*node);
+    CloseHandlesIfUnused(*node);
+  }
+  content.stored.notify_all();
+}
+
+void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& error) {
+  Content& content = *node.content;
+  content.current = MergeChanges(std::exchange(content.sending, {}), std::exchange(content.current, {}),
+                                 node.attributes.size);
+  content.storing = false;
+  --node.changes_in_flight;
+  node.fresh_until = {};
+  node.stamp = ++stamp_;
+  content.last_error = error;
+  NoteError(tree_.PathOf(node), error);
+  for (const auto& [handle, file] : files_) {
+    if (file->node.get() == &node && file.get() != teller && file->flags.write && !file->unreported) {
+      file->unreported = error;
+    }
+  }
+  if (node.open_files == 0) {
+    if (node.deleted) DiscardUnsent(node);
+    CloseHandlesIfUnused(node);
+  }
+  content.stored.notify_all();
+}
+
+Result<void> CachedFsImpl::SendForName(const NodePtr& node, const OpContext& ctx) {
+  if (auto sent = Send(node, nullptr, ctx.Uninterruptible()); !sent) return sent;
+  Lock lock(mutex_);
+  if (auto error = std::exchange(node->content->unreported, std::nullopt)) return Forward(*error);
+  return {};
+}
+
+Result<void> CachedFsImpl::Flush(FileHandle handle, const OpContext& context) {
+  std::shared_ptr<OpenFile> file;
+  {
+    Lock lock(mutex_);
+    auto found = FindFile(handle);
+    if (!found) return Forward(found.error());
+    file = *found;
+  }
+  if (!file->flags.write) return {};
+  {
+    Lock lock(mutex_);
+    file->flushed = true;
+  }
+  auto sent = Send(file->node, file.get(), ForTransfer(context));
+  Lock lock(mutex_);
+  auto unreported = TakeUnreported(*file);
+  if (!sent) return sent;
+  if (unreported) return Forward(*unreported);
+  return {};
+}
+
+Result<void> CachedFsImpl::Sync(FileHandle handle, const OpContext& context) {
+  std::shared_ptr<OpenFile> file;
+  {
+    Lock lock(mutex_);
+    auto found = FindFile(handle);
+    if (!found) return Forward(found.error());
+    file = *found;
+  }
+  // Also what another handle wrote: fsync(2) is about the file.
+  const NodePtr& node = file->node;
+  auto sent = Send(node, file.get(), ForTransfer(context));
+  transport::Handle remote_handle;
+  {
+    Lock lock(mutex_);
+    auto unreported = TakeUnreported(*file);
+    if (!sent) return sent;
+    if (unreported) return Forward(*unreported);
+    if (node->deleted) return {};
+    remote_handle = node->write_handle ? node->write_handle : node->read_handle;
+    if (remote_handle == 0 && !file->flags.write) return {};  // nothing of ours to make durable
+  }
+  const OpContext ctx = ForTransfer(context);
+  if (remote_handle == 0) {
+    auto opened = RemoteHandle(node, true, ctx);
+    if (!opened) return Forward(opened.error());
+    remote_handle = *opened;
+  }
+  return AtNode(node, ctx, [&](const transport::Node& at) { return remote_.Sync(remote_handle, at, ctx); });
+}
+
+Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::function<void(int64_t)>& progress) {
+  const OpContext ctx = ForTransfer(context);
+  std::vector<NodePtr> nodes;
+  {
+    Lock lock(mutex_);
+    for (NodeId id : dirty_) {
+      if (NodePtr node = tree_.Find(id); node && node->content->dirty() && !node->deleted) {
+        ++node->pins;
+        nodes.push_back(std::move(node));
+      }
+    }
+  }
+  // A few at once: one that stalls must not keep the others.
+  std::mutex mutex;  // a leaf
+  size_t next = 0;
+  std::optional<Error> first;
+  auto work = [&] {
+    for (;;) {
+      NodePtr node;
+      {
+        std::lock_guard lock(mutex);
+        if (next == nodes.size()) return;
+        node = nodes[next++];
+      }
+      auto sent = Send(node, nullptr, ctx);
+      std::lock_guard lock(mutex);
+      if (!sent && !first) first = sent.error();
+      if (progress) progress(Status().dirty_bytes);
+    }
+  };
+  {
+    std::vector<std::jthread> helpers;
+    for (size_t i = 1; i < std::min<size_t>(nodes.size(), 4); ++i) helpers.emplace_back(work);
+    work();
+  }
+  Lock lock(mutex_);
+  for (const NodePtr& node : nodes) --node->pins;
+  if (first) return Forward(*first);
+  return {};
+}
+
+Result<int> CachedFsImpl::SaveUnsent(const std::string& directory) {
+  for (size_t slash = directory.find('/', 1);; slash = directory.find('/', slash + 1)) {
+    const std::string part = directory.substr(0, slash);
+    if (::mkdir(part.c_str(), 0700) != 0 && errno != EEXIST) return Failure(ErrorKind::kLocal, errno, "making " + part);
+    if (slash == std::string::npos) break;
+  }
+  Lock lock(mutex_);
+  std::ofstream list(directory + "/UNSENT.txt", std::ios::app);
+  int saved = 0;
+  const std::vector<NodeId> ids(dirty_.begin(), dirty_.end());
+  for (NodeId id : ids) {
+    NodePtr node = tree_.Find(id);
+    if (!node || !node->content->dirty() || node->deleted) continue;
+    Content& content = *node->content;
+    // A store that does not end still uses the spool file: a copy then, and nothing is dropped.
+    const bool being_sent = content.storing;
+    const std::string path = tree_.PathOf(*node);
+    std::string target = "(no content)";
+    if (content.spool && content.unsent_bytes() > 0) {
+      target = directory + "/" + std::to_string(id) + "-" + path.substr(path.rfind('/') + 1).substr(0, 200);
+      if (being_sent || ::rename(content.spool->path().c_str(), target.c_str()) != 0) {
+        const int error = errno;
+        if (!being_sent && error != EXDEV) return Failure(ErrorKind::kLocal, error, "moving " + content.spool->path());
+        if (auto copied = content.spool->CopyTo(target); !copied) return Forward(copied.error());
+      }
+    }
+    list << "file in the sandbox: " << path << "\nwhat was written:    " << target << "\nits ranges:         ";
+    for (const Change* change : {&content.sending, &content.current}) {
+      for (const transport::Extent& extent : change->extents.extents()) {
+        list << ' ' << extent.offset << '+' << extent.length;
+      }
+      if (change->append) list << " appended " << change->append->offset << '+' << change->append->length;
+      if (change->cut) list << "; cut to " << *change->cut << " bytes before";
+      if (change->size) list << "; size " << *change->size;
+    }
+    if (being_sent) list << "\nwhy:                 it was being sent when the mount ended, and may have arrived";
+    if (content.last_error) list << "\nwhy:                 " << ToString(*content.last_error);
+    list << "\n\n";
+    list.flush();
+    if (!list) return Failure(ErrorKind::kLocal, EIO, "writing " + directory + "/UNSENT.txt");
+    if (!being_sent) DiscardUnsent(*node);
+    ++saved;
+  }
+  return saved;
+}
+
+}  // namespace e2bfs::cache

@@ -1,0 +1,202 @@
+// Writing: into the spool, with what it changes recorded.
+#include <algorithm>
+#include <utility>
+
+#include "cache/cached_fs_impl.h"
+
+namespace e2bfs::cache {
+
+// `present` and the charge follow what is recorded.
+void CachedFsImpl::ChargeSpool(Node& node) {
+  Content& content = *node.content;
+  if (content.spool) content.spool->Charge(content.present.bytes() - content.spool->charged());
+}
+
+void CachedFsImpl::DropSentBytes(Node& node) {
+  if (!node.content.exists() || !node.content->spool) return;
+  if (node.deleted && node.open_files > 0) return;  // the only copy
+  Content& content = *node.content;
+  ExtentMap unsent;
+  for (const Change* change : {&content.sending, &content.current}) {
+    unsent.Add(change->extents);
+    if (change->append) unsent.Add(*change->append);
+  }
+  // A store that runs reads what it was begun with from the spool, whatever was truncated since; and what is being
+  // written is not recorded yet.
+  const bool in_use = content.storing || content.being_written;
+  if (unsent.empty() && !in_use) {
+    content.present.Clear();
+    content.spool.reset();
+    return;
+  }
+  if (!in_use) {
+    for (const transport::Extent& extent : content.present.extents()) {
+      ExtentMap gone;
+      gone.Add(extent);
+      for (const transport::Extent& kept : unsent.Within(extent)) gone.Remove(kept);
+      for (const transport::Extent& hole : gone.extents()) content.spool->Discard(hole.offset, hole.length);
+    }
+  }
+  content.present = std::move(unsent);
+  ChargeSpool(node);
+}
+
+void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
+  Content& content = *node.content;
+  const transport::Extent extent{offset, length};
+  Change& change = content.current;
+  if (change.append && extent.end() > change.append->offset) change.AppendBecomesExtent();
+  change.extents.Add(extent);
+  if (change.size) change.size = std::max(*change.size, extent.end());
+  content.present.Add(extent);
+  change.attributes.mtime = transport::TimeChange{false, SandboxNow()};
+  node.content->untried = true;
+  dirty_.insert(node.id);
+  ChargeSpool(node);
+}
+
+void CachedFsImpl::RecordAppend(Node& node, int64_t offset, int64_t length) {
+  Change& change = node.content->current;
+  const int64_t base = node.content->sending.SizeAfter(node.attributes.size);
+  // An append is one only as long as nothing else of ours says where the file ends.
+  if (!change.size && (change.append || change.extents.end() <= base)) {
+    if (!change.append) change.append = transport::Extent{offset, 0};
+    if (change.append->end() == offset) {
+      change.append->length += length;
+      node.content->present.Add(transport::Extent{offset, length});
+      change.attributes.mtime = transport::TimeChange{false, SandboxNow()};
+          node.content->untried = true;
+      dirty_.insert(node.id);
+      ChargeSpool(node);
+      return;
+    }
+  }
+  RecordWrite(node, offset, length);
+}
+
+void CachedFsImpl::RecordTruncate(Node& node, int64_t size) {
+  Content& content = *node.content;
+  Change& change = content.current;
+  const int64_t before = node.size();
+  change.AppendBecomesExtent();
+  if (size <= before) {
+    change.extents.ClipTo(size);
+    content.sending.AppendBecomesExtent();
+    content.sending.extents.ClipTo(size);
+    content.present.ClipTo(size);
+    change.cut = std::min(change.cut.value_or(size), size);
+  }
+  change.size = size;
+  change.attributes.mtime = transport::TimeChange{false, SandboxNow()};
+  node.content->untried = true;
+  dirty_.insert(node.id);
+  ChargeSpool(node);
+}
+
+Result<std::shared_ptr<SpoolFile>> CachedFsImpl::SpoolOf(const NodePtr& node) {
+  {
+    Lock lock(mutex_);
+    if (node->content->spool) {
+      node->content->being_written = true;
+      return node->content->spool;
+    }
+  }
+  auto made = spool_.NewFile();
+  if (!made) return made;
+  Lock lock(mutex_);
+  node->content->spool = *made;
+  node->content->being_written = true;
+  return *made;
+}
+
+Result<void> CachedFsImpl::MakeRoom(const OpenFile& file, int64_t bytes, const OpContext& ctx) {
+  if (spool_.HasRoom(bytes)) return {};
+  // First what is only kept for faster reading, then this file, then the others.
+  {
+    Lock lock(mutex_);
+    for (const auto& [handle, open] : files_) {
+      if (!open->node->content->dirty()) DropSentBytes(*open->node);
+    }
+  }
+  if (spool_.HasRoom(bytes)) return {};
+  const NodePtr& node = file.node;
+  std::vector<NodePtr> order{node};
+  {
+    Lock lock(mutex_);
+    for (NodeId id : dirty_) {
+      if (NodePtr other = tree_.Find(id); other && other != node) order.push_back(std::move(other));
+    }
+  }
+  std::optional<Error> first;
+  for (const NodePtr& dirty : order) {
+    bool deleted;
+    {
+      Lock lock(mutex_);
+      deleted = dirty->deleted;
+    }
+    if (deleted) continue;
+    // The writer is told by what this function returns.
+    if (auto sent = Send(dirty, &file, ctx); !sent && !first) first = sent.error();
+    {
+      Lock lock(mutex_);
+      DropSentBytes(*dirty);
+    }
+    if (spool_.HasRoom(bytes)) return {};
+  }
+  return Errno(ENOSPC, "the spool directory is full" + (first ? ", and: " + ToString(*first) : std::string()));
+}
+
+Result<size_t> CachedFsImpl::Write(FileHandle handle, int64_t offset, std::string_view bytes,
+                                   const OpContext& context) {
+  std::shared_ptr<OpenFile> file;
+  {
+    Lock lock(mutex_);
+    auto found = FindFile(handle);
+    if (!found) return Forward(found.error());
+    file = *found;
+  }
+  if (!file->flags.write) return Errno(EBADF, "not open for writing");
+  if (offset < 0) return Errno(EINVAL, "write");
+  if (bytes.empty()) return 0;
+  const NodePtr& node = file->node;
+  const auto length = static_cast<int64_t>(bytes.size());
+  for (int attempt = 0;; ++attempt) {
+    if (auto room = MakeRoom(*file, length, ForTransfer(context)); !room) return Forward(room.error());
+    {
+      std::lock_guard writing(node->content->write_mutex);
+      auto spool = SpoolOf(node);
+      if (!spool) return Forward(spool.error());
+      for (bool recorded = false; !recorded;) {
+        if (file->flags.append) {
+          Lock lock(mutex_);
+          offset = node->size();
+        }
+        Result<void> written = offset > INT64_MAX - length
+                                   ? Result<void>(Errno(EFBIG, "write"))
+                                   : (*spool)->WriteAt(offset, bytes.data(), bytes.size());
+        Lock lock(mutex_);
+        // The file may have grown on the other side while we wrote.
+        if (written && file->flags.append && offset != node->size()) continue;
+        node->content->being_written = false;
+        recorded = true;
+        file->flushed = false;
+        if (!written && (written.error().errno_value != ENOSPC || attempt > 0)) return Forward(written.error());
+        if (!written) break;
+        if (file->flags.append) {
+          RecordAppend(*node, offset, length);
+        } else {
+          RecordWrite(*node, offset, length);
+        }
+        return bytes.size();
+      }
+    }
+    // This machine's disk is full before our limit is reached: what is unsent goes out first.
+    if (auto sent = FlushAll(ForTransfer(context), nullptr); !sent) return Errno(ENOSPC, ToString(sent.error()));
+    Lock lock(mutex_);
+    for (const auto& [number, other] : files_) {
+      if (!other->node->content->dirty()) DropSentBytes(*other->node);
+    }
+  }
+}
+
+}  // namespace e2bfs::cache
