@@ -1,0 +1,83 @@
+// The commands, environment variables and exit statuses as tables: help, parsing and the manual page are made from them.
+#include "fuse/cli_tables.h"
+
+#include "fuse/commands.h"
+
+namespace e2bfs::fuse {
+
+const std::vector<CommandSpec>& Commands() {
+  static const std::vector<CommandSpec> commands = {
+      {"mount", "SANDBOX[:PATH] DIRECTORY [-o OPTION[,OPTION...]] [-f] [-d]", "Mounts a running sandbox's files on a directory.",
+       "SANDBOX is the sandbox's id. PATH is the directory of it that is shown: absolute, or below the home of the sandbox's user, which "
+       "is the default. DIRECTORY has to exist.\n\n"
+       "The API key comes from E2B_API_KEY, or from the login of the E2B CLI (~/.e2b/config.json). A paused sandbox is resumed. Its time to "
+       "live is not touched unless -o timeout= asks for it, and never shortened.\n\n"
+       "e2bfs goes into the background and the command returns when the mount answers. If it cannot be made, the reason is printed and the "
+       "exit status is not 0. SIGTERM and SIGINT make it send what is unsent, unmount and end.",
+       {{"--option", 'o', "OPTION[,OPTION...]", "Mount options, see below. May be given several times."},
+        {"--foreground", 'f', "", "Stay in the foreground and log to stderr."},
+        {"--debug", 'd', "", "Log every operation: log_level=debug."}},
+       2, 2, true, MountCommand},
+      {"umount", "DIRECTORY [--timeout TIME] [--force]", "Sends what is unsent, then unmounts.",
+       "Waits until the sandbox has everything that was written, with progress on a terminal. If something cannot be sent, nothing is "
+       "unmounted, and the exit status is 8: try again, or use --force. A mount that is in use (an open file, a working directory) stays, too.\n\n"
+       "fusermount3 -u and umount work as well; then what is unsent is sent in the background after they returned.",
+       {{"--timeout", 't', "TIME", "How long sending may take: seconds, or with a unit (90s, 5m). Default: 10m."},
+        {"--force", '\0', "", "Unmount in any case, also when in use. What could not be sent is put aside in the state directory; where, is printed."}},
+       1, 1, false, UmountCommand},
+      {"list", "[--json] [--mounts]", "Lists the sandboxes that can be mounted, and what is mounted where.",
+       "Sandboxes: id, template, state, time left, metadata. If the control plane cannot be asked, that is said on stderr, the mounts are "
+       "listed all the same, and the exit status is not 0.",
+       {{"--json", '\0', "", "For programs: one JSON object."},
+        {"--mounts", '\0', "", "Only what is mounted here. Asks nobody, and needs no key."}},
+       0, 0, false, ListCommand},
+      {"status", "DIRECTORY [--json]", "Shows how a mount is doing.",
+       "Which sandbox, its envd's version and what it can do, the tier and protocol in use, requests, bytes, cache hits, data that is not sent "
+       "yet, and the last error.",
+       {{"--json", '\0', "", "For programs: one JSON object."}},
+       1, 1, false, StatusCommand},
+      {"demo", "[--seconds N]", "Tries everything here: a local test sandbox, mounted.",
+       "Needs no account. Starts e2bfs-test-sandbox on the loopback interface with a scratch directory, mounts it, and shows a file being listed, "
+       "read, written and seen changed on the other side. From a terminal it stays up until Ctrl-C. It leaves nothing behind.",
+       {{"--seconds", '\0', "N", "Stay up for so long, terminal or not. Default: until Ctrl-C on a terminal, otherwise not at all."}},
+       0, 0, false, DemoCommand},
+  };
+  return commands;
+}
+
+const std::vector<TableLine>& EnvironmentTable() {
+  static const std::vector<TableLine> lines = {
+      {"E2B_API_KEY", "The API key. Otherwise the login in ~/.e2b/config.json, or the systemd credential e2b_api_key."},
+      {"E2B_DOMAIN", "The platform's domain. Default: e2b.app."},
+      {"E2B_API_URL", "Base URL of the control plane. Default: https://api.<domain>."},
+      {"E2B_SANDBOX_URL", "Base URL of the sandboxes' envd, in place of the one made of domain and id."},
+      {"E2B_DEBUG", "true: no control plane and no key; one sandbox, debug_sandbox_id, whose envd is at E2B_SANDBOX_URL, by default "
+                    "http://localhost:49983."},
+      {"E2B_VALIDATE_API_KEY", "false: take keys of any format (self-hosted platforms)."},
+      {"E2B_MAX_CONNECTIONS, E2B_MAX_KEEPALIVE_CONNECTIONS, E2B_KEEPALIVE_EXPIRY", "Limits of connections, as in the official SDKs; see the mount options."},
+      {"http_proxy, https_proxy, all_proxy, no_proxy", "Proxies, as curl reads them."},
+      {"SSL_CERT_FILE, SSL_CERT_DIR", "Certificates of a private authority."},
+      {"XDG_STATE_HOME, XDG_RUNTIME_DIR", "Where unsent data and logs ($XDG_STATE_HOME/e2bfs, else ~/.local/state/e2bfs, else "
+                                          "/var/tmp/e2bfs-<uid>) and control sockets ($XDG_RUNTIME_DIR/e2bfs, else /run/e2bfs for root, else /tmp/e2bfs-<uid>) are kept."},
+  };
+  return lines;
+}
+
+const std::vector<TableLine>& ExitStatusTable() {
+  static const std::vector<TableLine> lines = {
+      {"0", "Success."},
+      {"1", "A failure without a status of its own."},
+      {"2", "Unknown command, option or value."},
+      {"3", "No API key, or it was refused."},
+      {"4", "No such sandbox, or it does not run."},
+      {"5", "The control plane or the sandbox cannot be reached."},
+      {"6", "The local directory is missing, busy, stale, or not a mount of e2bfs."},
+      {"7", "This machine cannot mount: no /dev/fuse, or no fusermount3."},
+      {"8", "Data could not be sent, so nothing was unmounted."},
+      {"9", "The path in the sandbox is not there, or is not a directory."},
+      {"130", "Interrupted."},
+  };
+  return lines;
+}
+
+}  // namespace e2bfs::fuse

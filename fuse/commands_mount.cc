@@ -1,0 +1,441 @@
+// e2bfs mount: the composition root, the one file that sees every layer. Credentials, control plane, endpoint, HTTP client, envd
+// client, remote file system, cache, mount, in this order; and back.
+#include <fcntl.h>
+#include <fmt/core.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "cache/cached_fs.h"
+#include "fuse/commands.h"
+#include "fuse/commands_connect.h"
+#include "fuse/control_socket.h"
+#include "fuse/daemon.h"
+#include "fuse/directories.h"
+#include "fuse/message.h"
+#include "fuse/mount.h"
+#include "fuse/mount_control.h"
+#include "fuse/mount_table.h"
+#include "fuse/options.h"
+#include "fuse/running_mounts.h"
+#include "fuse/sandbox_spec.h"
+#include "transport/base/log.h"
+#include "transport/envd/client.h"
+#include "transport/service_fs.h"
+
+namespace e2bfs::fuse {
+namespace {
+
+using transport::Environment;
+namespace envd = transport::envd;
+namespace http = transport::http;
+
+constexpr std::chrono::seconds kConnectTime{90};
+constexpr std::chrono::seconds kControlIdleTime{3};
+constexpr off_t kLongLogBytes = off_t{8} << 20;
+
+// What is known before anything is asked.
+struct MountRequest {
+  SandboxSpec spec;
+  std::string mount_point;
+  OptionValues options;
+  bool foreground = false;
+  bool debug = false;
+  Environment environment;
+  http::ClientOptions http;
+  std::string state_directory, runtime_directory;
+};
+
+// An error and the exit status that goes with it.
+struct MountFailure {
+  std::string text;
+  ExitStatus status = ExitStatus::kFailure;
+};
+template <typename T>
+using MountStep = tl::expected<T, MountFailure>;
+
+tl::unexpected<MountFailure> Stop(ExitStatus status, std::string text) {
+  return tl::unexpected<MountFailure>(MountFailure{std::move(text), status});
+}
+
+// --- before the fork
+
+std::string AbsolutePath(const std::string& path) {
+  if (path.empty() || path[0] == '/') return path;
+  char* here = get_current_dir_name();
+  std::string result = here != nullptr ? std::string(here) + "/" + path : path;
+  free(here);
+  return result;
+}
+
+MountStep<OptionValues> ReadOptions(const CommandLine& line) {
+  OptionValues options;
+  for (const std::string& argument : line.Values("--option")) {
+    if (auto applied = ApplyMountOptions(argument, options); !applied) return Stop(ExitStatus::kUsage, applied.error().message);
+  }
+  if (auto checked = CheckMountOptions(options); !checked) return Stop(ExitStatus::kUsage, checked.error().message);
+  if (line.Has("--debug")) options.log_level = "debug";
+  options.log_file = AbsolutePath(options.log_file);
+  options.spool_directory = AbsolutePath(options.spool_directory);
+  return options;
+}
+
+MountStep<std::string> CheckMountPoint(const std::string& directory) {
+  auto table = ReadMountTable();
+  if (!table) return Stop(ExitStatus::kMountPoint, ErrorText(table.error()));
+  auto canonical = CanonicalDirectory(directory, *table);
+  if (!canonical) {
+    return Stop(ExitStatus::kMountPoint, fmt::format("mount point {}: {}", directory, strerrordesc_np(canonical.error().errno_value)));
+  }
+  if (const auto entry = FindMount(*table, *canonical); entry && entry->is_e2bfs()) {
+    auto running = FindRunningMount(entry->user_id, *canonical);
+    if (running) return Stop(ExitStatus::kMountPoint, fmt::format("mount point {} is busy: sandbox {} is already mounted there", directory, running->sandbox_id));
+    if (geteuid() != 0 && entry->user_id != geteuid()) {
+      return Stop(ExitStatus::kMountPoint, fmt::format("mount point {} is busy: user {} has a sandbox mounted there", directory, entry->user_id));
+    }
+    return Stop(ExitStatus::kMountPoint, fmt::format("mount point {} is busy: a stale mount is there, whose process is gone (clear it with e2bfs umount --force {})", directory, directory));
+  }
+  struct stat status {};
+  if (stat(canonical->c_str(), &status) != 0) {
+    const int reason = errno;
+    const char* hint = reason == ENOTCONN ? " (a stale mount: clear it with fusermount3 -u)" : "";
+    return Stop(ExitStatus::kMountPoint, fmt::format("mount point {}: {}{}", directory, strerrordesc_np(reason), hint));
+  }
+  if (!S_ISDIR(status.st_mode)) return Stop(ExitStatus::kMountPoint, fmt::format("mount point {} is not a directory", directory));
+  return *canonical;
+}
+
+bool IsInPath(const char* program) {
+  const char* path = getenv("PATH");
+  std::string_view rest = path != nullptr ? path : "/usr/bin:/bin";
+  while (true) {
+    const size_t colon = rest.find(':');
+    if (access(fmt::format("{}/{}", rest.substr(0, colon), program).c_str(), X_OK) == 0) return true;
+    if (colon == std::string_view::npos) return false;
+    rest.remove_prefix(colon + 1);
+  }
+}
+
+MountStep<void> CheckFuse() {
+  const int device = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+  const int reason = errno;
+  if (device >= 0) close(device);
+  if (device < 0 && (reason == ENOENT || reason == ENODEV || reason == ENXIO)) {
+    return Stop(ExitStatus::kFuseMissing, "/dev/fuse is missing: load the kernel's module (modprobe fuse), or give the container the device (--device /dev/fuse --cap-add SYS_ADMIN)");
+  }
+  if (device < 0) return Stop(ExitStatus::kFuseMissing, fmt::format("/dev/fuse cannot be opened: {}", strerrordesc_np(reason)));
+  if (geteuid() != 0 && !IsInPath("fusermount3")) return Stop(ExitStatus::kFuseMissing, "fusermount3 is missing: install the package fuse3");
+  return {};
+}
+
+MountStep<http::ClientOptions> HttpOptions(const OptionValues& options) {
+  auto from_environment = http::ClientOptions::FromEnvironment();
+  if (!from_environment) return Stop(ExitStatus::kUsage, from_environment.error().message);
+  http::ClientOptions result = *from_environment;
+  auto set_number = [](int& target, const std::optional<int64_t>& value) {
+    if (value) target = static_cast<int>(*value);  // the table bounds it
+  };
+  set_number(result.max_connections, options.max_connections);
+  set_number(result.max_connections_per_origin, options.max_connections_per_host);
+  set_number(result.max_idle_connections, options.max_idle_connections);
+  set_number(result.max_streams_per_connection, options.max_streams);
+  set_number(result.max_requests, options.max_requests);
+  set_number(result.rate_limit_requests, options.rate_limit);
+  result.idle_expiry = options.idle_expiry.value_or(result.idle_expiry);
+  result.connect_timeout = options.connect_timeout.value_or(result.connect_timeout);
+  result.head_timeout = options.head_timeout.value_or(result.head_timeout);
+  result.idle_timeout = options.idle_timeout.value_or(result.idle_timeout);
+  if (options.protocol == "http1") result.protocol = http::ProtocolChoice::kHttp1Only;
+  return result;
+}
+
+MountStep<MountRequest> PrepareRequest(const CommandLine& line) {
+  MountRequest request;
+  auto options = ReadOptions(line);
+  if (!options) return tl::unexpected(options.error());
+  request.options = std::move(*options);
+  auto spec = ParseSandboxSpec(line.arguments[0]);
+  if (!spec) return Stop(ExitStatus::kUsage, spec.error().message);
+  request.spec = std::move(*spec);
+  request.foreground = line.Has("--foreground");
+  request.debug = line.Has("--debug");
+  auto http = HttpOptions(request.options);
+  if (!http) return tl::unexpected(http.error());
+  request.http = std::move(*http);
+  auto mount_point = CheckMountPoint(line.arguments[1]);
+  if (!mount_point) return tl::unexpected(mount_point.error());
+  request.mount_point = std::move(*mount_point);
+  if (auto fuse = CheckFuse(); !fuse) return tl::unexpected(fuse.error());
+  auto state = StateDirectory();
+  if (!state) return Stop(ExitStatus::kFailure, ErrorText(state.error()));
+  request.state_directory = std::move(*state);
+  auto runtime = RuntimeDirectory();
+  if (!runtime) return Stop(ExitStatus::kFailure, ErrorText(runtime.error()));
+  request.runtime_directory = std::move(*runtime);
+  request.environment = TakeEnvironment();
+  return request;
+}
+
+// --- after it
+
+log::Level LogLevel(const std::string& name) {
+  if (name == "debug") return log::Level::kDebug;
+  if (name == "info") return log::Level::kInfo;
+  return name == "error" ? log::Level::kError : log::Level::kWarning;
+}
+
+// The log of mounts in the background that named none. A long one is kept once, as e2bfs.log.1.
+std::string DefaultLogFile(const std::string& state_directory) {
+  const std::string path = state_directory + "/e2bfs.log";
+  struct stat status {};
+  if (stat(path.c_str(), &status) == 0 && status.st_size > kLongLogBytes && rename(path.c_str(), (path + ".1").c_str()) != 0) {
+    log::Warning("mount", "{} cannot be renamed", path);
+  }
+  return path;
+}
+
+// How the sandbox is reached, once it is known to run.
+struct SandboxWay {
+  std::shared_ptr<transport::SandboxEndpoint> endpoint;
+  std::unique_ptr<transport::ControlPlane> control_plane;  // null in debug mode
+  std::string envd_version = "debug";
+  std::string template_id;
+};
+
+MountStep<SandboxWay> FindSandbox(const MountRequest& request, http::HttpClient& http, const OpContext& ctx) {
+  SandboxWay way;
+  const Environment& environment = request.environment;
+  if (environment.debug) {
+    auto endpoint = transport::SandboxEndpoint::Create(std::string(transport::kDebugSandboxId), "", environment, {});
+    if (!endpoint) return Stop(RemoteExitStatus(endpoint.error()), ErrorText(endpoint.error()));
+    way.endpoint = std::move(*endpoint);
+    return way;
+  }
+  auto control_plane = OpenControlPlane(http, environment);
+  if (!control_plane) return Stop(RemoteExitStatus(control_plane.error()), ErrorText(control_plane.error()));
+  way.control_plane = std::move(*control_plane);
+  const std::string& id = request.spec.sandbox_id;
+  auto connection = way.control_plane->Connect(id, {.extend_to_seconds = request.options.sandbox_timeout_s.value_or(0)}, ctx);
+  if (!connection) {
+    const Error& error = connection.error();
+    if (error.errno_value == ENOENT) return Stop(ExitStatus::kSandbox, fmt::format("no such sandbox: {} (see e2bfs list)", id));
+    return Stop(RemoteExitStatus(error), fmt::format("sandbox {}: {}", id, ErrorText(error)));
+  }
+  way.envd_version = connection->envd_version;
+  way.template_id = connection->template_id;
+  auto endpoint = transport::SandboxEndpoint::Create(id, connection->domain, environment, connection->tokens);
+  if (!endpoint) return Stop(RemoteExitStatus(endpoint.error()), ErrorText(endpoint.error()));
+  way.endpoint = std::move(*endpoint);
+  way.endpoint->SetTokenSource([plane = way.control_plane.get(), id](const OpContext& asked) -> Result<transport::SandboxTokens> {
+    auto detail = plane->Get(id, asked);
+    if (!detail) return Forward(detail.error());
+    return detail->tokens;
+  });
+  return way;
+}
+
+// -o keep_alive: a thread that extends the time to live at half of it, as long as the mount is there.
+class KeepAlive {
+ public:
+  KeepAlive(transport::ControlPlane& plane, std::string sandbox_id, int64_t seconds)
+      : thread_([this, &plane, id = std::move(sandbox_id), seconds](std::stop_token stop) { Run(plane, id, seconds, stop); }) {}
+
+ private:
+  void Run(transport::ControlPlane& plane, const std::string& id, int64_t seconds, const std::stop_token& stop) {
+    std::unique_lock lock(mutex_);
+    while (!tick_.wait_for(lock, stop, std::chrono::seconds(seconds) / 2, [&] { return stop.stop_requested(); })) {
+      if (stop.stop_requested()) return;
+      lock.unlock();
+      OpContext ctx = OpContext::Within(std::chrono::seconds(30));
+      ctx.stop = stop;
+      auto done = plane.Connect(id, {.extend_to_seconds = seconds, .resume = false}, ctx);
+      if (!done) log::Warning("mount", "the sandbox's time to live could not be extended: {}", ToString(done.error()));
+      lock.lock();
+    }
+  }
+
+  std::mutex mutex_;  // guards nothing but the wait
+  std::condition_variable_any tick_;
+  std::jthread thread_;
+};
+
+MountStep<std::unique_ptr<transport::RemoteFs>> OpenRemote(const MountRequest& request, std::shared_ptr<envd::Client> client, const OpContext& ctx) {
+  auto remote = transport::ServiceFs::Create(std::move(client), {.root = request.spec.path, .read_only = request.options.read_only}, ctx);
+  if (remote) return std::move(*remote);
+  const Error& error = remote.error();
+  const bool of_the_path = error.kind == ErrorKind::kErrno && (error.errno_value == ENOENT || error.errno_value == ENOTDIR || error.errno_value == EACCES);
+  if (of_the_path) {
+    return Stop(ExitStatus::kRemotePath, fmt::format("path {} in the sandbox: {}", request.spec.path.empty() ? "(home)" : request.spec.path, strerrordesc_np(error.errno_value)));
+  }
+  return Stop(RemoteExitStatus(error), fmt::format("sandbox {}: {}", request.spec.sandbox_id, ErrorText(error)));
+}
+
+cache::CachedFsOptions CacheOptions(const OptionValues& options, std::string spool_directory) {
+  cache::CachedFsOptions result;
+  result.attribute_ttl = options.attribute_timeout;
+  result.negative_ttl = options.negative_timeout;
+  result.operation_timeout = options.operation_timeout;
+  result.transfer_timeout = options.transfer_timeout;
+  result.reader_idle = options.reader_idle;
+  result.memory_bytes = options.memory;
+  result.max_window_bytes = options.read_ahead;
+  result.spool_bytes = options.spool_size;
+  result.spool_directory = std::move(spool_directory);
+  result.read_only = options.read_only;
+  return result;
+}
+
+MountOptions ToMountOptions(const MountRequest& request, const std::string& sandbox_id, const std::string& remote_root) {
+  const OptionValues& options = request.options;
+  MountOptions result;
+  result.mount_point = request.mount_point;
+  result.source = fmt::format("e2bfs:{}:{}", sandbox_id, remote_root);
+  result.read_only = options.read_only;
+  result.allow_other = options.allow_other;
+  result.allow_root = options.allow_root;
+  result.default_permissions = options.default_permissions;
+  result.debug = request.debug;
+  if (options.uid) result.filesystem.identity.uid = static_cast<uid_t>(*options.uid);
+  if (options.gid) result.filesystem.identity.gid = static_cast<gid_t>(*options.gid);
+  result.filesystem.identity.umask = static_cast<uint32_t>(options.umask.value_or(0));
+  if (auto policy = ParseSymlinkPolicy(options.symlinks)) result.filesystem.symlinks = *policy;  // the table knows the same words
+  result.state_directory = request.state_directory;
+  result.drain_timeout = options.drain_timeout;
+  result.on_drain_progress = [](int64_t bytes_left) {
+    // Draining may take longer than the service manager waits: this asks for as long as it goes on.
+    NotifyServiceManager(fmt::format("STOPPING=1\nEXTEND_TIMEOUT_USEC=30000000\nSTATUS=Sending {}", HumanBytes(bytes_left)));
+  };
+  return result;
+}
+
+TransportStatus TransportStatusOf(const http::HttpClient& http, const transport::SandboxEndpoint& endpoint, const envd::Capabilities& capabilities) {
+  TransportStatus status;
+  switch (http.protocol_of(endpoint.origin())) {
+    case http::Protocol::kHttp2: status.protocol = "h2"; break;
+    case http::Protocol::kHttp1: status.protocol = "http/1.1"; break;
+    case http::Protocol::kUnknown: status.protocol = "none yet"; break;
+  }
+  const http::PoolStatistics pool = http.statistics();
+  status.requests = pool.requests;
+  status.retries = pool.retries;
+  status.bytes_sent = pool.bytes_sent;
+  status.bytes_received = pool.bytes_received;
+  status.connections = pool.connections_now;
+  status.connections_opened = pool.connections_opened;
+  status.can = capabilities.Names(true);
+  status.cannot = capabilities.Names(false);
+  return status;
+}
+
+void ReportEnd(const MountEnd& end, const std::string& spool_directory) {
+  if (end.saved_in.empty() && end.error.empty()) return;
+  if (!end.saved_in.empty()) {
+    log::Error("mount", "{} file(s) could not be sent ({}); put aside in {}", end.unsent_files, end.error, end.saved_in);
+  } else {
+    log::Error("mount", "unsent data stays in {}: {}", spool_directory, end.error);
+  }
+}
+
+// Everything of one mount, from the network to the kernel, until it ends. `become_ready` is null in the foreground.
+MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* become_ready) {
+  log::SetLevel(LogLevel(request.options.log_level));
+  std::string log_file = request.options.log_file;
+  if (!log_file.empty()) {
+    if (auto opened = log::OpenFile(log_file); !opened) return Stop(ExitStatus::kFailure, ErrorText(opened.error()));
+  } else if (become_ready != nullptr) {
+    log_file = DefaultLogFile(request.state_directory);
+  }
+
+  auto http = http::HttpClient::Create(request.http);
+  if (!http) return Stop(RemoteExitStatus(http.error()), ErrorText(http.error()));
+  const OpContext connect_context = OpContext::Within(kConnectTime);
+  auto way = FindSandbox(request, **http, connect_context);
+  if (!way) return tl::unexpected(way.error());
+  auto client = std::make_shared<envd::Client>(**http, way->endpoint, envd::Capabilities::ForVersion(way->envd_version),
+                                               envd::ClientOptions{.user = request.options.user});
+  auto remote = OpenRemote(request, client, connect_context);
+  if (!remote) return tl::unexpected(remote.error());
+
+  const std::string spool_parent = request.options.spool_directory.empty() ? request.state_directory + "/spool" : request.options.spool_directory;
+  auto spool_directory = MakeSpoolDirectory(spool_parent);
+  if (!spool_directory) return Stop(ExitStatus::kFailure, "spool directory: " + ErrorText(spool_directory.error()));
+  auto cached = cache::CachedFs::Create(**remote, CacheOptions(request.options, *spool_directory), connect_context);
+  if (!cached) {
+    RemoveSpoolDirectory(*spool_directory);
+    return Stop(RemoteExitStatus(cached.error()), ErrorText(cached.error()));
+  }
+
+  const std::string& sandbox_id = way->endpoint->sandbox_id();
+  std::stop_source end_request;
+  MountControl control({request.mount_point, sandbox_id, way->template_id, request.state_directory, request.options.read_only}, **cached,
+                       [&] { return TransportStatusOf(**http, *way->endpoint, client->capabilities()); }, end_request);
+  const std::string socket = request.runtime_directory + "/" + ControlSocketName(request.mount_point, getpid());
+  auto server = ControlServer::Create(socket, [&control](const std::string& asked, const ControlServer::SendLine& send) { control.Answer(asked, send); });
+  if (!server) {
+    cached->reset();
+    RemoveSpoolDirectory(*spool_directory);
+    return Stop(ExitStatus::kFailure, ErrorText(server.error()));
+  }
+  std::optional<KeepAlive> keep_alive;
+  if (request.options.keep_alive && way->control_plane) keep_alive.emplace(*way->control_plane, sandbox_id, *request.options.sandbox_timeout_s);
+
+  MountOptions mount_options = ToMountOptions(request, sandbox_id, (*remote)->description().root);
+  mount_options.stop = end_request.get_token();
+  auto end = RunMount(mount_options, **cached, [&] {
+    control.SetState("mounted");
+    NotifyServiceManager(fmt::format("READY=1\nSTATUS=Sandbox {} is mounted on {}", sandbox_id, request.mount_point));
+    if (become_ready == nullptr) return;
+    if (!log_file.empty() && request.options.log_file.empty()) {
+      // Without a log a mount is still a mount.
+      if (auto opened = log::OpenFile(log_file); !opened) log_file.clear();
+    }
+    (*become_ready)(log_file);
+  });
+  control.SetState("unmounting");
+  control.SetEnd(end ? *end : MountEnd{});
+  keep_alive.reset();
+  const bool idle = control.WaitUntilIdle(kControlIdleTime);
+  if (end) ReportEnd(*end, *spool_directory);
+  if (!idle || (end && end->operations_left)) {
+    // Threads still use the layers below. Nothing is lost by leaving: what was not sent is on disk.
+    unlink(socket.c_str());
+    const bool all_sent = !end || end->error.empty();
+    _exit(static_cast<int>(!end ? ExitStatus::kFailure : all_sent ? ExitStatus::kOk : ExitStatus::kUnsentData));
+  }
+  server->reset();
+  cached->reset();
+  RemoveSpoolDirectory(*spool_directory);
+  if (!end) {
+    const bool missing = end.error().errno_value == ENODEV || end.error().errno_value == ENOSYS;
+    return Stop(missing ? ExitStatus::kFuseMissing : ExitStatus::kMountPoint, ErrorText(end.error()));
+  }
+  if (!end->saved_in.empty()) {
+    return Stop(ExitStatus::kUnsentData, fmt::format("{} file(s) could not be sent ({}); put aside in {}", end->unsent_files, end->error, end->saved_in));
+  }
+  if (!end->error.empty()) return Stop(ExitStatus::kUnsentData, end->error);
+  return {};
+}
+
+ExitStatus PrintFailure(const MountFailure& failure) {
+  PrintErrorLine("mount", failure.text);
+  return failure.status;
+}
+
+}  // namespace
+
+ExitStatus MountCommand(const CommandLine& line) {
+  ProtectSecrets();
+  auto request = PrepareRequest(line);
+  if (!request) return PrintFailure(request.error());
+  auto serve = [&](const BecomeReady* become_ready) {
+    auto served = ServeMount(*request, become_ready);
+    return served ? ExitStatus::kOk : PrintFailure(served.error());
+  };
+  if (request->foreground) return serve(nullptr);
+  return static_cast<ExitStatus>(RunInBackground("mount", [&](const BecomeReady& ready) { return static_cast<int>(serve(&ready)); }));
+}
+
+}  // namespace e2bfs::fuse

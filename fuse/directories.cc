@@ -1,0 +1,169 @@
+#include "fuse/directories.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <fmt/core.h>
+#include <pwd.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+
+#include "transport/base/log.h"
+
+namespace e2bfs::fuse {
+namespace {
+
+constexpr char kLockName[] = ".lock";
+constexpr time_t kKeepLeftoversSeconds = 7 * 24 * 3600;
+
+// An absolute path out of the environment, or empty. Relative ones are ignored, as the XDG specification says.
+std::string AbsoluteFromEnvironment(const char* name) {
+  const char* value = getenv(name);
+  return value != nullptr && value[0] == '/' ? value : "";
+}
+
+Result<void> CheckPrivate(const std::string& path, unsigned owner) {
+  struct stat status {};
+  if (lstat(path.c_str(), &status) != 0) return Errno(errno, path);
+  if (!S_ISDIR(status.st_mode)) return Failure(ErrorKind::kLocal, ENOTDIR, path + ": is not a directory");
+  if (status.st_uid != owner) {
+    return Failure(ErrorKind::kLocal, EACCES,
+                   fmt::format("{}: belongs to user {}, not to user {}; refusing to keep data there", path, status.st_uid, owner));
+  }
+  if ((status.st_mode & 077) != 0) {
+    return Failure(ErrorKind::kLocal, EACCES,
+                   fmt::format("{}: other users may enter it (mode {:o}); chmod 700 it, or remove it", path, status.st_mode & 07777));
+  }
+  return {};
+}
+
+std::vector<std::string> NamesIn(const std::string& path) {
+  std::vector<std::string> names;
+  DIR* directory = opendir(path.c_str());
+  if (directory == nullptr) return names;
+  while (const dirent* entry = readdir(directory)) {
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.push_back(name);
+  }
+  closedir(directory);
+  return names;
+}
+
+bool HoldsNothing(const std::string& path) {
+  for (const std::string& name : NamesIn(path)) {
+    if (name != kLockName) return false;
+  }
+  return true;
+}
+
+void RemoveTreeOn(const std::string& path, dev_t device) {
+  struct stat status {};
+  if (lstat(path.c_str(), &status) != 0 || status.st_dev != device) return;
+  if (!S_ISDIR(status.st_mode)) {
+    unlink(path.c_str());
+    return;
+  }
+  if ((status.st_mode & 0700) != 0700) chmod(path.c_str(), 0700);
+  for (const std::string& name : NamesIn(path)) RemoveTreeOn(path + "/" + name, device);
+  rmdir(path.c_str());
+}
+
+void CleanLeftovers(const std::string& parent) {
+  for (const std::string& name : NamesIn(parent)) {
+    if (name.rfind("mount-", 0) != 0) continue;
+    const std::string path = parent + "/" + name;
+    const int lock = open((path + "/" + kLockName).c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (lock < 0) continue;
+    struct stat status {};
+    if (flock(lock, LOCK_EX | LOCK_NB) == 0 && fstat(lock, &status) == 0) {
+      if (HoldsNothing(path) || time(nullptr) - status.st_mtime > kKeepLeftoversSeconds) {
+        RemoveTree(path);
+      } else {
+        log::Warning("mount", "{} was left behind by a mount that died; it may hold data that was not sent, and is removed after a week", path);
+      }
+    }
+    close(lock);
+  }
+}
+
+}  // namespace
+
+Result<void> MakePrivateDirectory(const std::string& path) {
+  for (size_t slash = path.find('/', 1); slash != std::string::npos; slash = path.find('/', slash + 1)) {
+    const std::string parent = path.substr(0, slash);
+    if (mkdir(parent.c_str(), 0700) != 0 && errno != EEXIST && access(parent.c_str(), F_OK) != 0) return Errno(errno, parent);
+  }
+  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return Errno(errno, path);
+  return CheckPrivate(path, geteuid());
+}
+
+Result<std::string> StateDirectory() {
+  std::string path;
+  if (std::string base = AbsoluteFromEnvironment("XDG_STATE_HOME"); !base.empty()) {
+    path = base + "/e2bfs";
+  } else if (std::string home = AbsoluteFromEnvironment("HOME"); !home.empty() && access(home.c_str(), W_OK) == 0) {
+    path = home + "/.local/state/e2bfs";
+  } else {
+    path = fmt::format("/var/tmp/e2bfs-{}", geteuid());
+  }
+  if (auto made = MakePrivateDirectory(path); !made) return Forward(made.error());
+  return path;
+}
+
+Result<std::string> RuntimeDirectory() {
+  std::string path;
+  if (std::string base = AbsoluteFromEnvironment("XDG_RUNTIME_DIR"); !base.empty() && access(base.c_str(), W_OK) == 0) {
+    path = base + "/e2bfs";
+  } else if (geteuid() == 0 && access("/run", W_OK) == 0) {
+    path = "/run/e2bfs";
+  } else {
+    path = fmt::format("/tmp/e2bfs-{}", geteuid());
+  }
+  if (auto made = MakePrivateDirectory(path); !made) return Forward(made.error());
+  return path;
+}
+
+std::vector<std::string> RuntimeDirectoriesOf(unsigned uid) {
+  std::vector<std::string> candidates;
+  if (std::string base = AbsoluteFromEnvironment("XDG_RUNTIME_DIR"); !base.empty() && uid == geteuid()) {
+    candidates.push_back(base + "/e2bfs");
+  }
+  candidates.push_back(fmt::format("/run/user/{}/e2bfs", uid));
+  if (uid == 0) candidates.push_back("/run/e2bfs");
+  candidates.push_back(fmt::format("/tmp/e2bfs-{}", uid));
+  std::vector<std::string> safe;
+  for (const std::string& path : candidates) {
+    if (!safe.empty() && safe.front() == path) continue;
+    if (CheckPrivate(path, uid)) safe.push_back(path);
+  }
+  return safe;
+}
+
+Result<std::string> MakeSpoolDirectory(const std::string& parent) {
+  if (auto made = MakePrivateDirectory(parent); !made) return Forward(made.error());
+  CleanLeftovers(parent);
+  std::string path = parent + "/mount-XXXXXX";
+  if (mkdtemp(path.data()) == nullptr) return Errno(errno, parent);
+  const std::string lock_path = path + "/" + kLockName;
+  const int lock = open(lock_path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  // Held, and so never closed, until the process ends.
+  if (lock < 0 || flock(lock, LOCK_EX | LOCK_NB) != 0) return Errno(errno, lock_path);
+  return path;
+}
+
+void RemoveSpoolDirectory(const std::string& path) {
+  if (!HoldsNothing(path)) return;
+  unlink((path + "/" + kLockName).c_str());
+  rmdir(path.c_str());
+}
+
+void RemoveTree(const std::string& path) {
+  struct stat status {};
+  if (lstat(path.c_str(), &status) == 0) RemoveTreeOn(path, status.st_dev);
+}
+
+}  // namespace e2bfs::fuse

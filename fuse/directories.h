@@ -1,0 +1,35 @@
+// The directories of this machine that e2bfs keeps things in: sockets of running mounts, unsent data, logs.
+// Both hold what others must not read or replace, so a directory that somebody else owns or may enter is refused.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "transport/base/error.h"
+
+namespace e2bfs::fuse {
+
+// Makes `path` (parents too, 0700) unless it is there, and checks that it is a directory, no link, owned by us, with
+// nobody else allowed in. EACCES with a sentence that says what is wrong, or the errno of making it.
+[[nodiscard]] Result<void> MakePrivateDirectory(const std::string& path);
+
+// $XDG_STATE_HOME/e2bfs, else ~/.local/state/e2bfs, else /var/tmp/e2bfs-<uid>. Made and checked.
+Result<std::string> StateDirectory();
+
+// Where this process puts its sockets: $XDG_RUNTIME_DIR/e2bfs, else /run/e2bfs for root, else /tmp/e2bfs-<uid>. Made and checked.
+Result<std::string> RuntimeDirectory();
+
+// Where sockets of mounts made by the user may be, from any session of theirs; not made. Those that are there and safe
+// (owned by that user or root, nobody else allowed in).
+std::vector<std::string> RuntimeDirectoriesOf(unsigned uid);
+
+// A directory of this mount alone, below `parent` (made and checked), that is locked as long as this process lives. What
+// mounts that died left behind there: empty ones are removed, others reported in the log and removed when they are a week old.
+Result<std::string> MakeSpoolDirectory(const std::string& parent);
+// Removes a spool directory if nothing but its lock file is in it.
+void RemoveSpoolDirectory(const std::string& path);
+
+// Removes a tree without following links or leaving its file system. For scratch directories of our own.
+void RemoveTree(const std::string& path);
+
+}  // namespace e2bfs::fuse

@@ -1,0 +1,383 @@
+#include "fuse/filesystem.h"
+
+#include <fcntl.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "fuse/node_table.h"
+#include "transport/base/log.h"
+
+namespace e2bfs::fuse {
+namespace {
+
+using transport::Attributes;
+using transport::FileType;
+
+// What a listing gives as number of an entry whose node it does not know. Programs take 0 for "deleted".
+constexpr ino_t kUnknownInode = 0xffffffff;
+
+// Programs size their buffers by it, and without the kernel's writeback cache each write(2) is a request.
+constexpr blksize_t kPreferredBytes = 128 << 10;
+
+constexpr size_t kNameMax = 255;
+
+mode_t TypeBits(FileType type) {
+  switch (type) {
+    case FileType::kRegular: return S_IFREG;
+    case FileType::kDirectory: return S_IFDIR;
+    case FileType::kSymlink: return S_IFLNK;
+    case FileType::kFifo: return S_IFIFO;
+    case FileType::kSocket: return S_IFSOCK;
+    case FileType::kCharDevice: return S_IFCHR;
+    case FileType::kBlockDevice: return S_IFBLK;
+  }
+  return S_IFREG;
+}
+
+Result<FileType> TypeOfMode(mode_t mode) {
+  switch (mode & S_IFMT) {
+    case 0:
+    case S_IFREG: return FileType::kRegular;
+    case S_IFIFO: return FileType::kFifo;
+    case S_IFSOCK: return FileType::kSocket;
+    case S_IFCHR: return FileType::kCharDevice;
+    case S_IFBLK: return FileType::kBlockDevice;
+    default: return Errno(EINVAL);
+  }
+}
+
+Result<void> CheckNewName(const std::string& name) {
+  if (name.size() > kNameMax) return Errno(ENAMETOOLONG);
+  return {};
+}
+
+// The kernel fails a whole listing for one such name.
+bool IsListableName(const std::string& name) {
+  return !name.empty() && name.size() <= kNameMax && name != "." && name != ".." &&
+         name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
+}
+
+bool IsSecurityXattr(std::string_view name) { return name.starts_with("security."); }
+bool IsAclXattr(std::string_view name) { return name.starts_with("system.posix_acl_"); }
+
+cache::OpenFlags ToOpenFlags(int flags) {
+  cache::OpenFlags open;
+  const int mode = flags & O_ACCMODE;
+  open.read = mode != O_WRONLY;
+  open.write = mode == O_WRONLY || mode == O_RDWR;
+  open.append = open.write && (flags & O_APPEND) != 0;
+  open.truncate = (flags & O_TRUNC) != 0;
+  return open;
+}
+
+}  // namespace
+
+int KernelErrno(const Error& error, bool caller_dying) {
+  const int value = error.errno_value;
+  if (value <= 0 || value >= 512 || value == ENOSYS) return EIO;
+  if (value == EINTR && !caller_dying) return EIO;
+  return value;
+}
+
+Filesystem::Filesystem(cache::CachedFs& cached, FilesystemOptions options, std::function<void(NodeId)> invalidate)
+    : cached_(cached),
+      options_(std::move(options)),
+      identity_(options_.identity),
+      invalidate_(std::move(invalidate)),
+      nodes_(std::make_unique<NodeTable>()) {}
+
+Filesystem::~Filesystem() = default;
+
+const std::string& Filesystem::root() const { return cached_.remote().description().root; }
+
+struct stat Filesystem::ToStat(const cache::NodeAttributes& from) const {
+  const Attributes& in = from.attributes;
+  struct stat out {};
+  out.st_ino = from.node != 0 ? from.node : kUnknownInode;
+  out.st_mode = TypeBits(in.type) | (in.type == FileType::kSymlink ? 0777 : identity_.Shown(in.permissions & 07777));
+  out.st_nlink = std::max<uint32_t>(in.link_count, 1);
+  out.st_uid = identity_.uid();
+  out.st_gid = identity_.gid();
+  out.st_rdev = makedev(in.rdev_major, in.rdev_minor);
+  out.st_size = std::max<int64_t>(in.size, 0);
+  // Where the count is not known: 0 would mean "nothing but a hole", and tools then skip the content.
+  out.st_blocks = in.blocks > 0 ? in.blocks : (in.type == FileType::kRegular ? (out.st_size + 511) / 512 : 0);
+  out.st_blksize = kPreferredBytes;
+  out.st_atim = in.atime;
+  out.st_mtim = in.mtime;
+  out.st_ctim = in.ctime;
+  return out;
+}
+
+NodeReply Filesystem::ToReply(NodeId parent, const cache::NodeAttributes& from) {
+  nodes_->Referenced(parent, from);
+  if (nodes_->PagesOutdated(from.node, from.content_generation)) invalidate_(from.node);
+  return {from.node, ToStat(from), std::max(from.valid_for, std::chrono::milliseconds(0))};
+}
+
+AttributeReply Filesystem::ToAttributeReply(const cache::NodeAttributes& from) {
+  if (nodes_->PagesOutdated(from.node, from.content_generation)) invalidate_(from.node);
+  return {ToStat(from), std::max(from.valid_for, std::chrono::milliseconds(0))};
+}
+
+OpenReply Filesystem::ToOpenReply(const cache::OpenedFile& opened, bool writable) {
+  OpenReply reply;
+  reply.handle = opened.handle;
+  reply.keep_cache = nodes_->MayKeepPages(opened.attributes.node, opened.attributes.content_generation,
+                                          opened.keep_kernel_pages);
+  reply.direct_io = opened.direct;
+  reply.no_flush = !writable;
+  return reply;
+}
+
+Result<NodeReply> Filesystem::Lookup(NodeId parent, const std::string& name, const OpContext& ctx) {
+  if (auto checked = CheckNewName(name); !checked) return Forward(std::move(checked.error()));
+  auto found = cached_.Lookup(parent, name, ctx);
+  if (!found) return Forward(std::move(found.error()));
+  return ToReply(parent, *found);
+}
+
+void Filesystem::Forget(NodeId node, uint64_t count) {
+  if (node == cache::kRoot) return;
+  nodes_->Forgotten(node, count);
+  cached_.Forget(node, count);
+}
+
+Result<AttributeReply> Filesystem::GetAttr(NodeId node, FileHandle file, const OpContext& ctx) {
+  auto attributes = cached_.GetAttributes(node, file, ctx);
+  if (!attributes) return Forward(std::move(attributes.error()));
+  return ToAttributeReply(*attributes);
+}
+
+Result<AttributeReply> Filesystem::SetAttr(NodeId node, FileHandle file, const SetAttrRequest& request,
+                                           const OpContext& ctx) {
+  if (auto owner = identity_.CheckOwnerChange(request.uid, request.gid); !owner) {
+    return Forward(std::move(owner.error()));
+  }
+  transport::AttributeChange change;
+  if (request.mode) change.permissions = *request.mode & 07777;
+  if (request.size) {
+    if (*request.size < 0) return Errno(EINVAL);
+    change.size = request.size;
+  }
+  change.atime = request.atime;
+  change.mtime = request.mtime;
+  auto attributes = change.empty() ? cached_.GetAttributes(node, file, ctx)
+                                   : cached_.SetAttributes(node, file, change, ctx);
+  if (!attributes) return Forward(std::move(attributes.error()));
+  return ToAttributeReply(*attributes);
+}
+
+Result<void> Filesystem::Access(NodeId node, int mask, const OpContext& ctx) {
+  auto attributes = cached_.GetAttributes(node, 0, ctx);
+  if (!attributes) return Forward(std::move(attributes.error()));
+  static_assert(R_OK == 4 && W_OK == 2 && X_OK == 1, "Attributes::access has access(2)'s bits");
+  const uint32_t wanted = static_cast<uint32_t>(mask) & 7;
+  if ((wanted & ~attributes->attributes.access) != 0) return Errno(EACCES);
+  return {};
+}
+
+Result<struct statvfs> Filesystem::StatFs(const OpContext& ctx) {
+  auto statistics = cached_.StatFs(ctx);
+  if (!statistics) return Forward(std::move(statistics.error()));
+  struct statvfs out {};
+  out.f_bsize = std::clamp<uint64_t>(statistics->block_bytes, 512, 1 << 30);
+  out.f_frsize = out.f_bsize;
+  out.f_blocks = statistics->blocks;
+  out.f_bfree = statistics->blocks_free;
+  out.f_bavail = statistics->blocks_available;
+  out.f_files = statistics->files;
+  out.f_ffree = statistics->files_free;
+  out.f_favail = statistics->files_free;
+  out.f_namemax = std::min<size_t>(statistics->name_max, kNameMax);
+  return out;
+}
+
+std::pair<std::string, size_t> Filesystem::PlaceOfLink(NodeId link) const {
+  const std::string path = cached_.PathOf(link);
+  const size_t slash = path.rfind('/');
+  const auto directory =
+      PathBelow(slash == std::string::npos ? std::string() : path.substr(0, std::max<size_t>(slash, 1)), root());
+  if (!directory) return {"", 0};
+  // With several names (hard links) the kernel may come by any of them: the one nearest to the root decides.
+  size_t depth = PathDepth(*directory);
+  for (const NodeId parent : nodes_->ParentsOf(link)) {
+    if (const auto below = PathBelow(cached_.PathOf(parent), root())) depth = std::min(depth, PathDepth(*below));
+  }
+  return {*directory, depth};
+}
+
+Result<std::string> Filesystem::ReadLink(NodeId node, const OpContext& ctx) {
+  auto target = cached_.ReadLink(node, ctx);
+  if (!target) return target;
+  const auto [directory, safe_depth] = PlaceOfLink(node);
+  return ShownLinkText(options_.symlinks, *target, root(), directory, safe_depth);
+}
+
+Result<NodeReply> Filesystem::Symlink(const std::string& text, NodeId parent, const std::string& name,
+                                      const OpContext& ctx) {
+  if (auto checked = CheckNewName(name); !checked) return Forward(std::move(checked.error()));
+  const std::string directory = PathBelow(cached_.PathOf(parent), root()).value_or("");
+  auto stored = StoredLinkText(options_.symlinks, text, root(), options_.mount_point, directory);
+  if (!stored) return Forward(std::move(stored.error()));
+  auto made = cached_.MakeSymlink(parent, name, *stored, ctx);
+  if (!made) return Forward(std::move(made.error()));
+  return ToReply(parent, *made);
+}
+
+Result<NodeReply> Filesystem::Mkdir(NodeId parent, const std::string& name, mode_t mode, const OpContext& ctx) {
+  if (auto checked = CheckNewName(name); !checked) return Forward(std::move(checked.error()));
+  auto made = cached_.MakeDirectory(parent, name, mode & 07777, ctx);
+  if (!made) return Forward(std::move(made.error()));
+  return ToReply(parent, *made);
+}
+
+Result<NodeReply> Filesystem::Mknod(NodeId parent, const std::string& name, mode_t mode, dev_t device,
+                                    const OpContext& ctx) {
+  if (auto checked = CheckNewName(name); !checked) return Forward(std::move(checked.error()));
+  const auto type = TypeOfMode(mode);
+  if (!type) return Forward(type.error());
+  auto made = cached_.MakeNode(parent, name, *type, mode & 07777, major(device), minor(device), ctx);
+  if (!made) return Forward(std::move(made.error()));
+  return ToReply(parent, *made);
+}
+
+Result<NodeReply> Filesystem::Link(NodeId node, NodeId parent, const std::string& name, const OpContext& ctx) {
+  if (auto checked = CheckNewName(name); !checked) return Forward(std::move(checked.error()));
+  auto made = cached_.MakeLink(node, parent, name, ctx);
+  if (!made) return Forward(std::move(made.error()));
+  return ToReply(parent, *made);
+}
+
+Result<void> Filesystem::Unlink(NodeId parent, const std::string& name, const OpContext& ctx) {
+  if (auto checked = CheckNewName(name); !checked) return checked;
+  return cached_.Unlink(parent, name, ctx);
+}
+
+Result<void> Filesystem::Rmdir(NodeId parent, const std::string& name, const OpContext& ctx) {
+  if (auto checked = CheckNewName(name); !checked) return checked;
+  return cached_.RemoveDirectory(parent, name, ctx);
+}
+
+Result<void> Filesystem::Rename(NodeId parent, const std::string& name, NodeId new_parent, const std::string& new_name,
+                                unsigned flags, const OpContext& ctx) {
+  if (auto checked = CheckNewName(name); !checked) return checked;
+  if (auto checked = CheckNewName(new_name); !checked) return checked;
+  constexpr unsigned kKnown = transport::kRenameNoReplace | transport::kRenameExchange;
+  if ((flags & ~kKnown) != 0 || flags == kKnown) return Errno(EINVAL);
+  return cached_.Rename(parent, name, new_parent, new_name, flags, ctx);
+}
+
+Result<OpenReply> Filesystem::Open(NodeId node, int flags, const OpContext& ctx) {
+  const cache::OpenFlags open = ToOpenFlags(flags);
+  auto opened = cached_.Open(node, open, ctx);
+  if (!opened) return Forward(std::move(opened.error()));
+  return ToOpenReply(*opened, open.write);
+}
+
+Result<CreateReply> Filesystem::Create(NodeId parent, const std::string& name, mode_t mode, int flags,
+                                       const OpContext& ctx) {
+  if (auto checked = CheckNewName(name); !checked) return Forward(std::move(checked.error()));
+  const cache::OpenFlags open = ToOpenFlags(flags);
+  auto opened = cached_.CreateFile(parent, name, mode & 07777, (flags & O_EXCL) != 0, open, ctx);
+  if (!opened) return Forward(std::move(opened.error()));
+  CreateReply reply;
+  reply.node = ToReply(parent, opened->attributes);
+  reply.file = ToOpenReply(*opened, open.write);
+  return reply;
+}
+
+Result<size_t> Filesystem::Read(FileHandle file, int64_t offset, char* buffer, size_t length, const OpContext& ctx) {
+  auto got = cached_.Read(file, offset, buffer, length, ctx);
+  if (got && *got > length) return Failure(ErrorKind::kLocal, EIO, "read gave more than was asked for");
+  return got;
+}
+
+Result<size_t> Filesystem::Write(FileHandle file, int64_t offset, std::string_view bytes, const OpContext& ctx) {
+  return cached_.Write(file, offset, bytes, ctx);
+}
+
+Result<void> Filesystem::Flush(FileHandle file, const OpContext& ctx) { return cached_.Flush(file, ctx); }
+
+Result<void> Filesystem::Fsync(FileHandle file, const OpContext& ctx) { return cached_.Sync(file, ctx); }
+
+void Filesystem::Release(FileHandle file, const OpContext& ctx) { cached_.Release(file, ctx); }
+
+Result<DirectoryHandle> Filesystem::OpenDir(NodeId node, const OpContext& ctx) {
+  return cached_.OpenDirectory(node, ctx);
+}
+
+Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_t position, bool with_references,
+                                 const std::function<bool(const DirectoryItem&)>& emit, const OpContext& ctx) {
+  // Positions here: 0 is before ".", 1 before "..", and CachedFs's positions follow, shifted by 2.
+  static const std::string kDots[] = {".", ".."};
+  for (; position < 2; ++position) {
+    NodeReply dot;
+    dot.attributes.st_ino = position == 0 ? node : kUnknownInode;
+    dot.attributes.st_mode = S_IFDIR;
+    if (!emit({kDots[position], position + 1, dot})) return {};
+  }
+  std::vector<NodeId> unlisted;
+  auto listed = cached_.ReadDirectory(
+      directory, position - 2, with_references,
+      [&](const cache::DirectoryEntry& entry, uint64_t next) {
+        if (!IsListableName(entry.name)) {
+          log::Warning("fuse", "a name that no file can have is left out of a listing: '{}'", entry.name);
+          if (with_references) unlisted.push_back(entry.node);
+          return true;
+        }
+        cache::NodeAttributes attributes = entry.attributes;
+        if (with_references) attributes.node = entry.node;
+        NodeReply reply{with_references ? entry.node : 0, ToStat(attributes),
+                        std::max(attributes.valid_for, std::chrono::milliseconds(0))};
+        if (!emit({entry.name, next + 2, reply})) return false;
+        if (with_references) {
+          nodes_->Referenced(node, attributes);
+          if (nodes_->PagesOutdated(attributes.node, attributes.content_generation)) invalidate_(attributes.node);
+        }
+        return true;
+      },
+      ctx);
+  for (const NodeId unused : unlisted) cached_.Forget(unused, 1);
+  return listed;
+}
+
+void Filesystem::ReleaseDir(DirectoryHandle directory) { cached_.CloseDirectory(directory); }
+
+bool Filesystem::IsLocalXattr(std::string_view name) { return IsSecurityXattr(name) || IsAclXattr(name); }
+
+Result<std::string> Filesystem::GetXattr(NodeId node, const std::string& name, const OpContext& ctx) {
+  // Asked for by the kernel before every write and by `ls` for every file: never worth a round trip. Capabilities and
+  // labels of the sandbox mean nothing here, where nosuid holds; access lists are not shown.
+  if (IsSecurityXattr(name)) return Errno(ENODATA);
+  if (IsAclXattr(name)) return Errno(EOPNOTSUPP);
+  return cached_.GetXattr(node, name, ctx);
+}
+
+Result<std::string> Filesystem::ListXattr(NodeId node, const OpContext& ctx) {
+  auto names = cached_.ListXattrs(node, ctx);
+  if (!names) return Forward(std::move(names.error()));
+  std::string list;
+  for (const std::string& name : *names) {
+    if (name.empty() || name.size() > kNameMax || name.find('\0') != std::string::npos) continue;
+    if (IsLocalXattr(name)) continue;
+    list.append(name).push_back('\0');
+  }
+  return list;
+}
+
+Result<void> Filesystem::SetXattr(NodeId node, const std::string& name, const std::string& value, int flags,
+                                  const OpContext& ctx) {
+  if (IsLocalXattr(name)) return Errno(EOPNOTSUPP);
+  return cached_.SetXattr(node, name, value, flags, ctx);
+}
+
+Result<void> Filesystem::RemoveXattr(NodeId node, const std::string& name, const OpContext& ctx) {
+  if (IsLocalXattr(name)) return Errno(ENODATA);
+  return cached_.RemoveXattr(node, name, ctx);
+}
+
+}  // namespace e2bfs::fuse

@@ -1,0 +1,40 @@
+#include "fuse/kernel_notify.h"
+
+#include <utility>
+
+namespace e2bfs::fuse {
+
+KernelNotify::KernelNotify(std::function<void(cache::NodeId)> invalidate) : invalidate_(std::move(invalidate)) {}
+
+KernelNotify::~KernelNotify() {
+  {
+    std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+void KernelNotify::Invalidate(cache::NodeId node) {
+  std::lock_guard lock(mutex_);
+  if (ending_ || !waiting_.insert(node).second) return;
+  if (!thread_.joinable()) thread_ = std::thread([this] { Run(); });
+  changed_.notify_one();
+}
+
+void KernelNotify::Run() {
+  std::unique_lock lock(mutex_);
+  while (!ending_) {
+    if (waiting_.empty()) {
+      changed_.wait(lock);
+      continue;
+    }
+    const cache::NodeId node = *waiting_.begin();
+    waiting_.erase(waiting_.begin());
+    lock.unlock();
+    invalidate_(node);
+    lock.lock();
+  }
+}
+
+}  // namespace e2bfs::fuse
