@@ -1,0 +1,234 @@
+// What only the service tier promises: few requests, changes done once although answers are lost, nothing believed.
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "tests/component/remote_fs_contract/backend.h"
+#include "transport/service_scripts.h"
+
+namespace e2bfs::testing {
+
+using transport::AttributeChange;
+using transport::Extent;
+using transport::StoreRequest;
+
+class ServiceTier : public ::testing::Test {
+ protected:
+  static transport::Node At(const std::string& path) { return {path, {}}; }
+  static transport::Name In(const std::string& directory, const std::string& name) { return {{directory, {}}, name}; }
+  transport::RemoteFs& fs() { return backend_.fs(); }
+
+  int64_t Requests(const std::function<void()>& action) {
+    backend_.sandbox()->server().ResetCounts();
+    action();
+    return backend_.sandbox()->server().counts().total_requests;
+  }
+
+  void AddServiceFault(const std::string& match, const std::string& action, int64_t at_byte, int count = 1) {
+    sandbox::Fault fault;
+    fault.match = match;
+    fault.action = action;
+    fault.at_byte = at_byte;
+    fault.count = count;
+    backend_.sandbox()->server().AddFault(fault);
+  }
+
+  OpContext ctx_ = ContractContext();
+  ServiceBackend backend_;
+};
+
+TEST_F(ServiceTier, RequestsAreFew) {
+  backend_.InsideMakeDirectory("dir");
+  backend_.InsideWrite("dir/file", "x");
+  EXPECT_EQ(Requests([&] { EXPECT_TRUE(fs().Stat(At("dir"), ctx_)); }), 1);
+  // Two at once: one round trip.
+  EXPECT_EQ(Requests([&] { EXPECT_TRUE(fs().List(At("dir"), ctx_)); }), 2);
+  EXPECT_EQ(Requests([&] { EXPECT_TRUE(fs().MakeSymlink(In("dir", "link"), "x", ctx_)); }), 1);
+  EXPECT_EQ(Requests([&] { EXPECT_TRUE(fs().List(At("dir"), ctx_)); }), 3);
+  EXPECT_EQ(Requests([&] { EXPECT_TRUE(fs().MakeDirectory(In("", "made"), 0755, ctx_)); }), 1);
+  EXPECT_EQ(Requests([&] { EXPECT_TRUE(fs().RemoveDirectory(In("", "made"), ctx_)); }), 1);
+  EXPECT_EQ(Requests([&] { EXPECT_TRUE(fs().Unlink(In("dir", "link"), ctx_)); }), 1);
+  EXPECT_LE(Requests([&] { EXPECT_TRUE(fs().Rename(In("dir", "file"), In("", "f"), 0, ctx_)); }), 2);
+  EXPECT_LE(Requests([&] { EXPECT_TRUE(fs().Rename(In("", "f"), In("dir", "file"), transport::kRenameNoReplace, ctx_)); }), 2);
+  AttributeChange change;
+  change.permissions = 0600;
+  change.mtime = transport::TimeChange{true, {}};
+  EXPECT_EQ(Requests([&] { EXPECT_TRUE(fs().SetAttributes(At("dir/file"), 0, change, ctx_)); }), 1);
+
+  StringSource source("new content");
+  StoreRequest store;
+  store.extents = {{0, 11}};
+  store.source = &source;
+  store.attributes = change;
+  EXPECT_LE(Requests([&] {
+              auto opened = fs().Create(In("", "new"), {0644, true}, ctx_);
+              ASSERT_TRUE(opened);
+              ASSERT_TRUE(fs().Store(opened->handle, {"new", opened->attributes.id}, store, ctx_));
+              fs().Close(opened->handle, ctx_);
+            }),
+            3);
+  EXPECT_LE(Requests([&] { ASSERT_TRUE(fs().Store(0, At("dir/file"), store, ctx_)); }), 2);
+}
+
+TEST_F(ServiceTier, NoContentAndNoStagingShows) {
+  StringSource source("SECRETCONTENT");
+  StoreRequest store;
+  store.extents = {{0, 13}};
+  store.source = &source;
+  auto opened = fs().Create(In("", "file"), {0644, true}, ctx_);
+  ASSERT_TRUE(opened);
+  ASSERT_TRUE(fs().Store(opened->handle, At("file"), store, ctx_));
+  auto listing = fs().List(At(""), ctx_);
+  ASSERT_TRUE(listing);
+  EXPECT_EQ(listing->entries.size(), 1u);
+  std::string staging = backend_.InsideRun("ls -d \"$1\"/.e2bfs-stage-*", {backend_.home()});
+  ASSERT_FALSE(staging.empty());
+  staging.pop_back();
+  EXPECT_EQ(fs().Lookup(In("", staging.substr(staging.rfind('/') + 1)), ctx_).error().errno_value, ENOENT);
+  EXPECT_EQ(backend_.InsideRun("stat -c %a \"$1\"; find \"$1\" -name 'd*'", {staging}), "700\n");
+  EXPECT_EQ(backend_.sandbox()->log_text().find("SECRETCONTENT"), std::string::npos);
+  // A mount's end takes its directory along; reading only, it makes none.
+  {
+    transport::ServiceFsOptions options;
+    options.read_only = true;
+    auto reader = backend_.Mount(options);
+    ASSERT_TRUE(reader);
+    EXPECT_EQ((*reader)->Unlink(In("", "file"), ctx_).error().errno_value, EROFS);
+    auto other = backend_.Mount({});
+    ASSERT_TRUE(other);
+    EXPECT_EQ(backend_.InsideRun("ls -d \"$1\"/.e2bfs-stage-* | wc -l", {backend_.home()}), "2\n");
+  }
+  EXPECT_EQ(backend_.InsideRun("ls -d \"$1\"/.e2bfs-stage-* | wc -l", {backend_.home()}), "1\n");
+}
+
+TEST_F(ServiceTier, ALostAnswerIsAskedForAgainAndNothingIsDoneTwice) {
+  const std::string start = "POST /process.Process/Start";
+  // Done, and the connection dies before the head: the repeat hears the first one's answer instead of EEXIST or ENOENT.
+  AddServiceFault(start, "reset", -2);
+  auto made = fs().MakeDirectory(In("", "dir"), 0755, ctx_);
+  EXPECT_TRUE(made) << ToString(made.error());
+  AddServiceFault(start, "reset", -2);
+  auto opened = fs().Create(In("dir", "file"), {0644, true}, ctx_);
+  ASSERT_TRUE(opened) << ToString(opened.error());
+  EXPECT_TRUE(opened->created);
+  StringSource source("abc");
+  StoreRequest store;
+  store.append = Extent{0, 3};
+  store.source = &source;
+  AddServiceFault(start, "reset", -2, 2);
+  auto stored = fs().Store(opened->handle, At("dir/file"), store, ctx_);
+  ASSERT_TRUE(stored) << ToString(stored.error());
+  EXPECT_EQ(stored->size, 3);
+  EXPECT_EQ(backend_.InsideRead("dir/file").value_or("none"), "abc");
+  // Torn in the middle of the answer.
+  AddServiceFault(start, "cut", 30);
+  auto renamed = fs().Rename(In("dir", "file"), In("", "moved"), 0, ctx_);
+  EXPECT_TRUE(renamed) << ToString(renamed.error());
+  AddServiceFault(start, "reset", -2);
+  auto removed = fs().Unlink(In("", "moved"), ctx_);
+  EXPECT_TRUE(removed) << ToString(removed.error());
+  EXPECT_FALSE(backend_.InsideExists("moved"));
+}
+
+TEST_F(ServiceTier, ATornUploadDestroysNothing) {
+  backend_.InsideWrite("file", "the old content");
+  std::string bytes(5 << 20, 'n');
+  StringSource source(bytes);
+  StoreRequest store;
+  store.extents = {{0, 5 << 20}};
+  store.cut_to = 0;
+  store.source = &source;
+  AddServiceFault("POST /files", "reset_request", 1 << 20, -1);
+  auto stored = fs().Store(0, At("file"), store, ctx_);
+  EXPECT_FALSE(stored);
+  EXPECT_EQ(backend_.InsideRead("file").value_or("none"), "the old content");
+  backend_.sandbox()->server().ClearFaults();
+  AddServiceFault("POST /files", "reset_request", 1 << 20);
+  stored = fs().Store(0, At("file"), store, ctx_);
+  ASSERT_TRUE(stored) << ToString(stored.error());
+  EXPECT_EQ(backend_.InsideRead("file").value_or("none"), bytes);
+}
+
+// The server may have answered before the writer says that it is done: all that was declared is there.
+TEST_F(ServiceTier, AnUploadAnsweredBeforeItsEndIsWhole) {
+  transport::envd::UploadRequest request;
+  request.path = backend_.home() + "/file";
+  request.length = 5;
+  backend_.sandbox()->server().ResetCounts();
+  auto upload = backend_.client().OpenUpload(request, ctx_);
+  ASSERT_TRUE(upload) << ToString(upload.error());
+  ASSERT_TRUE((*upload)->Write("12345", ctx_));
+  auto& server = backend_.sandbox()->server();
+  TimePoint give_up = Clock::now() + std::chrono::seconds(60);
+  while (server.counts().response_body_bytes == 0 && Clock::now() < give_up) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  auto finished = (*upload)->Finish(ctx_);
+  EXPECT_TRUE(finished) << ToString(finished.error());
+  EXPECT_EQ(backend_.InsideRead("file").value_or("none"), "12345");
+}
+
+TEST_F(ServiceTier, RubbishIsAnErrorAndNoCrash) {
+  backend_.InsideWrite("file", "x");
+  for (const char* body : {"", "{}", "\0\0\0\0", "not json", "{\"entry\":{\"name\":\"..\",\"path\":\"/x\"}}", "[[[[[[[[", "{\"entries\":[{\"name\":\"a/b\"}]}"}) {
+    sandbox::Fault fault;
+    fault.match = "POST /";
+    fault.action = "replace_body";
+    fault.body = body;
+    fault.count = -1;
+    backend_.sandbox()->server().AddFault(fault);
+    OpContext soon = OpContext::Within(std::chrono::seconds(60));
+    EXPECT_FALSE(fs().Stat(At("file"), soon)) << body;
+    auto listing = fs().List(At(""), soon);
+    EXPECT_FALSE(listing) << body;
+    EXPECT_FALSE(fs().MakeDirectory(In("", "d"), 0755, soon)) << body;
+    EXPECT_FALSE(fs().ReadLink(At("file"), soon)) << body;
+    backend_.sandbox()->server().ClearFaults();
+  }
+  EXPECT_TRUE(fs().Stat(At("file"), ctx_));
+}
+
+TEST_F(ServiceTier, TheRootIsResolvedAndRefusedClearly) {
+  backend_.InsideMakeDirectory("sub");
+  backend_.InsideWrite("file", "x");
+  backend_.InsideMakeSymlink("link", "sub");
+  transport::ServiceFsOptions options;
+  options.root = "link";
+  auto mounted = backend_.Mount(options);
+  ASSERT_TRUE(mounted) << ToString(mounted.error());
+  EXPECT_EQ((*mounted)->description().root, backend_.home() + "/sub");
+  options.root = "file";
+  EXPECT_EQ(backend_.Mount(options).error().errno_value, ENOTDIR);
+  options.root = backend_.home() + "/nothing";
+  auto missing = backend_.Mount(options);
+  ASSERT_FALSE(missing);
+  EXPECT_EQ(missing.error().errno_value, ENOENT);
+  EXPECT_NE(missing.error().message.find(options.root), std::string::npos);
+}
+
+TEST_F(ServiceTier, FilesWhoseSizeLiesAreReadToTheirEnd) {
+  transport::ServiceFsOptions options;
+  options.root = "/proc/sys/kernel";
+  options.read_only = true;
+  auto proc = backend_.Mount(options);
+  ASSERT_TRUE(proc) << ToString(proc.error());
+  auto opened = (*proc)->Open(At("ostype"), {}, ctx_);
+  ASSERT_TRUE(opened) << ToString(opened.error());
+  EXPECT_TRUE(opened->attributes.size_unreliable);
+  std::string all;
+  char buffer[100];
+  auto stream = (*proc)->Read(opened->handle, At("ostype"), &opened->attributes, {0, 1 << 20}, ctx_);
+  ASSERT_TRUE(stream) << ToString(stream.error());
+  while (true) {
+    auto got = (*stream)->Read(buffer, sizeof buffer, ctx_);
+    ASSERT_TRUE(got) << ToString(got.error());
+    if (*got == 0) break;
+    all.append(buffer, *got);
+  }
+  EXPECT_EQ(all, "Linux\n");
+  stream = (*proc)->Read(opened->handle, At("ostype"), &opened->attributes, {2, 2}, ctx_);
+  ASSERT_TRUE(stream);
+  auto got = (*stream)->Read(buffer, sizeof buffer, ctx_);
+  ASSERT_TRUE(got);
+  EXPECT_EQ(std::string(buffer, *got), "nu");
+}
+
+}  // namespace e2bfs::testing

@@ -1,0 +1,336 @@
+"""What a program sees when the other side lies, stalls, dies or answers late. Faults are placed by count and position."""
+import errno, json, os, signal, subprocess, sys, threading, time
+
+import pytest
+
+from conftest import PATIENCE, eventually, is_mounted, run
+
+KILL_TIMEOUTS = ["idle_timeout=3", "head_timeout=3"]
+READ, UPLOAD = "GET /files", "POST /files"
+
+
+def code(call):
+    try:
+        call()
+    except OSError as problem:
+        return errno.errorcode[problem.errno]
+    return "ok"
+
+
+def seen(path):
+    eventually(lambda: os.path.exists(path), f"{path} is seen through the mount")
+
+
+@pytest.mark.parametrize("at_byte", [-1, 0, 1, 65_536, 1_000_000])
+@pytest.mark.parametrize("action", ["reset", "close"])
+def test_a_read_goes_on_after_its_connection_died(faulty, action, at_byte):
+    mount = faulty.mount()
+    content = os.urandom(3_000_000)
+    (mount.inside / "f").write_bytes(content)
+    seen(mount.path / "f")
+    faulty.fault(match=READ, action=action, at_byte=at_byte, count=2)
+    assert (mount.path / "f").read_bytes() == content
+
+
+def test_a_body_that_ends_early_is_never_taken_for_complete(faulty):
+    mount = faulty.mount()
+    content = os.urandom(500_000)
+    (mount.inside / "f").write_bytes(content)
+    seen(mount.path / "f")
+    faulty.fault(match=READ, action="cut", at_byte=100_000, count=1)
+    assert (mount.path / "f").read_bytes() == content
+    (mount.inside / "g").write_bytes(content)
+    seen(mount.path / "g")
+    faulty.fault(match=READ, action="cut", at_byte=0, count=-1)
+    found = code(lambda: (mount.path / "g").read_bytes())
+    assert found == "EIO"
+
+
+@pytest.mark.parametrize("at_byte", [0, 1, 65_536, 700_000])
+def test_an_upload_that_is_cut_is_sent_again(faulty, at_byte):
+    mount = faulty.mount()
+    (mount.inside / "old").write_bytes(b"old content " * 10)
+    seen(mount.path / "old")
+    content = os.urandom(1_000_000)
+    faulty.fault(match=UPLOAD, action="reset_request", at_byte=at_byte, count=1)
+    (mount.path / "new").write_bytes(content)
+    assert (mount.inside / "new").read_bytes() == content
+    faulty.fault(match=UPLOAD, action="reset_request", at_byte=at_byte, count=1)
+    (mount.path / "old").write_bytes(content)
+    assert (mount.inside / "old").read_bytes() == content
+
+
+def test_old_content_survives_an_upload_that_never_arrives(faulty):
+    mount = faulty.mount(options=KILL_TIMEOUTS + ["transfer_timeout=10"])
+    (mount.inside / "f").write_bytes(b"old content")
+    seen(mount.path / "f")
+    content = os.urandom(200_000)  # does not shrink below the fault's position on the way
+    faulty.fault(match=UPLOAD, action="reset_request", at_byte=1000, count=-1)
+    descriptor = os.open(mount.path / "f", os.O_WRONLY | os.O_TRUNC)
+    os.write(descriptor, content)
+    with pytest.raises(OSError):
+        os.close(descriptor)
+    assert (mount.inside / "f").read_bytes() == b"old content"
+    assert mount.status()["dirty_bytes"] > 0
+    faulty.clear_faults()  # the network is back: nothing was lost
+    mount.umount()
+    assert (mount.inside / "f").read_bytes() == content
+
+
+def test_no_space_is_reported_by_close_and_keeps_the_old(faulty):
+    mount = faulty.mount(options=["transfer_timeout=10"])
+    (mount.inside / "f").write_bytes(b"old content")
+    seen(mount.path / "f")
+    faulty.fault(match=UPLOAD, action="status", status=507, body='{"code":507,"message":"not enough disk space"}', count=-1)
+    descriptor = os.open(mount.path / "f", os.O_WRONLY | os.O_TRUNC)
+    os.write(descriptor, b"n" * 200_000)
+    with pytest.raises(OSError) as problem:
+        os.close(descriptor)
+    assert problem.value.errno == errno.ENOSPC
+    assert (mount.inside / "f").read_bytes() == b"old content"
+    faulty.clear_faults()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_too_many_requests_is_waited_out(faulty, status):
+    mount = faulty.mount()
+    (mount.inside / "f").write_text("content")
+    faulty.fault(match="", action="status", status=status, body='{"code":"unavailable","message":"later"}', count=3)
+    seen(mount.path / "f")
+    assert (mount.path / "f").read_text() == "content"
+
+
+@pytest.mark.parametrize("action", ["refuse", "goaway", "goaway_refuse"])
+def test_refused_streams_and_goaway_are_not_seen(faulty, action):
+    mount = faulty.mount()
+    for i in range(20):
+        (mount.inside / f"f{i}").write_text(f"content {i}")
+    eventually(lambda: len(os.listdir(mount.path)) == 20, "all are listed")
+    faulty.fault(match="", action=action, skip=1, count=2)
+    for i in range(20):
+        assert (mount.path / f"f{i}").read_text() == f"content {i}"
+    faulty.fault(match="", action=action, skip=1, count=2)
+    for i in range(5):
+        (mount.path / f"g{i}").write_text("new")
+        assert (mount.inside / f"g{i}").read_text() == "new"
+
+
+def test_a_change_is_not_done_twice(faulty):
+    """The connection dies after the server did the work: the answer is found out, or EIO; never a second mkdir's EEXIST."""
+    mount = faulty.mount()
+    for number in range(3):
+        faulty.fault(match="POST /process.Process/Start", action="reset", at_byte=-2, count=1)
+        found = code(lambda: os.mkdir(mount.path / f"d{number}"))
+        assert found in ("ok", "EIO")
+        eventually(lambda: (mount.inside / f"d{number}").is_dir(), "the directory is there")
+    faulty.clear_faults()
+    (mount.path / "log").write_text("")
+    for number in range(5):
+        faulty.fault(match="POST /process.Process/Start", action="reset", at_byte=-2, count=1)
+        with open(mount.path / "log", "a") as file:
+            file.write(f"{number}\n")
+    assert (mount.inside / "log").read_text() == "0\n1\n2\n3\n4\n"
+
+
+def test_a_stalled_read_ends_with_ctrl_c(faulty):
+    mount = faulty.mount()
+    (mount.inside / "f").write_bytes(os.urandom(1_000_000))
+    (mount.inside / "g").write_text("other")
+    seen(mount.path / "f")
+    seen(mount.path / "g")
+    faulty.fault(match=READ, action="stall", at_byte=1000, count=-1)
+    reader = subprocess.Popen(["cat", str(mount.path / "f")], stdout=subprocess.DEVNULL)
+    eventually(lambda: faulty.counts()["requests_now"] >= 1, "the read is on its way")
+    time.sleep(0.3)
+    assert reader.poll() is None
+    assert "g" in os.listdir(mount.path)  # names are answered meanwhile
+    (mount.path / "new").mkdir()
+    reader.send_signal(signal.SIGINT)
+    assert reader.wait(20) == -signal.SIGINT
+    faulty.clear_faults()
+
+
+def test_a_stalled_server_is_given_up_and_the_read_repeated(faulty):
+    mount = faulty.mount(options=KILL_TIMEOUTS)
+    content = os.urandom(1_000_000)
+    (mount.inside / "f").write_bytes(content)
+    seen(mount.path / "f")
+    faulty.fault(match=READ, action="stall", at_byte=5000, count=1)
+    assert (mount.path / "f").read_bytes() == content
+
+
+def test_a_frozen_connection_is_replaced(faulty):
+    mount = faulty.mount(options=KILL_TIMEOUTS)
+    content = os.urandom(300_000)
+    (mount.inside / "f").write_bytes(content)
+    seen(mount.path / "f")
+    faulty.fault(match=READ, action="freeze", count=1)
+    assert (mount.path / "f").read_bytes() == content
+    assert sorted(os.listdir(mount.path)) == ["f"]
+
+
+def test_a_stalled_sandbox_never_blocks_what_is_cached(faulty):
+    mount = faulty.mount(options=["attr_timeout=600"])
+    (mount.inside / "f").write_text("content")
+    (mount.inside / "g").write_bytes(bytes(1_000_000))
+    eventually(lambda: len(os.listdir(mount.path)) == 2, "both are seen")
+    assert (mount.path / "f").read_text() == "content"
+    os.stat(mount.path / "f")
+    faulty.fault(match="", action="stall", at_byte=-1, count=-1)
+    reader = subprocess.Popen(["cat", str(mount.path / "g")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        script = "import os,sys; print(os.stat(sys.argv[1]).st_size)"
+        assert run(sys.executable, "-c", script, mount.path / "f", timeout=30).stdout == "7\n"
+    finally:
+        reader.kill()
+        reader.wait(30)
+        faulty.clear_faults()
+
+
+HOSTILE_ENTRIES = ["..", ".", "a/b", "/etc/passwd", "", "x\u0000y", "n" * 300]
+
+
+@pytest.mark.parametrize("name", HOSTILE_ENTRIES, ids=range(len(HOSTILE_ENTRIES)))
+def test_hostile_names_do_not_get_in(faulty, name):
+    mount = faulty.mount()
+    entry = {"name": name, "type": "FILE_TYPE_FILE", "path": str(mount.inside / "x"), "size": "5", "mode": 420, "permissions": "-rw-r--r--",
+             "owner": "root", "group": "root", "modifiedTime": "2026-01-01T00:00:00Z"}
+    faulty.fault(match="POST /filesystem.Filesystem/ListDir", action="replace_body", body=json.dumps({"entries": [entry]}), count=-1)
+    listed = []
+    found = code(lambda: listed.extend(os.listdir(mount.path)))
+    assert found == "EIO" or listed == [], (found, listed)
+    faulty.clear_faults()
+    eventually(lambda: code(lambda: os.listdir(mount.path)) == "ok", "the mount goes on")
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", "null", '{"entry": 5}', '{"entry": {"name": "f", "size": "-5"}}', '{"entries": {}}', "\x00" * 100,
+                                  '{"entry":' * 2000],
+                         ids=range(9))
+def test_rubbish_is_an_error_not_a_crash(faulty, body):
+    mount = faulty.mount(options=["attr_timeout=0"])
+    (mount.inside / "f").write_text("x")
+    seen(mount.path / "f")
+    faulty.fault(match="POST /filesystem.Filesystem/", action="replace_body", body=body, count=-1)
+    assert code(lambda: os.stat(mount.path / "unknown")) in ("EIO", "ENOENT", "EPROTO")
+    code(lambda: os.listdir(mount.path))
+    faulty.clear_faults()
+    eventually(lambda: code(lambda: os.stat(mount.path / "f")) == "ok", "the mount goes on")
+
+
+def test_a_sandbox_that_goes_away_with_unsent_data(faulty):
+    mount = faulty.mount(options=KILL_TIMEOUTS + ["transfer_timeout=5", "operation_timeout=5"])
+    (mount.inside / "f").write_text("old")
+    seen(mount.path / "f")
+    descriptor = os.open(mount.path / "f", os.O_WRONLY)
+    os.write(descriptor, b"precious")
+    faulty.kill()
+    with pytest.raises(OSError):
+        os.close(descriptor)
+    refused = mount.umount("--timeout", "2", check=False)
+    assert refused.returncode != 0 and "unsent" in refused.stderr + refused.stdout
+    assert is_mounted(mount.path)
+    forced = mount.umount("--timeout", "2", "--force", check=False)
+    assert forced.returncode == 0, forced.stderr
+    eventually(lambda: not is_mounted(mount.path), "it is unmounted")
+    kept = [os.path.join(top, name) for top, _, names in os.walk(faulty.scratch / "state") for name in names]
+    assert any(b"precious" in open(path, "rb").read() for path in kept), kept
+    assert "state" in forced.stdout + forced.stderr  # says where
+
+
+def test_a_sandbox_that_comes_back_gets_what_it_missed(faulty):
+    mount = faulty.mount(options=KILL_TIMEOUTS + ["transfer_timeout=5", "operation_timeout=5"])
+    (mount.inside / "f").write_text("old")
+    seen(mount.path / "f")
+    descriptor = os.open(mount.path / "f", os.O_WRONLY)
+    os.write(descriptor, b"precious")
+    faulty.fault(match="", action="status", status=502, body='{"sandboxId":"x","message":"not running","code":502}', count=-1)
+    with pytest.raises(OSError):
+        os.close(descriptor)
+    assert (mount.inside / "f").read_text() == "old"
+    faulty.clear_faults()
+    mount.umount()
+    assert (mount.inside / "f").read_text() == "precious"
+
+
+def test_umount_by_fusermount_sends_what_is_open(faulty):
+    mount = faulty.mount()
+    (mount.path / "f").write_text("first")
+    run("fusermount3", "-u", mount.path)
+    mount.mounted = False
+    assert (mount.inside / "f").read_text() == "first"
+    eventually(lambda: not is_mounted(mount.path), "it is unmounted")
+    mount.mount()
+    assert (mount.path / "f").read_text() == "first"
+
+
+def test_sigterm_sends_and_unmounts(faulty):
+    mount = faulty.mount()
+    holder = open(mount.path / "f", "w")
+    holder.write("not closed yet")
+    holder.flush()
+    os.kill(mount.status()["pid"], signal.SIGTERM)
+    eventually(lambda: not is_mounted(mount.path), "it is unmounted")
+    mount.mounted = False
+    eventually(lambda: (mount.inside / "f").read_text() == "not closed yet", "the data arrived")
+    try:
+        holder.close()
+    except OSError:
+        pass  # the mount is gone
+
+
+def test_writes_of_many_threads_all_arrive(faulty):
+    mount = faulty.mount()
+    faulty.fault(match="", action="reset", skip=30, at_byte=-1, count=3)
+    problems = []
+
+    def write(number):
+        for turn in range(5):
+            content = os.urandom(10_000)
+            try:
+                (mount.path / f"f{number}").write_bytes(content)
+                if (mount.inside / f"f{number}").read_bytes() != content:
+                    problems.append(f"f{number} turn {turn}: other content")
+            except OSError as problem:
+                problems.append(repr(problem))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join(PATIENCE) for thread in threads]
+    assert not problems
+
+
+def test_warm_answers_cost_no_request(faulty):
+    mount = faulty.mount(options=["attr_timeout=600"])
+    (mount.inside / "d").mkdir()
+    for i in range(50):
+        (mount.inside / f"d/f{i}").write_text("x")
+    run("ls", "-l", mount.path / "d")
+    faulty.reset_counts()
+    run("ls", "-l", mount.path / "d")
+    assert faulty.counts()["total_requests"] == 0
+
+
+def test_the_first_listing_is_one_request(faulty):
+    mount = faulty.mount()
+    (mount.inside / "d").mkdir()
+    for i in range(50):
+        (mount.inside / f"d/f{i}").write_text("x")
+    faulty.reset_counts()
+    assert len(os.listdir(mount.path / "d")) == 50
+    for i in range(50):
+        os.stat(mount.path / f"d/f{i}")
+    requests = faulty.counts()["requests"]
+    assert requests.get("POST /filesystem.Filesystem/ListDir") == 1
+    assert sum(requests.values()) <= 3, requests
+
+
+def test_reading_in_order_costs_few_requests(faulty):
+    mount = faulty.mount()
+    content = os.urandom(8 << 20)
+    (mount.inside / "f").write_bytes(content)
+    seen(mount.path / "f")
+    faulty.reset_counts()
+    assert (mount.path / "f").read_bytes() == content
+    counts = faulty.counts()
+    assert counts["requests"]["GET /files"] <= 12, counts
+    assert counts["response_body_bytes"] <= 1.2 * len(content), counts

@@ -1,0 +1,372 @@
+"""What system calls answer on a mount, beside what they answer on a local directory."""
+import errno, os, stat
+
+from conftest import Mount, eventually, renameat2, run
+
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+
+
+def code(call, *arguments, **more):
+    """The name of the errno that a call fails with, "ok" if it does not."""
+    try:
+        call(*arguments, **more)
+    except OSError as problem:
+        return errno.errorcode[problem.errno]
+    return "ok"
+
+
+def furnish(top):
+    (top / "file").write_text("content")
+    (top / "other").write_text("other")
+    (top / "empty").mkdir()
+    (top / "empty2").mkdir()
+    (top / "full").mkdir()
+    (top / "full/inner").write_text("inner")
+    os.symlink("nowhere", top / "dangling")
+    os.symlink("file", top / "link")
+    os.symlink("full", top / "dirlink")
+    os.symlink("loop", top / "loop")
+
+
+def open_close(path, flags, mode=0o644):
+    os.close(os.open(path, flags, mode))
+
+
+CASES = {
+    "unlink a directory": lambda t: os.unlink(t / "empty"),
+    "unlink nothing": lambda t: os.unlink(t / "missing"),
+    "unlink a link": lambda t: os.unlink(t / "dirlink"),
+    "unlink below a file": lambda t: os.unlink(t / "file/x"),
+    "rmdir a file": lambda t: os.rmdir(t / "file"),
+    "rmdir a full one": lambda t: os.rmdir(t / "full"),
+    "rmdir nothing": lambda t: os.rmdir(t / "missing"),
+    "rmdir a link to a directory": lambda t: os.rmdir(t / "dirlink"),
+    "rmdir an empty one": lambda t: os.rmdir(t / "empty"),
+    "mkdir over a file": lambda t: os.mkdir(t / "file"),
+    "mkdir over a directory": lambda t: os.mkdir(t / "empty"),
+    "mkdir over a dangling link": lambda t: os.mkdir(t / "dangling"),
+    "mkdir without a parent": lambda t: os.mkdir(t / "missing/x"),
+    "mkdir below a file": lambda t: os.mkdir(t / "file/x"),
+    "symlink over a file": lambda t: os.symlink("x", t / "file"),
+    "link over a file": lambda t: os.link(t / "other", t / "file"),
+    "link of a directory": lambda t: os.link(t / "empty", t / "x"),
+    "link of nothing": lambda t: os.link(t / "missing", t / "x"),
+    "rename nothing": lambda t: os.rename(t / "missing", t / "x"),
+    "rename over a file": lambda t: os.rename(t / "other", t / "file"),
+    "rename a file over an empty directory": lambda t: os.rename(t / "file", t / "empty"),
+    "rename a directory over a file": lambda t: os.rename(t / "empty", t / "file"),
+    "rename a directory over an empty one": lambda t: os.rename(t / "full", t / "empty"),
+    "rename a directory over a full one": lambda t: os.rename(t / "empty", t / "full"),
+    "rename into itself": lambda t: os.rename(t / "full", t / "full/x"),
+    "rename to no parent": lambda t: os.rename(t / "file", t / "missing/x"),
+    "rename onto itself": lambda t: os.rename(t / "file", t / "file"),
+    "rename a link": lambda t: os.rename(t / "dangling", t / "file"),
+    "open nothing": lambda t: open_close(t / "missing", os.O_RDONLY),
+    "open exclusively what exists": lambda t: open_close(t / "file", os.O_CREAT | os.O_EXCL | os.O_WRONLY),
+    "open exclusively a dangling link": lambda t: open_close(t / "dangling", os.O_CREAT | os.O_EXCL | os.O_WRONLY),
+    "create through a dangling link": lambda t: open_close(t / "dangling", os.O_CREAT | os.O_WRONLY),
+    "open a directory for writing": lambda t: open_close(t / "empty", os.O_WRONLY),
+    "open a file as a directory": lambda t: open_close(t / "file", os.O_RDONLY | os.O_DIRECTORY),
+    "open a link without following": lambda t: open_close(t / "link", os.O_RDONLY | os.O_NOFOLLOW),
+    "open a loop": lambda t: open_close(t / "loop", os.O_RDONLY),
+    "open below a file": lambda t: open_close(t / "file/x", os.O_RDONLY),
+    "create without a parent": lambda t: open_close(t / "missing/x", os.O_CREAT | os.O_WRONLY),
+    "create and truncate": lambda t: open_close(t / "file", os.O_CREAT | os.O_TRUNC | os.O_WRONLY),
+    "list a file": lambda t: os.listdir(t / "file"),
+    "readlink of a file": lambda t: os.readlink(t / "file"),
+    "truncate a directory": lambda t: os.truncate(t / "empty", 0),
+    "truncate nothing": lambda t: os.truncate(t / "missing", 0),
+    "chmod nothing": lambda t: os.chmod(t / "missing", 0o600),
+    "chmod": lambda t: os.chmod(t / "file", 0o640),
+    "a name of 255 bytes": lambda t: (t / ("n" * 255)).write_text("x"),
+    "a name of 256 bytes": lambda t: (t / ("n" * 256)).write_text("x"),
+    "mkdir of 256 bytes": lambda t: os.mkdir(t / ("n" * 256)),
+}
+
+
+def outline(top):
+    return sorted((os.fsencode(name), stat.S_IFMT(os.lstat(top / name).st_mode)) for name in os.listdir(top))
+
+
+def test_errno_and_effect_are_those_of_a_local_disk(place):
+    different = []
+    for number, (name, call) in enumerate(CASES.items()):
+        local, here = place.local / str(number), place.here / str(number)
+        for top in (local, here):
+            top.mkdir()
+            furnish(top)
+        expected, found = code(call, local), code(call, here)
+        if (expected, outline(local)) != (found, outline(place.there / str(number))):
+            different.append(f"{name}: {found} in place of {expected}, {outline(place.there / str(number))}")
+        elif outline(here) != outline(local):
+            different.append(f"{name}: the mount shows {outline(here)}")
+    assert not different, "\n".join(different)
+
+
+def test_rename_noreplace(place):
+    furnish(place.here)
+    assert renameat2(place.here / "file", place.here / "other", RENAME_NOREPLACE) == errno.EEXIST
+    assert (place.there / "other").read_text() == "other"
+    assert renameat2(place.here / "file", place.here / "fresh", RENAME_NOREPLACE) == 0
+    assert (place.there / "fresh").read_text() == "content"
+    assert not (place.there / "file").exists()
+
+
+NAMES = [b"new\nline", b"back\\slash", b"'quote\"s`", b"-n", b"--help", b" lead", b"trail ", b"trail\n", b"$HOME", b"*", b"%41%2f", b"\xff\xfe bytes", b"caf\xe9",
+         "日本語".encode(), b"...", b"a;b&c|d", b"\x01control\x7f"]
+
+
+def test_odd_names(place):
+    here, there = os.fsencode(place.here), os.fsencode(place.there)
+    for name in NAMES:
+        with open(os.path.join(here, name), "xb") as file:
+            file.write(name)
+        os.mkdir(os.path.join(here, name + b".d"))
+    assert sorted(os.listdir(here)) == sorted(os.listdir(there)) == sorted(NAMES + [name + b".d" for name in NAMES])
+    for name in NAMES:
+        with open(os.path.join(there, name), "rb") as file:
+            assert file.read() == name
+        with open(os.path.join(here, name), "rb") as file:
+            assert file.read() == name
+        os.rename(os.path.join(here, name), os.path.join(here, name + b".d", name))
+        with open(os.path.join(here, name + b".d", name), "ab") as file:
+            file.write(b"+")
+        with open(os.path.join(there, name + b".d", name), "rb") as file:
+            assert file.read() == name + b"+"
+        os.unlink(os.path.join(here, name + b".d", name))
+        os.rmdir(os.path.join(here, name + b".d"))
+    assert os.listdir(there) == []
+
+
+def test_exclusive_create_is_the_sandboxes(place):
+    (place.here / "warm").exists()
+    assert not (place.here / "lock").exists()  # a negative entry that is about to be wrong
+    (place.there / "lock").touch()
+    assert code(open_close, place.here / "lock", os.O_CREAT | os.O_EXCL | os.O_WRONLY) == "EEXIST"
+    (place.there / "lockdir").mkdir()
+    assert code(os.mkdir, place.here / "lockdir") == "EEXIST"
+
+
+def test_a_created_file_is_there_before_it_is_closed(place):
+    with open(place.here / "f", "x") as file:
+        assert (place.there / "f").exists()
+        file.write("later")
+        file.flush()
+    assert (place.there / "f").read_text() == "later"
+
+
+def test_truncate_and_holes(place):
+    path, there = place.here / "f", place.there / "f"
+    path.write_bytes(b"x" * 10_000)
+    os.truncate(path, 5_000)
+    assert there.read_bytes() == b"x" * 5_000
+    os.truncate(path, 8_000)
+    assert there.read_bytes() == path.read_bytes() == b"x" * 5_000 + bytes(3_000)
+    with open(path, "r+b") as file:
+        file.truncate(100)
+        file.seek(200)
+        file.write(b"tail")
+        file.flush()
+        assert os.fstat(file.fileno()).st_size == 204
+        file.seek(0)
+        assert file.read() == b"x" * 100 + bytes(100) + b"tail"
+    assert there.read_bytes() == b"x" * 100 + bytes(100) + b"tail"
+    path.write_bytes(b"")
+    assert there.read_bytes() == b""
+
+
+def test_small_changes_of_a_large_file(place):
+    content = bytearray(os.urandom(1 << 20))
+    (place.there / "f").write_bytes(content)
+    inode = os.stat(place.there / "f").st_ino
+    eventually(lambda: (place.here / "f").exists(), "the file is seen")
+    with open(place.here / "f", "r+b") as file:
+        for offset in (0, 4_000, 70_001, 999_999):
+            file.seek(offset)
+            file.write(b"0123456789")
+            content[offset:offset + 10] = b"0123456789"
+        file.seek(0)
+        assert file.read() == content
+    assert (place.there / "f").read_bytes() == content
+    assert os.stat(place.there / "f").st_ino == inode
+
+
+def test_overwriting_keeps_the_inode_and_its_mode(place):
+    (place.there / "f").write_text("old content that is longer")
+    os.chmod(place.there / "f", 0o640)
+    before = os.stat(place.there / "f")
+    eventually(lambda: (place.here / "f").exists(), "the file is seen")
+    (place.here / "f").write_text("new")
+    after = os.stat(place.there / "f")
+    assert (place.there / "f").read_text() == "new"
+    assert (before.st_ino, before.st_mode, before.st_uid) == (after.st_ino, after.st_mode, after.st_uid)
+
+
+def test_old_content_stays_until_the_new_is_there(place):
+    """O_TRUNC and a pause before the write: a program in the sandbox never sees less than the old or the new."""
+    (place.there / "f").write_text("old")
+    eventually(lambda: (place.here / "f").exists(), "the file is seen")
+    with open(place.here / "f", "w") as file:
+        assert (place.there / "f").read_text() == "old"
+        file.write("new")
+    assert (place.there / "f").read_text() == "new"
+
+
+def test_modes_and_umask(place):
+    old = os.umask(0o027)
+    try:
+        open_close(place.here / "f", os.O_CREAT | os.O_WRONLY, 0o666)
+        os.mkdir(place.here / "d", 0o777)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(os.stat(place.there / "f").st_mode) == 0o640
+    assert stat.S_IMODE(os.stat(place.there / "d").st_mode) == 0o750
+    for mode in (0o600, 0o755, 0o444, 0o1777):
+        os.chmod(place.here / "d", mode)
+        assert stat.S_IMODE(os.stat(place.there / "d").st_mode) == mode == stat.S_IMODE(os.stat(place.here / "d").st_mode)
+
+
+def test_times(place):
+    path, there = place.here / "f", place.there / "f"
+    path.write_text("x")
+    os.utime(path, ns=(1_000_000_000_111_111_111, 1_000_000_002_222_222_222))
+    assert os.stat(there).st_mtime_ns == os.stat(path).st_mtime_ns == 1_000_000_002_222_222_222
+    run("touch", path)
+    assert abs(os.stat(there).st_mtime - os.stat(path).st_mtime) < 1e-6
+    assert os.stat(there).st_mtime > 1_600_000_000
+    os.symlink("f", place.here / "l")
+    os.utime(place.here / "l", ns=(5_000_000_000, 6_000_000_000), follow_symlinks=False)
+    assert os.lstat(place.there / "l").st_mtime_ns == 6_000_000_000
+
+
+def test_fstat_after_the_last_write_stays_true(place):
+    """git rehashes every file otherwise."""
+    with open(place.here / "f", "wb") as file:
+        file.write(b"x" * 5_000)
+        file.flush()
+        before = os.fstat(file.fileno())
+    after = os.stat(place.here / "f")
+    assert (before.st_size, before.st_mtime_ns, before.st_ino) == (after.st_size, after.st_mtime_ns, after.st_ino)
+    assert os.stat(place.there / "f").st_mtime_ns == before.st_mtime_ns
+
+
+def test_changes_made_inside_are_seen(place):
+    (place.there / "f").write_text("one")
+    eventually(lambda: code(lambda: (place.here / "f").read_text()) == "ok", "the file is seen")
+    assert (place.here / "f").read_text() == "one"
+    (place.there / "f").write_text("two, longer")
+    eventually(lambda: (place.here / "f").read_text() == "two, longer", "the new content is seen")
+    os.rename(place.there / "f", place.there / "g")
+    eventually(lambda: os.listdir(place.here) == ["g"], "the rename is seen")
+    os.remove(place.there / "g")
+    eventually(lambda: not (place.here / "g").exists(), "the removal is seen")
+
+
+def test_an_unlinked_file_is_still_written_and_read(place):
+    with open(place.here / "f", "w+b") as file:
+        file.write(b"kept")
+        file.flush()
+        os.unlink(place.here / "f")
+        file.write(b" on")
+        file.seek(0)
+        assert file.read() == b"kept on"
+        assert os.fstat(file.fileno()).st_size == 7
+    assert os.listdir(place.there) == []
+
+
+def test_a_file_renamed_while_it_is_written(place):
+    (place.here / "a").mkdir()
+    with open(place.here / "a/f", "wb") as file:
+        file.write(b"one ")
+        file.flush()
+        os.rename(place.here / "a/f", place.here / "a/g")
+        os.rename(place.here / "a", place.here / "b")
+        file.write(b"two")
+    assert (place.there / "b/g").read_bytes() == b"one two"
+    assert os.listdir(place.there) == ["b"]
+
+
+def test_links_that_lead_out_are_not_followed(place):
+    os.symlink("/etc/passwd", place.there / "absolute")
+    os.symlink("../" * 30 + "etc/passwd", place.there / "relative")
+    os.symlink(place.there / "inside", place.there / "within")
+    (place.there / "inside").write_text("inside")
+    eventually(lambda: len(os.listdir(place.here)) == 4, "all entries are listed")
+    for name in ("absolute", "relative"):
+        assert not os.path.exists(place.here / name), os.readlink(place.here / name)
+        assert os.path.islink(place.here / name)
+    assert (place.here / "within").read_text() == "inside"
+    # Creating the shown text gives the original back: cp -a keeps links.
+    run("cp", "-a", place.here / "absolute", place.here / "copy")
+    assert os.readlink(place.there / "copy") == "/etc/passwd"
+
+
+def test_symlinks_are_raw_inside(place):
+    for text in ("file", "./x", "../up", "nowhere", "d/e", "."):
+        os.symlink(text, place.here / "l")
+        assert os.readlink(place.there / "l") == text == os.readlink(place.here / "l")
+        assert os.lstat(place.here / "l").st_size == len(text)
+        os.unlink(place.here / "l")
+
+
+def test_hard_links(place):
+    (place.here / "a").write_text("shared")
+    os.link(place.here / "a", place.here / "b")
+    assert os.stat(place.there / "a").st_ino == os.stat(place.there / "b").st_ino
+    assert (place.here / "b").read_text() == "shared"
+    os.unlink(place.here / "a")
+    assert (place.there / "b").read_text() == "shared"
+
+
+def test_a_large_directory(place):
+    names = [f"entry-{i:05}" for i in range(3_000)]
+    for name in names:
+        (place.there / name).touch()
+    eventually(lambda: len(os.listdir(place.here)) == 3_000, "all entries are listed")
+    assert sorted(os.listdir(place.here)) == names
+
+
+def test_a_fifo_hangs_nobody(place):
+    os.mkfifo(place.there / "pipe")
+    eventually(lambda: (place.here / "pipe").exists(), "the fifo is seen")
+    assert stat.S_ISFIFO(os.stat(place.here / "pipe").st_mode)
+    os.close(os.open(place.here / "pipe", os.O_RDONLY | os.O_NONBLOCK))
+    run("ls", "-l", place.here)
+    run("rm", place.here / "pipe")
+    assert os.listdir(place.there) == []
+
+
+def test_chown(place):
+    (place.here / "f").write_text("x")
+    os.chown(place.here / "f", os.getuid(), os.getgid())
+    assert code(os.chown, place.here / "f", 12345, 12345) == "EPERM"
+    assert os.stat(place.here / "f").st_uid == os.getuid()
+
+
+def test_xattrs_are_refused_not_faked(place):
+    (place.here / "f").write_text("x")
+    assert code(os.setxattr, place.here / "f", "user.test", b"1") == "ENOTSUP"
+    assert code(os.getxattr, place.here / "f", "security.capability") in ("ENODATA", "ENOTSUP")
+
+
+def test_proc_files_are_read_to_the_end(double):
+    mount = Mount(double, "proc", inside="/proc/sys/kernel")
+    try:
+        assert (mount.path / "ostype").read_text() == "Linux\n"
+    finally:
+        mount.close()
+
+
+def test_read_only(double):
+    mount = Mount(double, "readonly", ["ro"])
+    try:
+        (mount.inside / "f").write_text("x")
+        eventually(lambda: (mount.path / "f").exists(), "the file is seen")
+        assert (mount.path / "f").read_text() == "x"
+        assert code(lambda: (mount.path / "f").write_text("y")) == "EROFS"
+        assert code(os.unlink, mount.path / "f") == "EROFS"
+        assert code(os.mkdir, mount.path / "d") == "EROFS"
+        line = [line for line in open("/proc/self/mounts") if f" {mount.path} " in line][0]
+        assert {"ro", "nosuid", "nodev"} <= set(line.split()[3].split(","))
+    finally:
+        mount.close()

@@ -1,0 +1,238 @@
+// Random operations on a few names and files, with reopening and with stores and reads that fail, against a plain model.
+#include <map>
+#include <random>
+
+#include "tests/unit/cache/cache_fixture.h"
+
+namespace e2bfs::cache {
+namespace {
+
+// A file as the programs on this machine see it.
+struct ModelFile {
+  std::string content;
+  uint32_t permissions = 0644;
+};
+using ModelFilePtr = std::shared_ptr<ModelFile>;
+
+struct ModelHandle {
+  FileHandle handle = 0;
+  NodeId node = 0;
+  ModelFilePtr file;
+  bool append = false;
+};
+
+class ModelTest : public CacheFixture {
+ protected:
+  void Run(uint32_t seed, int operations, bool faults, testing::MemoryRemoteFsOptions remote);
+  std::string Trace() const {
+    std::string all;
+    for (size_t i = trace_.size() > 40 ? trace_.size() - 40 : 0; i < trace_.size(); ++i) all += trace_[i] + "\n";
+    return all;
+  }
+  std::vector<std::string> trace_;
+};
+
+void ModelTest::Run(uint32_t seed, int operations, bool faults, testing::MemoryRemoteFsOptions remote) {
+  std::mt19937 random(seed);
+  auto below = [&](uint32_t bound) { return static_cast<uint32_t>(random() % bound); };
+  UseRemote(remote);
+  trace_.clear();
+  ASSERT_TRUE(remote_->InsideMakeDirectory("d0"));
+  ASSERT_TRUE(remote_->InsideMakeDirectory("d1"));
+  const std::vector<std::string> names{"a", "b", "c"};
+  std::map<std::string, NodeId> directories{{"d0", Find("d0")}, {"d1", Find("d1")}};
+  std::map<std::string, ModelFilePtr> model;  // "d0/a" -> file
+  std::vector<ModelHandle> open;
+  constexpr int64_t kMost = 3000;
+
+  auto any_path = [&] { return "d" + std::to_string(below(2)) + "/" + names[below(3)]; };
+  auto parent_of = [&](const std::string& path) { return directories.at(path.substr(0, 2)); };
+  auto text = [&](size_t length) {
+    std::string bytes(length, 0);
+    for (char& byte : bytes) byte = static_cast<char>('a' + below(26));
+    return bytes;
+  };
+  auto inject = [&] {
+    if (!faults || below(12) != 0) return;
+    testing::RemoteFault fault;
+    const std::vector<std::string> functions{"Store", "Read", "ReadChunk", "Store", "Open", "SetAttributes"};
+    fault.function = functions[below(static_cast<uint32_t>(functions.size()))];
+    fault.error = below(2) == 0 ? Error{EIO, ErrorKind::kErrno, "injected", 0, ""}
+                                : Error{EIO, ErrorKind::kUnavailable, "injected", 0, ""};
+    fault.count = 1 + static_cast<int>(below(2));
+    faulty_->Add(fault);
+    trace_.push_back("fault " + fault.function);
+  };
+  // Whatever was injected is over.
+  auto settle = [&] { faulty_->Clear(); };
+
+  for (int step = 0; step < operations; ++step) {
+    inject();
+    const uint32_t kind = below(100);
+    ModelHandle* handle = open.empty() ? nullptr : &open[below(static_cast<uint32_t>(open.size()))];
+    if (kind < 10) {
+      const std::string path = any_path();
+      if (open.size() >= 6) continue;
+      const bool truncate = below(3) == 0, append = below(3) == 0;
+      settle();
+      auto made = fs().CreateFile(parent_of(path), path.substr(3), 0644, false, {true, true, append, truncate}, Ctx());
+      trace_.push_back("create " + path + (truncate ? " truncate" : "") + (append ? " append" : ""));
+      ASSERT_TRUE(made) << ToString(made.error()) << "\n" << Trace();
+      ModelFilePtr& file = model[path];
+      if (!file) file = std::make_shared<ModelFile>();
+      if (truncate) file->content.clear();
+      ASSERT_EQ(made->attributes.attributes.size, static_cast<int64_t>(file->content.size())) << Trace();
+      open.push_back({made->handle, made->attributes.node, file, append});
+    } else if (kind < 40 && handle) {
+      auto offset = static_cast<int64_t>(below(kMost));
+      const std::string bytes = text(1 + below(400));
+      std::string& content = handle->file->content;
+      if (handle->append) offset = static_cast<int64_t>(content.size());
+      trace_.push_back("write " + std::to_string(handle->node) + " " + std::to_string(offset) + "+" +
+                       std::to_string(bytes.size()) + (handle->append ? " append" : ""));
+      auto written = fs().Write(handle->handle, offset, bytes, Ctx());
+      ASSERT_TRUE(written) << ToString(written.error()) << "\n" << Trace();
+      const auto at = static_cast<size_t>(offset);
+      if (content.size() < at + bytes.size()) content.resize(at + bytes.size(), '\0');
+      content.replace(at, bytes.size(), bytes);
+    } else if (kind < 60 && handle) {
+      const auto offset = static_cast<int64_t>(below(kMost));
+      const size_t length = 1 + below(1500);
+      trace_.push_back("read " + std::to_string(handle->node));
+      std::string bytes(length, '?');
+      auto got = fs().Read(handle->handle, offset, bytes.data(), length, Ctx());
+      if (!got && faults) {
+        settle();
+        got = fs().Read(handle->handle, offset, bytes.data(), length, Ctx());
+      }
+      ASSERT_TRUE(got) << ToString(got.error()) << "\n" << Trace();
+      bytes.resize(*got);
+      const std::string& content = handle->file->content;
+      const std::string expected =
+          static_cast<size_t>(offset) < content.size() ? content.substr(static_cast<size_t>(offset), length) : "";
+      ASSERT_EQ(bytes, expected) << "seed " << seed << " step " << step << "\n" << Trace();
+    } else if (kind < 68 && handle) {
+      const auto size = static_cast<int64_t>(below(2) == 0 ? below(kMost) : below(3) * 100);
+      trace_.push_back("truncate " + std::to_string(handle->node) + " " + std::to_string(size));
+      ASSERT_EQ(Truncate(handle->node, handle->handle, size), 0) << Trace();
+      handle->file->content.resize(static_cast<size_t>(size), '\0');
+    } else if (kind < 78 && handle) {
+      trace_.push_back("flush " + std::to_string(handle->node));
+      const int error = Flush(handle->handle);
+      ASSERT_TRUE(faults || error == 0) << Trace();
+    } else if (kind < 86 && handle) {
+      trace_.push_back("close " + std::to_string(handle->node));
+      const int error = Close(handle->handle);
+      ASSERT_TRUE(faults || error == 0) << Trace();
+      open.erase(open.begin() + (handle - open.data()));
+    } else if (kind < 90) {
+      const std::string path = any_path();
+      if (model.count(path) == 0) continue;
+      settle();
+      trace_.push_back("unlink " + path);
+      ASSERT_EQ(Errno(fs().Unlink(parent_of(path), path.substr(3), Ctx())), 0) << Trace();
+      model.erase(path);
+    } else if (kind < 94) {
+      const std::string from = any_path(), to = any_path();
+      if (model.count(from) == 0 || from == to) continue;
+      settle();
+      trace_.push_back("rename " + from + " " + to);
+      int error = Errno(fs().Rename(parent_of(from), from.substr(3), parent_of(to), to.substr(3), 0, Ctx()));
+      // An error of an earlier store that nobody was told of.
+      if (error != 0 && faults) {
+        error = Errno(fs().Rename(parent_of(from), from.substr(3), parent_of(to), to.substr(3), 0, Ctx()));
+      }
+      ASSERT_EQ(error, 0) << Trace();
+      model[to] = model[from];
+      model.erase(from);
+    } else if (kind < 96) {
+      settle();
+      trace_.push_back("exchange directories");
+      int error = Errno(fs().Rename(kRoot, "d0", kRoot, "d1", transport::kRenameExchange, Ctx()));
+      ASSERT_EQ(error, 0) << Trace();
+      std::swap(directories["d0"], directories["d1"]);
+      std::map<std::string, ModelFilePtr> swapped;
+      for (auto& [path, file] : model) swapped[(path[1] == '0' ? "d1" : "d0") + path.substr(2)] = file;
+      model = std::move(swapped);
+    } else if (kind < 98 && handle) {
+      trace_.push_back("chmod " + std::to_string(handle->node));
+      settle();
+      transport::AttributeChange change;
+      change.permissions = 0600 + 8 * below(8);
+      auto set = fs().SetAttributes(handle->node, handle->handle, change, Ctx());
+      ASSERT_TRUE(set) << ToString(set.error()) << "\n" << Trace();
+      handle->file->permissions = *change.permissions;
+    } else {
+      const std::string path = any_path();
+      auto found = fs().Lookup(parent_of(path), path.substr(3), Ctx());
+      trace_.push_back("stat " + path);
+      ASSERT_EQ(found.has_value(), model.count(path) == 1) << Trace();
+      if (found) {
+        ASSERT_EQ(found->attributes.size, static_cast<int64_t>(model[path]->content.size())) << Trace();
+        ASSERT_EQ(found->attributes.permissions, model[path]->permissions) << Trace();
+      }
+    }
+  }
+  settle();
+  for (const ModelHandle& handle : open) {
+    fs().Flush(handle.handle, Ctx());  // may tell of an injected failure
+    ASSERT_EQ(Close(handle.handle), 0) << Trace();
+  }
+  ASSERT_EQ(Errno(fs().FlushAll(Ctx(), nullptr)), 0) << Trace();
+  for (const std::string directory : {"d0", "d1"}) {
+    std::vector<std::string> expected;
+    for (const auto& [path, file] : model) {
+      if (path.substr(0, 2) == directory) expected.push_back(path.substr(3));
+    }
+    ASSERT_EQ(remote_->InsideList(directory), expected) << Trace();
+    ASSERT_EQ(List(directories[directory]), expected) << Trace();
+  }
+  for (const auto& [path, file] : model) {
+    ASSERT_EQ(Inside(path), file->content) << "seed " << seed << " " << path << "\n" << Trace();
+    ASSERT_EQ(remote_->InsideStat(path)->permissions, file->permissions) << path << "\n" << Trace();
+  }
+  EXPECT_EQ(fs().Status().dirty_files, 0);
+  EXPECT_EQ(SpoolFiles(), 0u);
+}
+
+TEST_F(ModelTest, RandomOperationsAgreeWithTheModel) {
+  for (uint32_t seed = 1; seed <= 20; ++seed) {
+    Run(seed, 700, false, {});
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_F(ModelTest, AlsoWhenCallsFail) {
+  for (uint32_t seed = 101; seed <= 120; ++seed) {
+    Run(seed, 700, true, {});
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_F(ModelTest, AlsoWhereNothingIsRememberedHere) {
+  options_.attribute_ttl = kNoTtl;
+  options_.negative_ttl = kNoTtl;
+  for (uint32_t seed = 201; seed <= 210; ++seed) {
+    Run(seed, 500, true, {});
+    if (HasFatalFailure()) return;
+  }
+}
+
+// As the service tier: paths for handles, identities of names.
+TEST_F(ModelTest, AlsoWhereTheOtherSideKnowsOnlyPaths) {
+  testing::MemoryRemoteFsOptions paths;
+  paths.handles_survive = false;
+  paths.identities_survive_renames = false;
+  paths.hard_links_share_identity = false;
+  for (uint32_t seed = 301; seed <= 310; ++seed) {
+    Run(seed, 500, false, paths);
+    if (HasFatalFailure()) return;
+  }
+  for (uint32_t seed = 311; seed <= 320; ++seed) {
+    Run(seed, 500, true, paths);
+    if (HasFatalFailure()) return;
+  }
+}
+
+}  // namespace
+}  // namespace e2bfs::cache

@@ -1,0 +1,524 @@
+// Writing: what reaches the sandbox and when, and what happens when it does not.
+#include <fstream>
+
+#include "tests/unit/cache/cache_fixture.h"
+
+namespace e2bfs::cache {
+namespace {
+
+class WritingTest : public CacheFixture {
+ protected:
+  transport::AttributeChange Mode(uint32_t permissions) {
+    transport::AttributeChange change;
+    change.permissions = permissions;
+    return change;
+  }
+  void FailStores(int count, int errno_value = EIO, int skip = 0) {
+    testing::RemoteFault fault;
+    fault.function = "Store";
+    fault.count = count;
+    fault.skip = skip;
+    fault.error = Error{errno_value, ErrorKind::kErrno, "injected", 0, ""};
+    faulty_->Add(fault);
+  }
+};
+
+TEST_F(WritingTest, AClosedFileIsInTheSandbox) {
+  const auto made = Made("a");
+  EXPECT_EQ(Inside("a"), "");  // from the moment it was created
+  Write(made.handle, 0, "hello ");
+  Write(made.handle, 6, "world");
+  EXPECT_EQ(Inside("a"), "");
+  EXPECT_EQ(ReadAt(made.handle, 0, 100), "hello world");
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(Inside("a"), "hello world");
+  ASSERT_EQ(remote_->stores().size(), 1u);
+  EXPECT_TRUE(remote_->stores()[0].fresh);
+  EXPECT_EQ(SpoolFiles(), 0u);
+  EXPECT_EQ(fs().Status().dirty_files, 0);
+}
+
+TEST_F(WritingTest, CreateWriteSetModeAndTimeCloseIsTwoCalls) {
+  fs();
+  remote_->ResetCalls();
+  const auto made = Made("a");
+  Write(made.handle, 0, "text");
+  transport::AttributeChange change = Mode(0755);
+  change.mtime = transport::TimeChange{false, {1'000'000'000, 5}};
+  auto set = fs().SetAttributes(made.attributes.node, made.handle, change, Ctx());
+  ASSERT_TRUE(set);
+  EXPECT_EQ(set->attributes.permissions, 0755u);
+  EXPECT_EQ(set->attributes.mtime.tv_sec, 1'000'000'000);
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(remote_->total_calls(), 2);
+  EXPECT_EQ(remote_->InsideStat("a")->permissions, 0755u);
+  EXPECT_EQ(remote_->InsideStat("a")->mtime.tv_sec, 1'000'000'000);
+  EXPECT_EQ(fs().GetAttributes(made.attributes.node, 0, Ctx())->attributes.mtime.tv_nsec, 5);
+  EXPECT_EQ(remote_->total_calls(), 2);
+}
+
+TEST_F(WritingTest, WhatFstatSaidAfterTheLastWriteIsTrueAfterClose) {
+  const auto made = Made("a");
+  Write(made.handle, 0, "text");
+  const auto before = fs().GetAttributes(made.attributes.node, made.handle, Ctx());
+  EXPECT_EQ(before->valid_for.count(), 0);
+  EXPECT_EQ(Close(made.handle), 0);
+  const auto after = fs().GetAttributes(made.attributes.node, 0, Ctx());
+  EXPECT_EQ(after->attributes.size, before->attributes.size);
+  EXPECT_EQ(after->attributes.mtime.tv_sec, before->attributes.mtime.tv_sec);
+  EXPECT_EQ(after->attributes.mtime.tv_nsec, before->attributes.mtime.tv_nsec);
+  EXPECT_EQ(after->attributes.mtime.tv_nsec, remote_->InsideStat("a")->mtime.tv_nsec);
+  EXPECT_GT(after->valid_for.count(), 0);
+  // Our own store does not make the kernel's pages old.
+  EXPECT_EQ(after->content_generation, before->content_generation);
+}
+
+TEST_F(WritingTest, OnlyWhatWasWrittenIsSent) {
+  std::string content(1 << 20, 'x');
+  remote_->InsideWrite("big", content);
+  const FileHandle handle = OpenWrite("big");
+  Write(handle, 5000, "changed");
+  EXPECT_EQ(ReadAt(handle, 4998, 11), "xxchangedxx");
+  EXPECT_EQ(Close(handle), 0);
+  ASSERT_EQ(remote_->stores().size(), 1u);
+  EXPECT_EQ(remote_->stores()[0].extents, (std::vector<transport::Extent>{{5000, 7}}));
+  EXPECT_FALSE(remote_->stores()[0].size.has_value());
+  EXPECT_FALSE(remote_->stores()[0].fresh);
+  content.replace(5000, 7, "changed");
+  EXPECT_EQ(Inside("big"), content);
+  EXPECT_LT(remote_->bytes_read(), 200 << 10);
+}
+
+TEST_F(WritingTest, TruncationByOpenKeepsTheOldContentUntilTheNewArrives) {
+  remote_->InsideWrite("a", "old content");
+  const FileHandle handle = OpenFor(Find("a"), {true, true, false, true});
+  EXPECT_EQ(Size(Find("a")), 0);
+  EXPECT_EQ(ReadAt(handle, 0, 100), "");
+  Write(handle, 0, "new");
+  EXPECT_EQ(Inside("a"), "old content");
+  FailStores(1, ENOSPC);
+  EXPECT_EQ(Flush(handle), ENOSPC);
+  EXPECT_EQ(Inside("a"), "old content");
+  EXPECT_EQ(ReadAt(handle, 0, 100), "new");
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Inside("a"), "new");
+}
+
+TEST_F(WritingTest, TruncationsUpAndDown) {
+  remote_->InsideWrite("a", "0123456789");
+  const NodeId a = Find("a");
+  const FileHandle handle = OpenWrite("a");
+  EXPECT_EQ(Truncate(a, handle, 4), 0);
+  EXPECT_EQ(Truncate(a, handle, 8), 0);
+  EXPECT_EQ(ReadAt(handle, 0, 100), std::string("0123\0\0\0\0", 8));
+  Write(handle, 6, "ab");
+  EXPECT_EQ(Truncate(a, handle, 7), 0);
+  EXPECT_EQ(Truncate(a, handle, 9), 0);
+  EXPECT_EQ(ReadAt(handle, 0, 100), std::string("0123\0\0a\0\0", 9));
+  EXPECT_EQ(Inside("a"), "0123456789");
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Inside("a"), std::string("0123\0\0a\0\0", 9));
+  EXPECT_EQ(Content("a"), std::string("0123\0\0a\0\0", 9));
+}
+
+TEST_F(WritingTest, TruncationWithoutAHandleIsSentAtOnce) {
+  remote_->InsideWrite("a", "0123456789");
+  EXPECT_EQ(Truncate(Find("a"), 0, 4), 0);
+  EXPECT_EQ(Inside("a"), "0123");
+  EXPECT_EQ(Content("a"), "0123");
+  EXPECT_EQ(Truncate(Find("a"), 0, 6), 0);
+  EXPECT_EQ(Content("a"), std::string("0123\0\0", 6));
+}
+
+TEST_F(WritingTest, AppendsAreSentAsAppends) {
+  remote_->InsideWrite("log", "one\n");
+  const FileHandle handle = OpenFor(Find("log"), {true, true, true, false});
+  Write(handle, 0, "two\n");
+  Write(handle, 0, "three\n");
+  EXPECT_EQ(Size(Find("log")), 14);
+  remote_->InsideWrite("log", "one\nforeign\n");  // meanwhile, in the sandbox
+  EXPECT_EQ(Flush(handle), 0);
+  EXPECT_EQ(Inside("log"), "one\nforeign\ntwo\nthree\n");
+  EXPECT_EQ(Size(Find("log")), 22);
+  EXPECT_EQ(ReadAt(handle, 0, 100), "one\nforeign\ntwo\nthree\n");
+  Write(handle, 0, "four\n");
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Inside("log"), "one\nforeign\ntwo\nthree\nfour\n");
+  for (const auto& store : remote_->stores()) EXPECT_TRUE(store.append && store.extents.empty());
+}
+
+TEST_F(WritingTest, AppendsDuringAnAppendFollowIt) {
+  remote_->InsideWrite("log", "base ");
+  const FileHandle handle = OpenFor(Find("log"), {true, true, true, false});
+  Write(handle, 0, "one ");
+  testing::RemoteFault stall;
+  stall.function = "Store";
+  stall.action = testing::RemoteFault::kStall;
+  faulty_->Add(stall);
+  std::thread flusher([&] { EXPECT_EQ(Flush(handle), 0); });
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  Write(handle, 0, "two ");
+  remote_->InsideWrite("log", "base foreign ");
+  faulty_->Release();
+  flusher.join();
+  EXPECT_EQ(Inside("log"), "base foreign one ");
+  EXPECT_EQ(ReadAt(handle, 0, 100), "base foreign one two ");
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Inside("log"), "base foreign one two ");
+}
+
+TEST_F(WritingTest, AnAppendWhoseAnswerWasLostIsNotDoneTwice) {
+  remote_->InsideWrite("log", "one\n");
+  const FileHandle handle = OpenFor(Find("log"), {true, true, true, false});
+  Write(handle, 0, "two\n");
+  testing::RemoteFault lost;
+  lost.function = "Store";
+  lost.action = testing::RemoteFault::kDoAndFail;
+  faulty_->Add(lost);
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Inside("log"), "one\ntwo\n");
+  EXPECT_EQ(remote_->stores().size(), 1u);
+}
+
+TEST_F(WritingTest, AFailedStoreIsReportedOnceToEachHandleAndTriedAgain) {
+  const auto made = Made("a");
+  const FileHandle other = OpenWrite("a");
+  const FileHandle reader = OpenRead("a");
+  Write(made.handle, 0, "text");
+  FailStores(2);
+  EXPECT_EQ(Flush(made.handle), EIO);
+  EXPECT_EQ(Flush(made.handle), EIO);  // tried again: failed again
+  EXPECT_EQ(ReadAt(made.handle, 0, 10), "text");
+  EXPECT_EQ(fs().Status().dirty_files, 1);
+  EXPECT_FALSE(fs().Status().last_error.empty());
+  EXPECT_EQ(Flush(reader), 0);
+  EXPECT_EQ(Flush(other), EIO);  // the data arrives; that it had failed was not told yet
+  EXPECT_EQ(Inside("a"), "text");
+  EXPECT_EQ(Flush(other), 0);
+  EXPECT_EQ(Flush(made.handle), 0);
+  EXPECT_EQ(fs().Status().dirty_files, 0);
+}
+
+TEST_F(WritingTest, WhatFailedAtTheLastCloseStaysAndIsSentLater) {
+  const auto made = Made("a");
+  Write(made.handle, 0, "text");
+  FailStores(1);
+  EXPECT_EQ(Close(made.handle), EIO);
+  EXPECT_EQ(Inside("a"), "");
+  ASSERT_EQ(fs().Status().unsent.size(), 1u);
+  EXPECT_EQ(fs().Status().unsent[0].path, "/home/user/a");
+  EXPECT_EQ(fs().Status().unsent[0].bytes, 4);
+  EXPECT_TRUE(std::filesystem::exists(fs().Status().unsent[0].spool_file));
+  EXPECT_EQ(Content("a"), "text");  // also for who opens it now
+  EXPECT_EQ(Size(made.attributes.node), 4);
+  EXPECT_EQ(Errno(fs().FlushAll(Ctx(), [](int64_t) {})), 0);
+  EXPECT_EQ(Inside("a"), "text");
+  EXPECT_EQ(fs().Status().dirty_files, 0);
+  EXPECT_EQ(SpoolFiles(), 0u);
+}
+
+TEST_F(WritingTest, WritesAfterTheFlushGoWithTheRelease) {
+  const auto made = Made("a");
+  Write(made.handle, 0, "text");
+  EXPECT_EQ(Flush(made.handle), 0);
+  Write(made.handle, 0, "mmap");
+  fs().Release(made.handle, Ctx());
+  EXPECT_EQ(Inside("a"), "mmap");
+}
+
+TEST_F(WritingTest, AFailureOfTheLastReleaseIsToldToTheNext) {
+  const auto made = Made("a");
+  EXPECT_EQ(Flush(made.handle), 0);
+  Write(made.handle, 0, "mmap");
+  FailStores(1);
+  fs().Release(made.handle, Ctx());
+  EXPECT_EQ(Errno(fs().Rename(kRoot, "a", kRoot, "b", 0, Ctx())), EIO);
+  EXPECT_EQ(Errno(fs().Rename(kRoot, "a", kRoot, "b", 0, Ctx())), 0);
+  EXPECT_EQ(Inside("b"), "mmap");
+}
+
+TEST_F(WritingTest, TruncationThroughAReadOnlyOpenIsSent) {
+  remote_->InsideWrite("a", "text");
+  const FileHandle handle = OpenFor(Find("a"), {true, false, false, true});
+  EXPECT_EQ(ReadAt(handle, 0, 10), "");
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Inside("a"), "");
+}
+
+TEST_F(WritingTest, WritesDuringAStoreStayUnsentAfterIt) {
+  const auto made = Made("a");
+  Write(made.handle, 0, "first");
+  testing::RemoteFault stall;
+  stall.function = "Store";
+  stall.action = testing::RemoteFault::kStallAfter;
+  faulty_->Add(stall);
+  std::thread flusher([&] { EXPECT_EQ(Flush(made.handle), 0); });
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  Write(made.handle, 3, "ND!!");
+  EXPECT_EQ(Size(made.attributes.node), 7);
+  EXPECT_EQ(ReadAt(made.handle, 0, 10), "firND!!");
+  faulty_->Release();
+  flusher.join();
+  EXPECT_EQ(Size(made.attributes.node), 7);
+  EXPECT_EQ(fs().Status().dirty_files, 1);
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(Inside("a"), "firND!!");
+  EXPECT_EQ(faulty_->max_calls_at_once("Store"), 1);
+}
+
+TEST_F(WritingTest, ATruncationDuringAStoreThatFailsIsKept) {
+  remote_->InsideWrite("a", "0123456789");
+  const FileHandle handle = OpenWrite("a");
+  Write(handle, 0, "abcdefghijklm");
+  testing::RemoteFault stall;
+  stall.function = "Open";  // for the store
+  stall.action = testing::RemoteFault::kStall;
+  faulty_->Add(stall);
+  FailStores(1, EIO);
+  std::thread flusher([&] { EXPECT_EQ(Flush(handle), EIO); });
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  EXPECT_EQ(Truncate(Find("a"), handle, 3), 0);
+  EXPECT_EQ(Truncate(Find("a"), handle, 5), 0);
+  faulty_->Release();
+  flusher.join();
+  EXPECT_EQ(ReadAt(handle, 0, 100), std::string("abc\0\0", 5));
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Inside("a"), std::string("abc\0\0", 5));
+}
+
+TEST_F(WritingTest, OneStoreAtATimeAndAWaiterCanGiveUp) {
+  const auto made = Made("a");
+  Write(made.handle, 0, "text");
+  testing::RemoteFault stall;
+  stall.function = "Store";
+  stall.action = testing::RemoteFault::kStall;
+  faulty_->Add(stall);
+  std::thread flusher([&] { EXPECT_EQ(Flush(made.handle), 0); });
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  Write(made.handle, 4, "more");
+  EXPECT_EQ(Errno(fs().Flush(made.handle, OpContext::Within(std::chrono::milliseconds(20)))), ETIMEDOUT);
+  // Other files and cached answers do not wait for it.
+  EXPECT_EQ(Close(Made("b").handle), 0);
+  EXPECT_EQ(Size(made.attributes.node), 8);
+  faulty_->Release();
+  flusher.join();
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(Inside("a"), "textmore");
+}
+
+TEST_F(WritingTest, RenameSendsFirstAndFailsWithItsError) {
+  const auto made = Made("a");
+  Write(made.handle, 0, "text");
+  FailStores(1, ENOSPC);
+  EXPECT_EQ(Errno(fs().Rename(kRoot, "a", kRoot, "b", 0, Ctx())), ENOSPC);
+  EXPECT_TRUE(remote_->InsideExists("a"));
+  EXPECT_EQ(Errno(fs().Rename(kRoot, "a", kRoot, "b", 0, Ctx())), 0);
+  EXPECT_EQ(Inside("b"), "text");
+  Write(made.handle, 4, "!");
+  EXPECT_EQ(Errno(fs().MakeLink(made.attributes.node, kRoot, "c", Ctx())), 0);
+  EXPECT_EQ(Inside("c"), "text!");
+  fs().Release(made.handle, Ctx());
+}
+
+TEST_F(WritingTest, UnsentDataFollowsRenamesOfTheDirectoryAbove) {
+  for (const bool survive : {true, false}) {
+    testing::MemoryRemoteFsOptions remote;
+    remote.identities_survive_renames = survive;
+    remote.handles_survive = survive;
+    fs_.reset();
+    UseRemote(remote);
+    const NodeId d = fs().MakeDirectory(kRoot, "d", 0755, Ctx())->node;
+    const auto made = Made("f", d);
+    Write(made.handle, 0, "text");
+    EXPECT_EQ(Errno(fs().Rename(kRoot, "d", kRoot, "e", 0, Ctx())), 0);
+    Write(made.handle, 4, " more");
+    EXPECT_EQ(Close(made.handle), 0);
+    EXPECT_EQ(Inside("e/f"), "text more");
+  }
+}
+
+TEST_F(WritingTest, AFileReplacedByRenameIsReadableWhileItIsOpen) {
+  remote_->InsideWrite("old", "old content");
+  const FileHandle handle = OpenWrite("old");
+  Write(handle, 0, "OLD");
+  const auto made = Made("new");
+  Write(made.handle, 0, "new content");
+  EXPECT_EQ(Errno(fs().Rename(kRoot, "new", kRoot, "old", 0, Ctx())), 0);
+  EXPECT_EQ(ReadAt(handle, 0, 100), "OLD content");
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(Inside("old"), "new content");
+}
+
+TEST_F(WritingTest, ARemovedFileIsReadAndWrittenWhileItIsOpen) {
+  testing::MemoryRemoteFsOptions plain;
+  plain.handles_survive = false;  // also where the other side knows only paths
+  UseRemote(plain);
+  const auto made = Made("tmp");
+  Write(made.handle, 0, "text");
+  EXPECT_EQ(Errno(fs().Unlink(kRoot, "tmp", Ctx())), 0);
+  EXPECT_FALSE(remote_->InsideExists("tmp"));
+  Write(made.handle, 4, " more");
+  EXPECT_EQ(ReadAt(made.handle, 0, 100), "text more");
+  EXPECT_EQ(Size(made.attributes.node, made.handle), 9);
+  EXPECT_EQ(Truncate(made.attributes.node, made.handle, 2), 0);
+  EXPECT_EQ(fs().GetAttributes(made.attributes.node, made.handle, Ctx())->attributes.link_count, 0u);
+  // Another file of that name is another file.
+  const auto again = Made("tmp");
+  Write(again.handle, 0, "second");
+  EXPECT_EQ(Close(again.handle), 0);
+  EXPECT_EQ(ReadAt(made.handle, 0, 100), "te");
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(Inside("tmp"), "second");
+  EXPECT_EQ(SpoolFiles(), 0u);
+  EXPECT_EQ(fs().Status().dirty_files, 0);
+}
+
+TEST_F(WritingTest, WhereHandlesArePathsTheContentOfARemovedOpenFileIsKeptHere) {
+  testing::MemoryRemoteFsOptions plain;
+  plain.handles_survive = false;
+  plain.hard_links_share_identity = false;
+  plain.identities_survive_renames = false;
+  UseRemote(plain);
+  const std::string content(300'000, 'x');
+  remote_->InsideWrite("a", content);
+  remote_->InsideWrite("b", "bbb");
+  const FileHandle a = OpenRead("a");
+  const FileHandle b = OpenWrite("b");
+  Write(b, 1, "B");
+  EXPECT_EQ(Errno(fs().Unlink(kRoot, "a", Ctx())), 0);
+  EXPECT_EQ(Close(Made("c").handle), 0);
+  EXPECT_EQ(Errno(fs().Rename(kRoot, "c", kRoot, "b", 0, Ctx())), 0);
+  EXPECT_TRUE(ReadAll(a) == content);
+  EXPECT_EQ(ReadAt(b, 0, 10), "bBb");
+  EXPECT_EQ(Close(b), 0);
+  fs().Release(a, Ctx());
+  EXPECT_EQ(Inside("b"), "");
+  EXPECT_EQ(SpoolFiles(), 0u);
+}
+
+TEST_F(WritingTest, ARemovedNameOfALinkedFileLosesNothing) {
+  remote_->InsideWrite("a", "1");
+  remote_->InsideMakeLink("a", "b");
+  const FileHandle handle = OpenWrite("a");
+  Write(handle, 0, "22");
+  EXPECT_EQ(Errno(fs().Unlink(kRoot, "a", Ctx())), 0);
+  Write(handle, 2, "33");
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Inside("b"), "2233");
+}
+
+TEST_F(WritingTest, ExclusiveCreationIsAnsweredByTheSandbox) {
+  EXPECT_EQ(Errno(fs().Lookup(kRoot, "lock", Ctx())), ENOENT);
+  remote_->InsideWrite("lock", "theirs");  // not seen here yet
+  EXPECT_EQ(Errno(fs().CreateFile(kRoot, "lock", 0644, true, {true, true, false, false}, Ctx())), EEXIST);
+  auto opened = fs().CreateFile(kRoot, "lock", 0644, false, {true, true, false, false}, Ctx());
+  ASSERT_TRUE(opened);
+  EXPECT_EQ(ReadAt(opened->handle, 0, 10), "theirs");
+  EXPECT_EQ(Close(opened->handle), 0);
+  auto emptied = fs().CreateFile(kRoot, "lock", 0644, false, {true, true, false, true}, Ctx());
+  ASSERT_TRUE(emptied);
+  EXPECT_EQ(emptied->attributes.attributes.size, 0);
+  EXPECT_EQ(Close(emptied->handle), 0);
+  EXPECT_EQ(Inside("lock"), "");
+}
+
+TEST_F(WritingTest, AReadOnlyModeSetWhileItIsOpenDoesNotHurt) {
+  const auto made = Made("a");
+  EXPECT_EQ(fs().SetAttributes(made.attributes.node, made.handle, Mode(0400), Ctx())->attributes.permissions, 0400u);
+  Write(made.handle, 0, "text");
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(Inside("a"), "text");
+  remote_->InsideWrite("b", "");
+  const FileHandle b = OpenWrite("b");
+  EXPECT_EQ(Errno(fs().SetAttributes(Find("b"), b, Mode(0400), Ctx())), 0);
+  Write(b, 0, "text");
+  EXPECT_EQ(Close(b), 0);
+  EXPECT_EQ(Inside("b"), "text");
+  EXPECT_EQ(remote_->InsideStat("b")->permissions, 0400u);
+}
+
+TEST_F(WritingTest, SyncReachesTheDisk) {
+  const auto made = Made("a");
+  Write(made.handle, 0, "text");
+  EXPECT_EQ(Errno(fs().Sync(made.handle, Ctx())), 0);
+  EXPECT_EQ(Inside("a"), "text");
+  EXPECT_EQ(remote_->calls("Sync"), 1);
+  Write(made.handle, 4, "more");
+  FailStores(1, EDQUOT);
+  EXPECT_EQ(Errno(fs().Sync(made.handle, Ctx())), EDQUOT);
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(Inside("a"), "textmore");
+}
+
+TEST_F(WritingTest, ASpoolThatIsFullSendsWhatItHolds) {
+  options_.spool_bytes = 100'000;
+  const auto made = Made("a");
+  std::string content;
+  for (int i = 0; i < 40; ++i) {
+    const std::string piece(10'000, static_cast<char>('a' + i % 26));
+    Write(made.handle, static_cast<int64_t>(content.size()), piece);
+    content += piece;
+  }
+  EXPECT_GT(remote_->stores().size(), 2u);
+  EXPECT_EQ(ReadAll(made.handle), content);
+  FailStores(-1, EIO);
+  int error = 0;
+  for (int i = 0; i < 20 && error == 0; ++i) {
+    error = Errno(fs().Write(made.handle, static_cast<int64_t>(content.size()), std::string(10'000, 'z'), Ctx()));
+    if (error == 0) content += std::string(10'000, 'z');
+  }
+  EXPECT_EQ(error, ENOSPC);
+  faulty_->Clear();
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(Inside("a"), content);
+}
+
+TEST_F(WritingTest, UnsentFilesAreMovedAsideWithAWordAboutThem) {
+  const auto made = Made("a");
+  Write(made.handle, 3, "text");
+  FailStores(-1);
+  EXPECT_EQ(Close(made.handle), EIO);
+  const std::string kept = spool_ + "/kept";
+  EXPECT_EQ(fs().SaveUnsent(kept).value_or(-1), 1);
+  std::ifstream list(kept + "/UNSENT.txt");
+  const std::string text{std::istreambuf_iterator<char>(list), {}};
+  EXPECT_NE(text.find("sandbox: a\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("3+4"), std::string::npos) << text;
+  std::ifstream content(kept + "/" + std::to_string(made.attributes.node) + "-a", std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(content), {}};
+  EXPECT_EQ(bytes, std::string("\0\0\0text", 7));
+  EXPECT_EQ(fs().SaveUnsent(kept).value_or(-1), 0);
+}
+
+TEST_F(WritingTest, UnsentSpoolFilesOutliveTheMount) {
+  const auto made = Made("a");
+  Write(made.handle, 0, "text");
+  FailStores(-1);
+  EXPECT_EQ(Close(made.handle), EIO);
+  fs_.reset();
+  EXPECT_EQ(SpoolFiles(), 1u);
+}
+
+TEST_F(WritingTest, HandlesOfTheOtherSideAreClosed) {
+  remote_->InsideWrite("a", "text");
+  const FileHandle handle = OpenWrite("a");
+  EXPECT_EQ(ReadAt(handle, 0, 2), "te");
+  Write(handle, 0, "x");
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Close(Made("b").handle), 0);
+  EXPECT_TRUE(Eventually([&] { return remote_->open_handles() == 0; }));
+}
+
+TEST_F(WritingTest, AWriteOnlyOrReadOnlyHandleIsOnlyThat) {
+  remote_->InsideWrite("a", "text");
+  const FileHandle reader = OpenRead("a");
+  EXPECT_EQ(Errno(fs().Write(reader, 0, "x", Ctx())), EBADF);
+  const FileHandle writer = OpenFor(Find("a"), {false, true, false, false});
+  char byte;
+  EXPECT_EQ(Errno(fs().Read(writer, 0, &byte, 1, Ctx())), EBADF);
+  EXPECT_EQ(Errno(fs().Write(999, 0, "x", Ctx())), EBADF);
+}
+
+}  // namespace
+}  // namespace e2bfs::cache
