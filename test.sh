@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds three times (plain, AddressSanitizer with UndefinedBehaviorSanitizer, ThreadSanitizer) and
+# passes every test in each. All parts run, whatever fails before them; the summary and the exit status tell.
+#   ./test.sh [--quick] [CTEST-ARGUMENT...]     --quick: the plain build only
+set -uo pipefail
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" || exit 1
+exec </dev/null
+. packaging/install-needs.sh
+
+variants='plain address thread'
+if [ "${1:-}" = --quick ]; then variants=plain; shift; fi
+
+results=() failed=0 begin=0
+start() { say; say "=== $1"; begin=$SECONDS; }
+finish() {  # finish NAME STATUS
+  local verdict=passed
+  [ "$2" = 0 ] || { verdict=FAILED; failed=1; }
+  results+=("$(printf '%-28s %-7s %5d s' "$1" "$verdict" $((SECONDS - begin)))")
+  say "=== $1: $verdict after $((SECONDS - begin)) s"
+}
+summary() {
+  say; say "=== summary"
+  printf '%s\n' "${results[@]}" >&2
+  [ "$failed" = 0 ] && say "everything passed" || say "SOMETHING FAILED"
+  exit "$failed"
+}
+
+# The tools that the tests use, and nothing that they do not.
+test_packages='libgtest-dev libgmock-dev nghttp2-proxy python3 python3-pytest git make rsync util-linux'
+# These come from elsewhere on some machines (NodeSource has npm inside nodejs), and Debian's would be in their way.
+command -v node >/dev/null || test_packages+=' nodejs'
+command -v npm >/dev/null || test_packages+=' npm'
+
+start 'install what is missing'
+# shellcheck disable=SC2086
+install_packages $build_packages $test_packages
+status=$?
+finish 'install what is missing' $status
+[ $status = 0 ] || summary
+
+start 'FUSE works here'
+check_fuse
+status=$?
+finish 'FUSE works here' $status
+[ $status = 0 ] || summary
+
+# Hundreds of connections, on both sides of them.
+ulimit -n "$(ulimit -Hn)" 2>/dev/null || true
+ulimit -c 0  # sanitized programs leave core files of gigabytes
+# The tests set what they need; a proxy is for npm only.
+unset E2B_API_KEY E2B_DOMAIN E2B_API_URL E2B_SANDBOX_URL E2B_DEBUG E2B_MAX_CONNECTIONS E2B_MAX_KEEPALIVE_CONNECTIONS E2B_KEEPALIVE_EXPIRY
+export no_proxy="localhost,127.0.0.1,::1${no_proxy:+,$no_proxy}"
+export NO_PROXY=$no_proxy
+[ -n "${HOME:-}" ] || { HOME=$(getent passwd "$(id -u)" | cut -d: -f6); export HOME; }
+
+jobs=$(parallel_jobs)
+# The real time of many tests is waiting, not computing.
+test_jobs=${E2BFS_TEST_JOBS:-2}
+
+export ASAN_OPTIONS=abort_on_error=0:exitcode=99:detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1:allocator_may_return_null=1
+export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+export TSAN_OPTIONS=halt_on_error=1:exitcode=99:second_deadlock_stack=1:history_size=4
+
+# g++ 12's ThreadSanitizer cannot place its shadow memory where the kernel randomises addresses by more than 28 bits.
+run_fixed_addresses() {
+  if setarch -R true 2>/dev/null; then setarch -R "$@"; else "$@"; fi
+}
+
+for variant in $variants; do
+  directory=build/$variant
+  options=(-G Ninja -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=16)
+  case $variant in
+    plain) options+=(-DCMAKE_BUILD_TYPE=RelWithDebInfo "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O2 -g1") ;;
+    *) options+=(-DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1" -DE2BFS_SANITIZE=$variant) ;;
+  esac
+  runner=()
+  [ "$variant" = thread ] && runner=(run_fixed_addresses)
+
+  start "build ($variant)"
+  mkdir -p "$directory"
+  { cmake -S . -B "$directory" "${options[@]}" && ${runner[@]+"${runner[@]}"} cmake --build "$directory" --parallel "$jobs"; } \
+    >"$directory/build.log" 2>&1
+  status=$?
+  [ $status = 0 ] || tail -n 80 "$directory/build.log" >&2
+  finish "build ($variant)" $status
+  [ $status = 0 ] || continue
+
+  start "tests ($variant)"
+  (cd "$directory" && ${runner[@]+"${runner[@]}"} ctest --output-on-failure --no-tests=error --parallel "$test_jobs" "$@" >&2)
+  finish "tests ($variant)" $?
+done
+summary
