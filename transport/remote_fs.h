@@ -68,6 +68,8 @@ struct Attributes {
   uint32_t access = 7;
   // Size is not what reading gives (/proc and /sys): read to the end instead.
   bool size_unreliable = false;
+  // Names of its extended attributes; null: not known. Shared, since most objects have none.
+  std::shared_ptr<const std::vector<std::string>> xattr_names;
 };
 
 struct Entry {
@@ -109,6 +111,14 @@ struct FsStatistics {  // as statfs(2), of the file system below the mounted dir
 };
 
 enum RenameFlag : uint32_t { kRenameNoReplace = 1, kRenameExchange = 2 };
+
+enum class SeekTarget { kData, kHole };
+
+// What a copy inside the sandbox did.
+struct Copied {
+  int64_t bytes = 0;      // fewer than asked for at the end of the source, or where the sandbox's kernel stops early; 0 only at the end
+  Attributes target;      // afterwards
+};
 
 // An open file on the other side. 0 is never one. Survives renames and unlinks where the implementation says so.
 using Handle = uint64_t;
@@ -229,6 +239,13 @@ class RemoteFs {
   // Afterwards the sandbox has it all (attributes as they then are are returned), or the old content is untouched, or, on an error of a file that is
   // `fresh`, it may be torn. ENOSPC, EDQUOT, EACCES, ESTALE, EIO.
   virtual Result<Attributes> Store(Handle handle, const Node& node, const StoreRequest& request, const OpContext& ctx) = 0;
+  // lseek(2) with SEEK_DATA and SEEK_HOLE. ENXIO: beyond the end, or only a hole follows. ENOTSUP where the implementation cannot know.
+  virtual Result<int64_t> Seek(Handle handle, const Node& node, int64_t offset, SeekTarget target, const OpContext& ctx) = 0;
+  // fallocate(2) with its mode bits; the attributes afterwards. ENOTSUP, ENOSPC, EINVAL.
+  virtual Result<Attributes> Allocate(Handle handle, const Node& node, uint32_t mode, Extent range, const OpContext& ctx) = 0;
+  // copy_file_range(2), done there. Both handles are open as it needs; the files may be one. Done at most once. ENOTSUP.
+  virtual Result<Copied> CopyRange(Handle from, const Node& from_node, int64_t from_offset, Handle to, const Node& to_node,
+                                   Extent target, const OpContext& ctx) = 0;
   // Content of the file is on the sandbox's disk.
   virtual Result<void> Sync(Handle handle, const Node& node, const OpContext& ctx) = 0;
   // Never blocks for the network longer than ctx; the handle is gone whatever is returned.

@@ -287,6 +287,13 @@ class ServiceFsImpl : public RemoteFs {
     return StoreContent(*session_, node, IsWriter(handle, node), request, ctx);
   }
 
+  // No tool that every image has does these.
+  Result<int64_t> Seek(Handle, const Node&, int64_t, SeekTarget, const OpContext&) override { return Errno(ENOTSUP, "lseek"); }
+  Result<Attributes> Allocate(Handle, const Node&, uint32_t, Extent, const OpContext&) override { return Errno(ENOTSUP, "fallocate"); }
+  Result<Copied> CopyRange(Handle, const Node&, int64_t, Handle, const Node&, Extent, const OpContext&) override {
+    return Errno(ENOTSUP, "copy_file_range");
+  }
+
   Result<void> Sync(Handle handle, const Node& node, const OpContext& ctx) override {
     auto located = LocateOpen(handle, node);
     if (!located) return Forward(located.error());

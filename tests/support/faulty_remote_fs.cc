@@ -319,6 +319,22 @@ Result<transport::Attributes> FaultyRemoteFs::Store(Handle handle, const Node& n
   return Run("Store", node.path, ctx, [&] { return inner_.Store(handle, node, request, ctx); });
 }
 
+Result<int64_t> FaultyRemoteFs::Seek(Handle handle, const Node& node, int64_t offset, transport::SeekTarget target,
+                                     const OpContext& ctx) {
+  return Run("Seek", node.path, ctx, [&] { return inner_.Seek(handle, node, offset, target, ctx); });
+}
+
+Result<transport::Attributes> FaultyRemoteFs::Allocate(Handle handle, const Node& node, uint32_t mode, Extent range,
+                                                       const OpContext& ctx) {
+  return Run("Allocate", node.path, ctx, [&] { return inner_.Allocate(handle, node, mode, range, ctx); });
+}
+
+Result<transport::Copied> FaultyRemoteFs::CopyRange(Handle from, const Node& from_node, int64_t from_offset, Handle to,
+                                                    const Node& to_node, Extent target, const OpContext& ctx) {
+  return Run("CopyRange", to_node.path, ctx,
+             [&] { return inner_.CopyRange(from, from_node, from_offset, to, to_node, target, ctx); });
+}
+
 Result<void> FaultyRemoteFs::Sync(Handle handle, const Node& node, const OpContext& ctx) {
   return Run("Sync", node.path, ctx, [&] { return inner_.Sync(handle, node, ctx); });
 }

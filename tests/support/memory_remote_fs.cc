@@ -1,5 +1,7 @@
 #include "tests/support/memory_remote_fs.h"
 
+#include <fcntl.h>
+#include <linux/falloc.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 
@@ -922,6 +924,59 @@ Result<Attributes> MemoryRemoteFs::Store(Handle handle, const Node& node, const 
   if (touched) inode.mtime = inode.ctime = tree.Tick();
   if (!attributes.empty()) tree.Apply(inode, attributes);
   return tree.AttributesOf(*entry);
+}
+
+Result<int64_t> MemoryRemoteFs::Seek(Handle handle, const Node& node, int64_t offset, transport::SeekTarget target,
+                                     const OpContext&) {
+  E2BFS_MEMORY_ENTER("Seek");
+  auto entry = tree.Target(handle, node);
+  if (!entry) return Forward(entry.error());
+  const auto size = static_cast<int64_t>(entry->inode->content.size());
+  if (offset < 0 || offset >= size) return Errno(ENXIO, node.path);
+  return target == transport::SeekTarget::kData ? offset : size;
+}
+
+Result<Attributes> MemoryRemoteFs::Allocate(Handle handle, const Node& node, uint32_t mode, Extent range, const OpContext&) {
+  E2BFS_MEMORY_ENTER("Allocate");
+  auto entry = tree.Target(handle, node);
+  if (!entry) return Forward(entry.error());
+  MemoryInode& inode = *entry->inode;
+  if (inode.type != FileType::kRegular) return Errno(ENODEV, node.path);
+  if (range.offset < 0 || range.length <= 0) return Errno(EINVAL, node.path);
+  const bool keep_size = (mode & FALLOC_FL_KEEP_SIZE) != 0, zeros = (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) != 0;
+  if ((mode & ~uint32_t{FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE}) != 0) return Errno(ENOTSUP, node.path);
+  if ((mode & FALLOC_FL_PUNCH_HOLE) != 0 && !keep_size) return Errno(EOPNOTSUPP, node.path);
+  const auto size = static_cast<int64_t>(inode.content.size());
+  if (auto space = tree.CheckSpace(inode, std::max(size, range.end())); !space) return Forward(space.error());
+  if (!keep_size && range.end() > size) inode.content.resize(static_cast<size_t>(range.end()));
+  const int64_t end = std::min(range.end(), static_cast<int64_t>(inode.content.size()));
+  if (zeros && range.offset < end) {
+    std::fill(inode.content.begin() + range.offset, inode.content.begin() + end, '\0');
+  }
+  inode.mtime = inode.ctime = tree.Tick();
+  return tree.AttributesOf(*entry);
+}
+
+Result<transport::Copied> MemoryRemoteFs::CopyRange(Handle from, const Node& from_node, int64_t from_offset, Handle to,
+                                                    const Node& to_node, Extent target, const OpContext&) {
+  E2BFS_MEMORY_ENTER("CopyRange");
+  auto source = tree.Target(from, from_node);
+  if (!source) return Forward(source.error());
+  auto entry = tree.Target(to, to_node);
+  if (!entry) return Forward(entry.error());
+  if (from_offset < 0 || target.offset < 0 || target.length < 0) return Errno(EINVAL, to_node.path);
+  const std::string& content = source->inode->content;
+  const auto at = std::min(static_cast<size_t>(from_offset), content.size());
+  const std::string bytes = content.substr(at, static_cast<size_t>(target.length));
+  MemoryInode& inode = *entry->inode;
+  const int64_t end = target.offset + static_cast<int64_t>(bytes.size());
+  if (auto space = tree.CheckSpace(inode, end); !space) return Forward(space.error());
+  if (!bytes.empty()) {
+    if (static_cast<int64_t>(inode.content.size()) < end) inode.content.resize(static_cast<size_t>(end));
+    inode.content.replace(static_cast<size_t>(target.offset), bytes.size(), bytes);
+    inode.mtime = inode.ctime = tree.Tick();
+  }
+  return transport::Copied{static_cast<int64_t>(bytes.size()), tree.AttributesOf(*entry)};
 }
 
 Result<void> MemoryRemoteFs::Sync(Handle handle, const Node& node, const OpContext&) {

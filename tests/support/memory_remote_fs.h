@@ -110,6 +110,13 @@ class MemoryRemoteFs : public transport::RemoteFs {
                                                       const OpContext& ctx) override;
   Result<transport::Attributes> Store(transport::Handle handle, const transport::Node& node, const transport::StoreRequest& request,
                                       const OpContext& ctx) override;
+  Result<int64_t> Seek(transport::Handle handle, const transport::Node& node, int64_t offset, transport::SeekTarget target,
+                       const OpContext& ctx) override;
+  Result<transport::Attributes> Allocate(transport::Handle handle, const transport::Node& node, uint32_t mode,
+                                         transport::Extent range, const OpContext& ctx) override;
+  Result<transport::Copied> CopyRange(transport::Handle from, const transport::Node& from_node, int64_t from_offset,
+                                      transport::Handle to, const transport::Node& to_node, transport::Extent target,
+                                      const OpContext& ctx) override;
   Result<void> Sync(transport::Handle handle, const transport::Node& node, const OpContext& ctx) override;
   void Close(transport::Handle handle, const OpContext& ctx) override;
   std::vector<std::pair<std::string, std::string>> Status() const override;

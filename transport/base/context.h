@@ -3,6 +3,8 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
+#include <optional>
 #include <stop_token>
 
 namespace e2bfs {
@@ -18,6 +20,11 @@ enum class ServiceClass {
   kStream,      // long-lived: watches, process output
 };
 
+// Whom a new object belongs to, by the sandbox's numbers.
+struct Creator {
+  uint32_t uid = 0, gid = 0;
+};
+
 struct OpContext {
   // The whole operation, retries included, ends by then with ETIMEDOUT. max() means none: then only the idle and
   // handshake deadlines of the transport bound each wait (transfers whose length nobody can know).
@@ -26,12 +33,14 @@ struct OpContext {
   // and changes names or content is not cancelled by it (the seam's implementations see to that).
   std::stop_token stop;
   ServiceClass service_class = ServiceClass::kMetadata;
+  // Unset: the user that the mount acts as. Set only where that user is root and ids are real (-o ids=real).
+  std::optional<Creator> creator = std::nullopt;
 
   static OpContext Within(std::chrono::milliseconds time, ServiceClass service_class = ServiceClass::kMetadata) {
-    return OpContext{Clock::now() + time, {}, service_class};
+    return OpContext{Clock::now() + time, {}, service_class, {}};
   }
   // The same operation without the right to be interrupted: flush, fsync, release, uploads, clean-up.
-  OpContext Uninterruptible() const { return OpContext{deadline, {}, service_class}; }
+  OpContext Uninterruptible() const { return OpContext{deadline, {}, service_class, creator}; }
 };
 
 }  // namespace e2bfs
