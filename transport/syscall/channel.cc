@@ -1,0 +1,619 @@
+#include "transport/syscall/channel.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <csignal>
+#include <random>
+
+#include "transport/base/log.h"
+#include "transport/retry.h"
+
+namespace e2bfs::transport::syscall {
+namespace {
+
+using std::chrono::milliseconds;
+
+// Unanswered bytes towards the server: less than a pipe holds, since a full one blocks even envd's own calls for it.
+constexpr size_t kWindowBytes = size_t{48} << 10;
+constexpr size_t kMaxAnswerBytes = size_t{256} << 20;  // of one listing, all pieces
+constexpr size_t kLowWaterBytes = 8;                   // at the front of a request's body
+constexpr milliseconds kWriteTime{10'000};
+constexpr milliseconds kSignalTime{5'000};
+constexpr milliseconds kLeaveTime{2'000};
+constexpr size_t kLongestWord = 300;                    // of the server's standard error, in the log
+constexpr milliseconds kFirstWait{50}, kLongestWait{2'000};
+
+// Reads the program that follows on its standard input, and runs it. The only text of ours that envd logs.
+constexpr char kLoader[] =
+    "binmode STDIN;my$h='';while(length$h<24){sysread(STDIN,$h,24-length$h,length$h)||exit 1}"
+    "our$ID=pack'H16',$h;my$n=hex substr$h,16;my$p='';"
+    "while(length$p<$n){sysread(STDIN,$p,$n-length$p,length$p)||exit 1}eval$p;print STDERR$@;exit 1";
+
+std::string RandomBytes(size_t count) {
+  std::random_device device;
+  std::string bytes;
+  while (bytes.size() < count) bytes.push_back(char(device()));
+  return bytes;
+}
+
+std::string Hex(std::string_view bytes) {
+  std::string text;
+  for (const char byte : bytes) text += fmt::format("{:02x}", static_cast<uint8_t>(byte));
+  return text;
+}
+
+// The template's environment could stop perl, or send it into a debugger.
+std::map<std::string, std::string> ServerEnvironment() {
+  return {{"PERL5OPT", ""}, {"PERL5LIB", ""}, {"PERL_UNICODE", ""}, {"LC_ALL", "C"}};
+}
+
+bool IsFinal(const Error& error) {
+  return error.kind == ErrorKind::kNotRunning || error.kind == ErrorKind::kUnauthorized || error.kind == ErrorKind::kErrno ||
+         error.kind == ErrorKind::kBadRequest || error.kind == ErrorKind::kLocal;
+}
+
+Result<ServerFacts> DecodeFacts(const Outcomes& outcomes) {
+  if (outcomes.empty()) return Failure(ErrorKind::kProtocol, EIO, "the syscall server said nothing of itself");
+  if (outcomes[0].errno_value != 0) return Errno(outcomes[0].errno_value, "the mounted directory");
+  Fields fields(outcomes[0].result);
+  ServerFacts facts;
+  facts.pid = fields.U32();
+  facts.actor.uid = fields.U32();
+  facts.actor.gid = fields.U32();
+  const uint32_t groups = fields.U32();
+  for (uint32_t i = 0; i < groups && fields.ok(); ++i) facts.actor.groups.push_back(fields.U32());
+  facts.user = std::string(fields.Text());
+  facts.home = std::string(fields.Text());
+  facts.root = std::string(fields.Text());
+  facts.perl_version = std::string(fields.Text());
+  auto root = DecodeAttributes(fields, facts.actor);
+  if (!root || !fields.ended() || !facts.root.starts_with('/')) {
+    return Failure(ErrorKind::kProtocol, EIO, "what the syscall server says of itself makes no sense");
+  }
+  facts.root_attributes = std::move(*root);
+  return facts;
+}
+
+}  // namespace
+
+struct Channel::Request {
+  uint64_t number = 0;
+  Effect effect = Effect::kNone;
+  std::string operations;  // the body without its low-water mark
+  bool queued = true;   // waits in queue_
+  bool sent = false;    // at least once
+  bool finished = false;
+  size_t answer_bytes = 0;
+  Outcomes outcomes;
+  std::optional<Error> error;
+  std::condition_variable_any answered;  // with the channel's mutex
+  std::function<void(Result<Outcomes>)> done;
+  bool posted = false;
+
+  size_t frame_bytes() const { return kFrameHeaderBytes + kLowWaterBytes + operations.size(); }
+  Result<Outcomes> TakeResult() {
+    if (error) return Forward(*error);
+    return std::move(outcomes);
+  }
+};
+
+Channel::Channel(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen)
+    : client_(std::move(client)), options_(std::move(options)), reopen_(std::move(reopen)) {}
+
+Result<std::unique_ptr<Channel>> Channel::Open(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen,
+                                               const OpContext& ctx) {
+  std::unique_ptr<Channel> channel(new Channel(std::move(client), std::move(options), std::move(reopen)));
+  if (auto started = channel->StartServer(ctx); !started) return Forward(started.error());
+  {
+    Lock lock(channel->mutex_);
+    channel->state_ = State::kReady;
+  }
+  channel->keeper_ = std::jthread([owner = channel.get()](std::stop_token stop) { owner->Run(stop); });
+  channel->pulse_ = std::jthread([owner = channel.get()](std::stop_token stop) { owner->Pulse(stop); });
+  return channel;
+}
+
+Channel::~Channel() {
+  pulse_.request_stop();
+  if (pulse_.joinable()) pulse_.join();
+  if (!keeper_.joinable()) return;  // never opened
+  {
+    Lock lock(mutex_);
+    if (state_ == State::kReady && !process_ended_) {
+      std::string body(8, '\0');
+      body.push_back(char(RequestKind::kLeave));
+      controls_ += EncodeFrame(server_id_, next_number_++, body);
+      SendQueued(lock);
+      changed_.wait_for(lock, kLeaveTime, [this] { return process_ended_ || state_ != State::kReady; });
+    }
+    state_ = State::kClosed;
+    if (output_) output_->Cancel();
+    if (input_) input_->Cancel();
+    changed_.notify_all();
+  }
+  keeper_.request_stop();
+  keeper_.join();
+  Lock lock(mutex_);
+  FinishAll(lock, Failure(ErrorKind::kCancelled, EIO, "the mount ends").value(), false);
+}
+
+ServerFacts Channel::facts() const {
+  Lock lock(mutex_);
+  return facts_;
+}
+
+ChannelCounts Channel::counts() const {
+  Lock lock(mutex_);
+  return counts_;
+}
+
+// --- sending
+
+uint64_t Channel::LowWater() const { return in_flight_.empty() ? next_number_ - 1 : in_flight_.begin()->first - 1; }
+
+void Channel::Enqueue(Lock& lock, const std::shared_ptr<Request>& request, const std::vector<Call>& calls) {
+  request->operations = EncodeOperations(0, calls).substr(kLowWaterBytes);
+  request->number = next_number_++;
+  if (in_flight_.empty()) quiet_since_ = Clock::now();
+  in_flight_.emplace(request->number, request);
+  queue_.push_back(request->number);
+  ++counts_.requests;
+  if (state_ == State::kReady) {
+    SendQueued(lock);
+  } else {
+    changed_.notify_all();
+  }
+}
+
+void Channel::SendQueued(Lock& lock) {
+  if (sending_) return;
+  sending_ = true;
+  while (state_ == State::kReady) {
+    std::string batch = std::exchange(controls_, {});
+    while (!queue_.empty()) {
+      Request& request = *in_flight_.at(queue_.front());
+      const size_t bytes = request.frame_bytes();
+      if (!batch.empty() && batch.size() + bytes > kMaxRequestBytes) break;
+      if (unanswered_bytes_ > 0 && unanswered_bytes_ + bytes > kWindowBytes) break;
+      std::string body;
+      const uint64_t low = LowWater();
+      for (int shift = 56; shift >= 0; shift -= 8) body.push_back(char(low >> shift));
+      batch += EncodeFrame(server_id_, request.number, body.append(request.operations));
+      request.sent = true;
+      request.queued = false;
+      unanswered_bytes_ += bytes;
+      queue_.pop_front();
+    }
+    if (batch.empty()) break;
+    const std::shared_ptr<envd::InputStream> input = input_;
+    lock.unlock();
+    auto written = input->Write(batch, OpContext::Within(kWriteTime, ServiceClass::kStream));
+    lock.lock();
+    if (!written) {
+      log::Debug("syscall", "sending to the server: {}", ToString(written.error()));
+      if (input == input_) LoseWay();
+      break;
+    }
+  }
+  sending_ = false;
+  if (state_ != State::kReady) changed_.notify_all();
+}
+
+void Channel::LoseWay() {
+  if (state_ != State::kReady) return;
+  state_ = State::kLost;
+  output_->Cancel();  // the keeper's read ends, and whoever sends
+  input_->Cancel();
+  changed_.notify_all();
+}
+
+void Channel::CheckQuiet(Lock& lock) {
+  if (state_ != State::kReady) return;
+  const TimePoint now = Clock::now();
+  if (echo_asked_ && now - *echo_asked_ >= options_.echo_timeout) {
+    log::Info("syscall", "no word from the server for {} ms", std::chrono::duration_cast<milliseconds>(now - heard_).count());
+    LoseWay();
+  } else if (!echo_asked_ && now - quiet_since_ >= options_.quiet_time) {
+    echo_asked_ = now;
+    controls_ += EncodeFrame(server_id_, next_number_++, EncodeEcho(0, "quiet"));
+    SendQueued(lock);
+  }
+}
+
+void Channel::Withdraw(uint64_t number) {
+  auto found = in_flight_.find(number);
+  if (found == in_flight_.end()) return;
+  const Request& request = *found->second;
+  if (request.queued) {
+    queue_.erase(std::find(queue_.begin(), queue_.end(), number));
+  } else {
+    withdrawn_[number] = request.frame_bytes();
+    if (request.effect == Effect::kChange && state_ == State::kReady) {
+      controls_ += EncodeFrame(server_id_, next_number_++, EncodeCancel(0, number));
+    }
+  }
+  in_flight_.erase(found);
+}
+
+Result<Outcomes> Channel::Do(const std::vector<Call>& calls, Effect effect, const OpContext& ctx) {
+  size_t bytes = kFrameHeaderBytes + 11;
+  for (const Call& call : calls) bytes += 5 + call.arguments.size();
+  if (bytes > kMaxRequestBytes) return Failure(ErrorKind::kBadRequest, E2BIG, "a request longer than a frame");
+  Lock lock(mutex_);
+  if (state_ == State::kClosed) return Failure(ErrorKind::kCancelled, EIO, "the mount ends");
+  ++counts_.round_trips;
+  auto request = std::make_shared<Request>();
+  request->effect = effect;
+  Enqueue(lock, request, calls);
+  while (!request->finished) {
+    const bool may_stop = effect == Effect::kNone || !request->sent;
+    const TimePoint look = Clock::now() + std::max<Clock::duration>(
+        milliseconds(1), (echo_asked_ ? *echo_asked_ + options_.echo_timeout : quiet_since_ + options_.quiet_time) - Clock::now());
+    const TimePoint until = std::min(ctx.deadline, look);
+    auto over = [&] { return request->finished; };
+    if (may_stop) {
+      request->answered.wait_until(lock, ctx.stop, until, over);
+    } else {
+      request->answered.wait_until(lock, until, over);
+    }
+    if (request->finished) break;
+    if (ctx.stop.stop_requested() && (effect == Effect::kNone || !request->sent)) {
+      Withdraw(request->number);
+      SendQueued(lock);
+      return Failure(ErrorKind::kCancelled, EINTR, "interrupted");
+    }
+    if (Clock::now() >= ctx.deadline) {
+      const bool unsent = !request->sent;
+      Withdraw(request->number);
+      SendQueued(lock);
+      // What was never sent was not done: but whoever waited so long need not know.
+      return Failure(ErrorKind::kTimeout, ETIMEDOUT, unsent ? "no way to the sandbox" : "no answer from the sandbox");
+    }
+    CheckQuiet(lock);
+  }
+  return request->TakeResult();
+}
+
+void Channel::Post(const std::vector<Call>& calls, std::function<void(Result<Outcomes>)> done) {
+  Lock lock(mutex_);
+  if (state_ == State::kClosed) {
+    lock.unlock();
+    if (done) done(Failure(ErrorKind::kCancelled, EIO, "the mount ends"));
+    return;
+  }
+  auto request = std::make_shared<Request>();
+  request->posted = true;
+  request->done = std::move(done);
+  Enqueue(lock, request, calls);
+}
+
+// --- receiving
+
+void Channel::Take(Reply reply) {
+  std::function<void(Result<Outcomes>)> done;
+  Result<Outcomes> result = Outcomes{};
+  Lock lock(mutex_);
+  heard_ = quiet_since_ = Clock::now();
+  echo_asked_.reset();
+  // Requests are taken from the pipe in order: whatever came before the one that is answered is out of it.
+  while (!withdrawn_.empty() && withdrawn_.begin()->first <= reply.number) {
+    unanswered_bytes_ -= std::min(unanswered_bytes_, withdrawn_.begin()->second);
+    withdrawn_.erase(withdrawn_.begin());
+  }
+  if (reply.echo) {
+    SendQueued(lock);
+    return;
+  }
+  auto found = in_flight_.find(reply.number);
+  if (found == in_flight_.end()) {  // whoever asked has gone
+    SendQueued(lock);
+    return;
+  }
+  const std::shared_ptr<Request> request = found->second;
+  for (Reply::Outcome& outcome : reply.outcomes) {
+    request->answer_bytes += outcome.result.size();
+    request->outcomes.push_back(std::move(outcome));
+  }
+  if (request->answer_bytes > kMaxAnswerBytes) {
+    request->error = Failure(ErrorKind::kProtocol, EFBIG, "an answer without an end").value();
+  } else if (reply.more) {
+    return;
+  } else if (request->outcomes.empty()) {
+    request->error = Failure(ErrorKind::kProtocol, EIO, "a reply without an outcome").value();
+  }
+  request->finished = true;
+  if (!request->queued) unanswered_bytes_ -= std::min(unanswered_bytes_, request->frame_bytes());
+  if (request->queued) queue_.erase(std::find(queue_.begin(), queue_.end(), request->number));
+  in_flight_.erase(found);
+  if (request->posted) {
+    done = std::move(request->done);
+    result = request->TakeResult();
+  } else {
+    request->answered.notify_all();
+  }
+  if (!queue_.empty()) SendQueued(lock);
+  lock.unlock();
+  if (done) done(std::move(result));
+}
+
+void Channel::Pump(std::stop_token stop) {
+  std::shared_ptr<envd::ProcessStream> output;
+  {
+    Lock lock(mutex_);
+    output = output_;
+  }
+  std::optional<Error> error;
+  while (!stop.stop_requested() && !error) {
+    while (true) {
+      auto reply = parser_->Next();
+      if (!reply) {
+        error = reply.error();
+        // Whatever it is, it is not the server that we started.
+        Lock lock(mutex_);
+        process_ended_ = true;
+        break;
+      }
+      if (!*reply) break;
+      Take(std::move(**reply));
+    }
+    if (error) break;
+    auto event = output->Next(OpContext{});
+    if (!event) {
+      error = event.error();
+    } else if (!*event) {
+      error = Failure(ErrorKind::kBroken, EIO, "the stream of replies ended").value();
+    } else if ((*event)->kind == envd::ProcessEvent::Kind::kStdout) {
+      parser_->Feed((*event)->data);
+    } else if ((*event)->kind == envd::ProcessEvent::Kind::kStderr) {
+      log::Warning("syscall", "the server says: {}", (*event)->data.substr(0, kLongestWord));
+    } else if ((*event)->kind == envd::ProcessEvent::Kind::kEnd) {
+      Lock lock(mutex_);
+      process_ended_ = true;
+      changed_.notify_all();
+      error = Failure(ErrorKind::kBroken, EIO, "the syscall server ended: " + (*event)->end.status).value();
+    }
+  }
+  Lock lock(mutex_);
+  if (state_ == State::kReady) log::Info("syscall", "the way to the server is lost: {}", ToString(*error));
+  LoseWay();
+}
+
+void Channel::Run(std::stop_token stop) {
+  while (!stop.stop_requested()) {
+    Pump(stop);
+    FindAgain(stop);
+  }
+}
+
+void Channel::FinishAll(Lock& lock, const Error& error, bool only_sent_changes) {
+  std::vector<std::function<void(Result<Outcomes>)>> told;
+  for (auto at = in_flight_.begin(); at != in_flight_.end();) {
+    Request& request = *at->second;
+    if (only_sent_changes && !(request.effect == Effect::kChange && request.sent)) {
+      ++at;
+      continue;
+    }
+    request.error = error;
+    request.finished = true;
+    if (request.posted && request.done) told.push_back(std::move(request.done));
+    request.answered.notify_all();
+    if (request.queued) queue_.erase(std::find(queue_.begin(), queue_.end(), at->first));
+    at = in_flight_.erase(at);
+  }
+  lock.unlock();
+  for (auto& done : told) done(Forward(error));
+  lock.lock();
+}
+
+// --- losing and finding
+
+void Channel::FindAgain(std::stop_token stop) {
+  milliseconds wait = kFirstWait;
+  while (!stop.stop_requested()) {
+    bool new_server;
+    {
+      Lock lock(mutex_);
+      // Nothing is tried while nobody waits.
+      changed_.wait(lock, stop, [&] { return !sending_ && (!in_flight_.empty() || state_ == State::kClosed); });
+      if (stop.stop_requested() || state_ == State::kClosed) return;
+      new_server = process_ended_;
+    }
+    Result<void> found;
+    if (!new_server) {
+      found = Reattach(stop);
+      // No echo where there is a way: the process is stuck, or another listener keeps its output. As good as gone.
+      const bool silent = !found && (found.error().kind == ErrorKind::kTimeout || found.error().kind == ErrorKind::kProtocol ||
+                                     found.error().kind == ErrorKind::kErrno);
+      if (silent) {
+        log::Info("syscall", "the server does not answer any more: {}", ToString(found.error()));
+        new_server = true;
+      }
+    }
+    if (new_server && !stop.stop_requested()) {
+      OpContext ctx = OpContext::Within(options_.start_timeout);
+      ctx.stop = stop;
+      found = StartServer(ctx);
+    }
+    Lock lock(mutex_);
+    if (state_ == State::kClosed) return;
+    if (found) {
+      if (new_server) {
+        FinishAll(lock, Failure(ErrorKind::kBroken, EIO, "the syscall server was lost before it answered").value(), true);
+      } else {
+        ++counts_.reattached;
+      }
+      // All again, in order.
+      queue_.clear();
+      for (auto& [number, request] : in_flight_) {
+        request->queued = true;
+        request->outcomes.clear();
+        request->answer_bytes = 0;
+        queue_.push_back(number);
+      }
+      withdrawn_.clear();
+      unanswered_bytes_ = 0;
+      controls_.clear();
+      heard_ = quiet_since_ = Clock::now();
+      echo_asked_.reset();
+      state_ = State::kReady;
+      SendQueued(lock);
+      return;
+    }
+    Error error = found.error();
+    log::Info("syscall", "no way to the server: {}", ToString(error));
+    if (IsFinal(error)) {
+      if (error.kind == ErrorKind::kErrno) error.errno_value = EIO;  // it is not the answer to what was asked
+      FinishAll(lock, error, false);
+      wait = kFirstWait;
+      continue;
+    }
+    changed_.wait_for(lock, stop, wait, [&] { return state_ == State::kClosed; });
+    wait = std::min(2 * wait, kLongestWait);
+  }
+}
+
+namespace {
+
+// The reply to `number`; its outcomes, of all its pieces, are appended to `outcomes`. ENOEXEC/kErrno: the process has ended.
+Result<void> AwaitReply(envd::ProcessStream& output, ReplyParser& parser, uint64_t number, Outcomes& outcomes, const OpContext& ctx) {
+  while (true) {
+    auto reply = parser.Next();
+    if (!reply) return Forward(reply.error());
+    if (*reply) {
+      if ((*reply)->number != number) continue;
+      std::move((*reply)->outcomes.begin(), (*reply)->outcomes.end(), std::back_inserter(outcomes));
+      if (!(*reply)->more) return {};
+      continue;
+    }
+    auto event = output.Next(ctx);
+    if (!event) return Forward(event.error());
+    if (!*event) return Failure(ErrorKind::kProtocol, EIO, "the stream of replies ended");
+    if ((*event)->kind == envd::ProcessEvent::Kind::kStdout) parser.Feed((*event)->data);
+    if ((*event)->kind == envd::ProcessEvent::Kind::kStderr) log::Info("syscall", "the server says: {}", (*event)->data.substr(0, kLongestWord));
+    if ((*event)->kind == envd::ProcessEvent::Kind::kEnd) return Errno(ENOEXEC, "the syscall server ended: " + (*event)->end.status);
+  }
+}
+
+}  // namespace
+
+uint64_t Channel::TakeNumber() {
+  Lock lock(mutex_);
+  return next_number_++;
+}
+
+Result<void> Channel::Reattach(std::stop_token stop) {
+  uint32_t pid;
+  std::string id;
+  {
+    Lock lock(mutex_);
+    pid = facts_.pid;
+    id = server_id_;
+  }
+  OpContext ctx = OpContext::Within(options_.echo_timeout, ServiceClass::kStream);
+  ctx.stop = stop;
+  const envd::ProcessSelector selector{pid, {}};
+  auto output = client_->ConnectProcess(selector, ctx);
+  if (!output) return Forward(output.error());
+  auto input = client_->StreamInput(selector, ctx);
+  if (!input) return Forward(input.error());
+  const std::string nonce = "echo " + RandomBytes(16);
+  const uint64_t number = TakeNumber();
+  auto parser = std::make_unique<ReplyParser>(id);
+  parser->DiscardUntilEcho(nonce);
+  if (auto sent = (*input)->Write(EncodeFrame(id, number, EncodeEcho(0, nonce)), ctx); !sent) return sent;
+  Outcomes none;
+  if (auto echoed = AwaitReply(**output, *parser, number, none, ctx); !echoed) return echoed;
+  Lock lock(mutex_);
+  input_ = std::move(*input);
+  output_ = std::move(*output);
+  parser_ = std::move(parser);
+  return {};
+}
+
+Result<void> Channel::StartServer(const OpContext& context) {
+  OpContext ctx = context;
+  ctx.deadline = std::min(ctx.deadline, Clock::now() + options_.start_timeout);
+  ctx.service_class = ServiceClass::kStream;
+  uint32_t old_pid;
+  {
+    Lock lock(mutex_);
+    old_pid = facts_.pid;
+  }
+  envd::StartRequest start;
+  start.process.command = "/usr/bin/perl";
+  start.process.arguments = {"-e", kLoader};
+  start.process.environment = ServerEnvironment();
+  start.stdin_open = true;
+  auto output = client_->StartProcess(start, ctx);
+  if (!output) return Forward(output.error());
+  auto first = (*output)->Next(ctx);
+  if (!first) return Forward(first.error());
+  if (!*first || (*first)->kind != envd::ProcessEvent::Kind::kStart) return Failure(ErrorKind::kProtocol, EIO, "a process without a start");
+  const uint32_t pid = (*first)->pid;
+  auto kill_new = [&] { (void)client_->SendSignal({pid, {}}, SIGKILL, OpContext::Within(kSignalTime)); };
+  auto begin = [&]() -> Result<void> {
+    auto input = client_->StreamInput({pid, {}}, ctx);
+    if (!input) return Forward(input.error());
+    const std::string id = RandomBytes(kServerIdBytes);
+    const std::string_view program = kServerProgram;
+    if (auto sent = (*input)->Write(fmt::format("{}{:08x}{}", Hex(id), program.size(), program), ctx); !sent) return sent;
+    auto parser = std::make_unique<ReplyParser>(id);
+    auto transact = [&](const std::vector<Call>& calls) -> Result<Outcomes> {
+      Outcomes outcomes;
+      for (size_t begun = 0; begun < calls.size();) {
+        // As many as the pipe holds, then their answers.
+        std::vector<uint64_t> numbers;
+        std::string frames;
+        for (; begun < calls.size() && frames.size() < kMaxRequestBytes / 2; ++begun) {
+          numbers.push_back(TakeNumber());
+          frames += EncodeFrame(id, numbers.back(), EncodeOperations(0, {calls[begun]}));
+        }
+        if (auto sent = (*input)->Write(frames, ctx); !sent) return Forward(sent.error());
+        for (const uint64_t number : numbers) {
+          if (auto answered = AwaitReply(**output, *parser, number, outcomes, ctx); !answered) return Forward(answered.error());
+        }
+      }
+      if (outcomes.size() != calls.size()) return Failure(ErrorKind::kProtocol, EIO, "replies without an outcome");
+      return outcomes;
+    };
+    Arguments arguments;
+    arguments.Text(options_.root).U32(static_cast<uint32_t>(options_.server_silence.count()));
+    auto said = transact({{Operation::kInitialize, arguments.bytes()}});
+    if (!said) return Forward(said.error());
+    auto facts = DecodeFacts(*said);
+    if (!facts) return Forward(facts.error());
+    facts->pid = pid;  // as envd knows it
+    if (old_pid != 0) {
+      reopen_(old_pid, transact);
+      // Before anything is done by the new one: what the old one has not done by now it never does.
+      auto killed = client_->SendSignal({old_pid, {}}, SIGKILL, OpContext::Within(kSignalTime));
+      if (!killed && killed.error().kind != ErrorKind::kErrno) return Forward(killed.error());
+    }
+    Lock lock(mutex_);
+    input_ = std::move(*input);
+    output_ = std::move(*output);
+    parser_ = std::move(parser);
+    server_id_ = id;
+    facts_ = std::move(*facts);
+    process_ended_ = false;
+    heard_ = Clock::now();
+    ++counts_.servers;
+    return {};
+  };
+  auto begun = begin();
+  if (!begun) kill_new();
+  return begun;
+}
+
+void Channel::Pulse(std::stop_token stop) {
+  Lock lock(mutex_);
+  while (!stop.stop_requested()) {
+    tick_.wait_for(lock, stop, options_.pulse, [] { return false; });
+    if (stop.stop_requested() || state_ != State::kReady || Clock::now() - heard_ < options_.pulse / 2) continue;
+    controls_ += EncodeFrame(server_id_, next_number_++, EncodeEcho(0, "pulse"));
+    SendQueued(lock);
+  }
+}
+
+}  // namespace e2bfs::transport::syscall

@@ -1,0 +1,151 @@
+// Channel: the way to the syscall server in the sandbox, kept open. Starts the server, sends requests in order, matches replies, and when
+// the way or the server is lost finds it again without doing anything twice.
+//
+// In: one long-lived StreamInput, whose content envd does not log (SendInput's it does). Out: the Start stream, later Connect. The
+// server's program comes in the same way, through a loader of a few hundred bytes.
+//
+//   ready ──stream lost──> lost ──somebody wants something──> Connect by pid and a fresh nonce echoed ──> ready, all in flight sent again
+//                            └──no echo, or the process is gone──> a new server, which takes the open files over; the old one is killed ──> ready
+//
+// At most once: a repeat carries its first number, and the server keeps the replies of changes until they are acknowledged by the low-water
+// mark of a later request. With a new server, a change that was sent and not answered is EIO/kBroken: it may have been done, and nobody
+// repeats it. What only reads is done again. Nothing is attempted while nobody waits: a request could resume a paused sandbox.
+//
+// Any thread may call it. One thread of its own reads replies and finds the way again; another keeps an idle channel alive.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "transport/envd/client.h"
+#include "transport/syscall/frame.h"
+
+namespace e2bfs::transport::syscall {
+
+// server.pl, as it is.
+extern const char kServerProgram[];
+
+struct ChannelOptions {
+  std::string root;  // absolute, or relative to the user's home; empty: the home
+  std::chrono::milliseconds start_timeout{20'000};
+  // With requests waiting and nothing heard for so long, an echo is asked for; without it for echo_timeout the way is lost.
+  std::chrono::milliseconds quiet_time{8'000};
+  std::chrono::milliseconds echo_timeout{5'000};
+  std::chrono::milliseconds pulse{45'000};          // of an idle channel: shorter than any idle timeout on the way
+  std::chrono::seconds server_silence{3'600};       // after it without a word from us, the server ends itself
+};
+
+// What a new server says of itself.
+struct ServerFacts {
+  uint32_t pid = 0;
+  Actor actor;
+  std::string user, home, root;  // root: absolute, links resolved
+  std::string perl_version;
+  Attributes root_attributes;
+};
+
+using Outcomes = std::vector<Reply::Outcome>;
+
+enum class Effect {
+  kNone,    // reads, opens, closes, or what may be done twice: sent again to a new server
+  kChange,  // never done twice
+};
+
+struct ChannelCounts {
+  int64_t round_trips = 0;    // requests that somebody waited for
+  int64_t requests = 0;       // all
+  int64_t reattached = 0;     // the same server found again
+  int64_t servers = 0;        // started, the first included
+};
+
+class Channel {
+ public:
+  // Runs calls, each a request of its own, on a new server before anybody else does: an outcome for each, or an error when that one is lost, too.
+  using Transact = std::function<Result<Outcomes>(const std::vector<Call>& calls)>;
+  // A new server is there: what was open has to be opened again. Called by the channel's thread, without locks.
+  using Reopen = std::function<void(uint32_t old_pid, const Transact& transact)>;
+
+  // Starts the server; two or three round trips. Errors: those of envd; ENOENT, ENOTDIR, EACCES (kErrno) for the root; ENOEXEC/kErrno where the
+  // program does not run (no perl).
+  static Result<std::unique_ptr<Channel>> Open(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen,
+                                               const OpContext& ctx);
+  // Lets the server end, if the way is open. What is in flight fails.
+  ~Channel();
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
+
+  // Of the server that runs now.
+  ServerFacts facts() const;
+
+  // Sends the calls as one request, which run in order up to the first that fails, and waits: at least one outcome, of a listing as many as there
+  // are pieces. Errors: EIO/kBroken (a change that may have been done), ETIMEDOUT/kTimeout (ctx's deadline; a change is cancelled, but may have
+  // been done), EINTR/kCancelled (ctx.stop: never of a change that was sent), ENOTCONN/kNotRunning, E2BIG/kBadRequest for a request that is too long.
+  Result<Outcomes> Do(const std::vector<Call>& calls, Effect effect, const OpContext& ctx);
+  // Sends and does not wait. `done` (may be empty) is called by the channel's thread, or by the destructor, without locks; it must not block.
+  void Post(const std::vector<Call>& calls, std::function<void(Result<Outcomes>)> done);
+
+  ChannelCounts counts() const;
+
+ private:
+  struct Request;
+  enum class State { kReady, kLost, kClosed };
+  using Lock = std::unique_lock<std::mutex>;
+
+  Channel(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen);
+  void Enqueue(Lock& lock, const std::shared_ptr<Request>& request, const std::vector<Call>& calls);  // mutex_ held
+  void SendQueued(Lock& lock);                       // mutex_ held; not while it writes
+  void LoseWay();                                    // mutex_ held
+  void CheckQuiet(Lock& lock);                       // mutex_ held
+  void Withdraw(uint64_t number);                    // mutex_ held
+  uint64_t LowWater() const;                         // mutex_ held
+  void FinishAll(Lock& lock, const Error& error, bool only_sent_changes);  // mutex_ held; not while it calls `done`s
+
+  void Run(std::stop_token stop);
+  void Pump(std::stop_token stop);
+  void Take(Reply reply);
+  void FindAgain(std::stop_token stop);
+  Result<void> Reattach(std::stop_token stop);
+  Result<void> StartServer(const OpContext& ctx);
+  uint64_t TakeNumber();
+  void Pulse(std::stop_token stop);
+
+  const std::shared_ptr<envd::Client> client_;
+  const ChannelOptions options_;
+  const Reopen reopen_;
+
+  mutable std::mutex mutex_;  // innermost
+  std::condition_variable_any changed_;   // state_, sending_, wanted; nobody waits for it while all is well
+  std::condition_variable_any tick_;      // the pulse's
+  State state_ = State::kLost;
+  std::shared_ptr<envd::InputStream> input_;
+  std::shared_ptr<envd::ProcessStream> output_;
+  std::string server_id_;
+  ServerFacts facts_;
+  bool process_ended_ = false;
+  bool sending_ = false;                  // a thread is in input_->Write
+  uint64_t next_number_ = 1;
+  std::map<uint64_t, std::shared_ptr<Request>> in_flight_;
+  std::deque<uint64_t> queue_;            // of in_flight_, not sent yet; in order
+  std::string controls_;                  // echo and cancel frames to go out first
+  size_t unanswered_bytes_ = 0;
+  std::map<uint64_t, size_t> withdrawn_;  // given up, but maybe still in the pipe: number and bytes, counted in unanswered_bytes_
+  TimePoint heard_{};
+  TimePoint quiet_since_{};               // the later of heard_ and when something to wait for came
+  std::optional<TimePoint> echo_asked_;
+  ChannelCounts counts_;
+
+  std::unique_ptr<ReplyParser> parser_;   // the channel's thread only, once it runs
+  std::jthread keeper_;                   // last: use the others
+  std::jthread pulse_;
+};
+
+}  // namespace e2bfs::transport::syscall

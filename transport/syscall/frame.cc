@@ -1,0 +1,307 @@
+#include "transport/syscall/frame.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace e2bfs::transport::syscall {
+namespace {
+
+constexpr std::string_view kRequestMagic = "e2Q1";
+constexpr std::string_view kReplyMagic = "e2R1";
+constexpr size_t kStatxBytes = 144;
+constexpr size_t kCheckedFrom = 12;
+
+enum AttributeFlag : uint8_t { kSizeless = 1, kXattrNames = 2, kAccess = 4 };
+enum ReplyFlag : uint8_t { kMore = 1, kEchoed = 2 };
+
+template <typename T>
+void AppendBig(std::string& to, T value) {
+  for (int shift = int(sizeof(T)) * 8 - 8; shift >= 0; shift -= 8) to.push_back(char(static_cast<uint64_t>(value) >> shift));
+}
+
+template <typename T>
+T ReadBig(std::string_view bytes) {
+  uint64_t value = 0;
+  for (const char byte : bytes.substr(0, sizeof(T))) value = value << 8 | static_cast<uint8_t>(byte);
+  return static_cast<T>(value);
+}
+
+// A field of the sandbox's struct statx.
+template <typename T>
+T ReadStatx(std::string_view statx, size_t offset) {
+  uint64_t value = 0;
+  for (size_t i = sizeof(T); i-- > 0;) value = value << 8 | static_cast<uint8_t>(statx[offset + i]);
+  return static_cast<T>(value);
+}
+
+uint32_t Checksum(std::string_view bytes) {
+  uint32_t sum = 0;
+  size_t at = 0;
+  for (; at + 4 <= bytes.size(); at += 4) sum += ReadBig<uint32_t>(bytes.substr(at, 4));
+  if (at < bytes.size()) {
+    std::string last(bytes.substr(at));
+    last.resize(4);
+    sum += ReadBig<uint32_t>(last);
+  }
+  return sum;
+}
+
+std::string RequestBody(uint64_t low_water, RequestKind kind) {
+  std::string body;
+  AppendBig(body, low_water);
+  body.push_back(char(kind));
+  return body;
+}
+
+std::optional<FileType> TypeOf(uint32_t mode) {
+  switch (mode & S_IFMT) {
+    case S_IFREG: return FileType::kRegular;
+    case S_IFDIR: return FileType::kDirectory;
+    case S_IFLNK: return FileType::kSymlink;
+    case S_IFIFO: return FileType::kFifo;
+    case S_IFSOCK: return FileType::kSocket;
+    case S_IFCHR: return FileType::kCharDevice;
+    case S_IFBLK: return FileType::kBlockDevice;
+    default: return std::nullopt;
+  }
+}
+
+uint32_t AccessByMode(const Attributes& attributes, const Actor& actor) {
+  const uint32_t bits = attributes.permissions;
+  if (actor.uid == 0) return attributes.type == FileType::kDirectory || (bits & 0111) != 0 ? 7 : 6;
+  if (attributes.uid == actor.uid) return (bits >> 6) & 7;
+  const bool in_group = attributes.gid == actor.gid ||
+                        std::find(actor.groups.begin(), actor.groups.end(), attributes.gid) != actor.groups.end();
+  return in_group ? (bits >> 3) & 7 : bits & 7;
+}
+
+}  // namespace
+
+Arguments& Arguments::U8(uint8_t value) {
+  AppendBig(bytes_, value);
+  return *this;
+}
+
+Arguments& Arguments::U32(uint32_t value) {
+  AppendBig(bytes_, value);
+  return *this;
+}
+
+Arguments& Arguments::I64(int64_t value) {
+  AppendBig(bytes_, value);
+  return *this;
+}
+
+Arguments& Arguments::Text(std::string_view bytes) {
+  AppendBig(bytes_, static_cast<uint32_t>(bytes.size()));
+  bytes_.append(bytes);
+  return *this;
+}
+
+Arguments& Arguments::Object(const Node& node) { return U8(0).Text(node.path).Text(node.id.value); }
+
+Arguments& Arguments::Object(uint64_t handle, const Node& node) { return handle == 0 ? Object(node) : U8(1).U64(handle); }
+
+Arguments& Arguments::Place(const Name& name) { return Text(name.parent.path).Text(name.parent.id.value).Text(name.name); }
+
+Arguments& Arguments::Owner(const std::optional<Creator>& creator) {
+  return creator ? U8(1).U32(creator->uid).U32(creator->gid) : U8(0);
+}
+
+Arguments& Arguments::Change(const AttributeChange& change) {
+  auto bit = [](bool set, uint32_t value) { return set ? value : 0U; };
+  auto time_bits = [&](const std::optional<TimeChange>& time, uint32_t value) {
+    return time ? (time->now ? value << 1 : value) : 0U;
+  };
+  U32(bit(change.permissions.has_value(), 1) | bit(change.uid.has_value(), 2) | bit(change.gid.has_value(), 4) |
+      bit(change.size.has_value(), 8) | time_bits(change.atime, 16) | time_bits(change.mtime, 64));
+  if (change.size) I64(*change.size);
+  if (change.uid) U32(*change.uid);
+  if (change.gid) U32(*change.gid);
+  if (change.permissions) U32(*change.permissions);
+  for (const auto* time : {&change.atime, &change.mtime}) {
+    if (*time && !(*time)->now) I64((*time)->value.tv_sec).U32(static_cast<uint32_t>((*time)->value.tv_nsec));
+  }
+  return *this;
+}
+
+std::string EncodeFrame(std::string_view server_id, uint64_t number, std::string_view body) {
+  std::string frame(kRequestMagic);
+  frame.reserve(kFrameHeaderBytes + body.size());
+  AppendBig(frame, static_cast<uint32_t>(body.size()));
+  AppendBig(frame, uint32_t{0});
+  frame.append(server_id);
+  AppendBig(frame, number);
+  frame.append(body);
+  std::string sum;
+  AppendBig(sum, Checksum(std::string_view(frame).substr(kCheckedFrom)));
+  frame.replace(8, 4, sum);
+  return frame;
+}
+
+std::string EncodeOperations(uint64_t low_water, const std::vector<Call>& calls) {
+  std::string body = RequestBody(low_water, RequestKind::kOperations);
+  AppendBig(body, static_cast<uint16_t>(calls.size()));
+  for (const Call& call : calls) {
+    body.push_back(char(call.operation));
+    AppendBig(body, static_cast<uint32_t>(call.arguments.size()));
+    body.append(call.arguments);
+  }
+  return body;
+}
+
+std::string EncodeEcho(uint64_t low_water, std::string_view bytes) {
+  return RequestBody(low_water, RequestKind::kEcho).append(bytes);
+}
+
+std::string EncodeCancel(uint64_t low_water, uint64_t number) {
+  std::string body = RequestBody(low_water, RequestKind::kCancel);
+  AppendBig(body, number);
+  return body;
+}
+
+void ReplyParser::Feed(std::string_view bytes) {
+  if (taken_ > (size_t{64} << 10)) {
+    buffer_.erase(0, taken_);
+    taken_ = 0;
+  }
+  buffer_.append(bytes);
+}
+
+void ReplyParser::DiscardUntilEcho(std::string nonce) {
+  buffer_.clear();
+  taken_ = 0;
+  nonce_ = std::move(nonce);
+}
+
+Result<std::optional<Reply>> ReplyParser::Next() {
+  auto rubbish = [](const char* what) {
+    return Failure(ErrorKind::kProtocol, EIO, std::string("the syscall server's answer makes no sense: ") + what);
+  };
+  if (!nonce_.empty()) {
+    // The echo's body is known, so the frame is, but for its number.
+    const size_t found = buffer_.find(nonce_, taken_);
+    if (found == std::string::npos) {
+      if (buffer_.size() - taken_ > 4 * kMaxBodyBytes) taken_ = buffer_.size() - nonce_.size() - kFrameHeaderBytes - 3;
+      return std::nullopt;
+    }
+    if (found < taken_ + kFrameHeaderBytes + 3) return rubbish("an echo without a frame");
+    taken_ = found - kFrameHeaderBytes - 3;
+    nonce_.clear();
+  }
+  const std::string_view rest = std::string_view(buffer_).substr(taken_);
+  if (rest.size() < kFrameHeaderBytes) return std::nullopt;
+  const auto length = ReadBig<uint32_t>(rest.substr(4));
+  if (!rest.starts_with(kReplyMagic)) return rubbish("no frame");
+  // A listing's piece may hold one long entry more than its bound.
+  if (length < 3 || length > 2 * kMaxBodyBytes) return rubbish("length");
+  if (rest.size() < kFrameHeaderBytes + length) return std::nullopt;
+  const std::string_view frame = rest.substr(0, kFrameHeaderBytes + length);
+  if (Checksum(frame.substr(kCheckedFrom)) != ReadBig<uint32_t>(frame.substr(8))) return rubbish("checksum");
+  if (frame.substr(kCheckedFrom, kServerIdBytes) != server_id_) return rubbish("another server's");
+  Reply reply;
+  reply.number = ReadBig<uint64_t>(frame.substr(20));
+  Fields fields(frame.substr(kFrameHeaderBytes));
+  const uint8_t flags = fields.U8();
+  const uint16_t count = fields.U16();
+  reply.more = (flags & kMore) != 0;
+  reply.echo = (flags & kEchoed) != 0;
+  if (reply.echo) reply.echoed = std::string(fields.Rest());
+  for (uint16_t i = 0; !reply.echo && i < count; ++i) {
+    Reply::Outcome outcome;
+    outcome.errno_value = static_cast<int>(fields.U32());
+    outcome.result = std::string(fields.Text());
+    if (!fields.ok() || outcome.errno_value < 0 || outcome.errno_value >= 4096) return rubbish("outcome");
+    reply.outcomes.push_back(std::move(outcome));
+  }
+  if (!fields.ok() || !fields.ended()) return rubbish("reply");
+  taken_ += frame.size();
+  return reply;
+}
+
+std::string_view Fields::Bytes(size_t count) {
+  if (count > rest_.size()) {
+    ok_ = false;
+    rest_ = {};
+    return {};
+  }
+  const std::string_view bytes = rest_.substr(0, count);
+  rest_.remove_prefix(count);
+  return bytes;
+}
+
+std::string_view Fields::Rest() { return Bytes(rest_.size()); }
+uint8_t Fields::U8() { return ReadBig<uint8_t>(Bytes(1)); }
+uint16_t Fields::U16() { return ReadBig<uint16_t>(Bytes(2)); }
+uint32_t Fields::U32() { return ReadBig<uint32_t>(Bytes(4)); }
+int64_t Fields::I64() { return ReadBig<int64_t>(Bytes(8)); }
+
+std::optional<Attributes> DecodeAttributes(Fields& fields, const Actor& actor) {
+  const std::string_view statx = fields.Bytes(kStatxBytes);
+  const uint8_t flags = fields.U8();
+  if (!fields.ok()) return std::nullopt;
+  Attributes attributes;
+  const auto mode = ReadStatx<uint16_t>(statx, 28);
+  const auto type = TypeOf(mode);
+  if (!type) return std::nullopt;
+  attributes.type = *type;
+  attributes.permissions = mode & 07777;
+  attributes.link_count = ReadStatx<uint32_t>(statx, 16);
+  attributes.uid = ReadStatx<uint32_t>(statx, 20);
+  attributes.gid = ReadStatx<uint32_t>(statx, 24);
+  attributes.inode = ReadStatx<uint64_t>(statx, 32);
+  attributes.size = ReadStatx<int64_t>(statx, 40);
+  attributes.blocks = ReadStatx<int64_t>(statx, 48);
+  bool sane = attributes.size >= 0 && attributes.blocks >= 0;
+  auto time_at = [&](size_t offset) {
+    timespec time{};
+    time.tv_sec = ReadStatx<int64_t>(statx, offset);
+    time.tv_nsec = ReadStatx<uint32_t>(statx, offset + 8);
+    sane = sane && time.tv_nsec < 1'000'000'000;
+    return time;
+  };
+  attributes.atime = time_at(64);
+  attributes.ctime = time_at(96);
+  attributes.mtime = time_at(112);
+  if (!sane) return std::nullopt;
+  attributes.rdev_major = ReadStatx<uint32_t>(statx, 128);
+  attributes.rdev_minor = ReadStatx<uint32_t>(statx, 132);
+  attributes.device = uint64_t{ReadStatx<uint32_t>(statx, 136)} << 32 | ReadStatx<uint32_t>(statx, 140);
+  // Device, inode number, birth time: inode numbers alone are used again at once. As server.pl's identity_of makes it.
+  attributes.id.value.append(statx.substr(136, 8)).append(statx.substr(32, 8)).append(statx.substr(80, 12));
+  attributes.size_unreliable = (flags & kSizeless) != 0;
+  attributes.access = AccessByMode(attributes, actor);
+  if ((flags & kXattrNames) != 0) {
+    static const auto none = std::make_shared<const std::vector<std::string>>();
+    std::string_view names = fields.ShortText();
+    if (names.empty()) {
+      attributes.xattr_names = none;
+    } else {
+      std::vector<std::string> all;
+      for (size_t end; (end = names.find('\0')) != std::string_view::npos; names.remove_prefix(end + 1)) {
+        if (end > 0 && end <= 255) all.emplace_back(names.substr(0, end));
+      }
+      attributes.xattr_names = std::make_shared<const std::vector<std::string>>(std::move(all));
+    }
+  }
+  if ((flags & kAccess) != 0) attributes.access = fields.U8() & 7U;
+  if (!fields.ok()) return std::nullopt;
+  return attributes;
+}
+
+std::optional<Changed> DecodeChanged(Fields& fields, const Actor& actor) {
+  const uint8_t present = fields.U8();
+  Changed changed;
+  std::optional<Attributes>* const slots[] = {&changed.object, &changed.parent, &changed.old_parent};
+  for (int i = 0; i < 3; ++i) {
+    if ((present & (1 << i)) == 0) continue;
+    *slots[i] = DecodeAttributes(fields, actor);
+    if (!*slots[i]) return std::nullopt;
+  }
+  if (!fields.ok() || !fields.ended()) return std::nullopt;
+  return changed;
+}
+
+}  // namespace e2bfs::transport::syscall

@@ -1,0 +1,1115 @@
+# The syscall server of e2bfs: makes real system calls in the sandbox, as the user that it was started for.
+#
+# It runs inside the sandbox and needs nothing but perl-base. It comes in by its own standard input (see channel.h: a loader of
+# a few hundred bytes reads it and calls eval), so that its text is in nobody's log. Requests come by standard input, replies
+# go to standard output, in frames; frame.h describes them, and the two files change together.
+#
+# Rules of this file, each paid for (PROTOCOL.md 8):
+#   - syscall() passes a scalar that was ever used as a number as one: strings go in as fresh copies "$x", numbers as 0+$x.
+#   - Buffers that the kernel fills are whole, fresh and long enough.
+#   - $! is looked at only after -1. No call may block: opens are O_NONBLOCK after a look at the type; what can take
+#     long runs in a forked child.
+#   - Bytes only: no string here has the UTF-8 flag.
+use strict;
+use warnings;
+use Config;
+
+our $ID;    # eight bytes that every frame of this server carries; set by the loader
+
+# --- numbers
+
+my $ARM = $Config{archname} =~ /^aarch64/;
+die "e2bfs: no numbers for $Config{archname}\n" unless $Config{ptrsize} == 8 && ($ARM || $Config{archname} =~ /^x86_64/);
+my %NR;
+{
+  my @table = (    # name, x86_64, aarch64
+    [statx => 332, 291], [openat => 257, 56], [openat2 => 437, 437], [close => 3, 57], [mkdirat => 258, 34], [mknodat => 259, 33],
+    [unlinkat => 263, 35], [symlinkat => 266, 36], [linkat => 265, 37], [renameat2 => 316, 276], [readlinkat => 267, 78],
+    [truncate => 76, 45], [ftruncate => 77, 46], [fchownat => 260, 54], [fchmodat => 268, 53], [utimensat => 280, 88],
+    [faccessat => 269, 48], [fallocate => 285, 47], [lseek => 8, 62], [pread64 => 17, 67], [pwrite64 => 18, 68],
+    [copy_file_range => 326, 285], [fsync => 74, 82], [fcntl => 72, 25], [fstatfs => 138, 44], [setxattr => 188, 5],
+    [getxattr => 191, 8], [listxattr => 194, 11], [removexattr => 197, 14], [setfsuid => 122, 151], [setfsgid => 123, 152],
+    [capget => 125, 90], [capset => 126, 91], [prlimit64 => 302, 261], [prctl => 157, 167], [clock_gettime => 228, 113], [exit_group => 231, 94],
+  );
+  $NR{$_->[0]} = $_->[$ARM ? 2 : 1] for @table;
+}
+my ($O_RDONLY, $O_WRONLY, $O_RDWR, $O_CREAT, $O_EXCL, $O_NOCTTY) = (0, 1, 2, 0100, 0200, 0400);
+my ($O_APPEND, $O_NONBLOCK, $O_CLOEXEC, $O_PATH) = (02000, 04000, 02000000, 010000000);
+my ($O_DIRECTORY, $O_NOFOLLOW) = $ARM ? (040000, 0100000) : (0200000, 0400000);
+my $O_TMPFILE = 020000000 | $O_DIRECTORY;
+my $O_OURS = $O_CLOEXEC | $O_NONBLOCK | $O_NOCTTY;
+my ($AT_FDCWD, $AT_NOFOLLOW, $AT_FOLLOW, $AT_EMPTY_PATH, $AT_REMOVEDIR) = (-100, 0x100, 0x400, 0x1000, 0x200);
+my ($EPERM, $ENOENT, $EINTR, $EIO, $EBADF, $EAGAIN, $EACCES, $EEXIST, $EXDEV, $ENODEV, $ENOTDIR, $EISDIR, $EINVAL, $ENOSPC, $EROFS)
+  = (1, 2, 4, 5, 9, 11, 13, 17, 18, 19, 20, 21, 22, 28, 30);
+my ($ENXIO, $ENAMETOOLONG, $ENOSYS, $ELOOP, $EOPNOTSUPP, $ESTALE, $EDQUOT) = (6, 36, 38, 40, 95, 116, 122);
+my ($S_IFMT, $S_IFREG, $S_IFDIR, $S_IFLNK) = (0170000, 0100000, 0040000, 0120000);
+my ($FALLOC_KEEP_SIZE) = (1);
+
+# --- limits; frame.h has the same
+
+my $MAX_BODY = 256 << 10;
+my $MAX_READ = 192 << 10;
+my $CHUNK = 1 << 20;            # copied at once
+my $INLINE_COPY = 1 << 20;      # more than this is copied by a child
+my $MAX_DIRECTORIES = 256;      # kept open
+my $FIRST_HANDLE_FD = 64;       # handles' numbers only grow, up to the limit: a late request must not meet another file
+my $KEPT_BYTES = 8 << 20;       # of replies to changes
+
+# --- state
+
+my ($root, $root_path, $silence) = (-1, '', 3600);
+my ($uid, $gid) = ($>, 0 + (split / /, $))[0]);
+my %directories;                # identity -> [fd, when it was last used]
+my %handles;                    # number -> [fd, may write, path of a directory for staging]
+my $next_fd = $FIRST_HANDLE_FD;
+my $max_fd = 1024;
+my ($low, %kept, %running, %barred) = (0);
+my $kept_bytes = 0;
+my %children;                   # fd of its pipe -> [pid, sequence number, what to do with its answer, what it said]
+my ($in, $out, $heard) = ('', '', 0);
+my ($openat2_works, $use_counter) = (1, 0);
+my %sizeless;                   # device -> whether its files have no true size
+
+# --- what the kernel is asked
+
+# Every call returns -1 on failure, with $! set; fail() makes it the operation's errno.
+sub fail { die {errno => $_[0]} }
+sub check { $_[0] == -1 ? fail(0 + $!) : $_[0] }
+
+sub sys_close { syscall $NR{close}, 0 + $_[0] }
+# At once: nothing is flushed, no END is run.
+sub leave { syscall $NR{exit_group}, 0 + $_[0] }
+sub fd_path { "/proc/self/fd/$_[0]" }
+
+sub sys_openat {
+  my ($fd, $name, $flags, $mode) = @_;
+  return syscall $NR{openat}, 0 + $fd, "$name", 0 + $flags, 0 + ($mode // 0);
+}
+
+# The first 144 bytes of struct statx, or undef. $name may be ''.
+sub sys_statx {
+  my ($fd, $name) = @_;
+  my $buffer = "\0" x 256;
+  my $flags = $AT_NOFOLLOW | ($name eq '' ? $AT_EMPTY_PATH : 0);
+  return undef if syscall($NR{statx}, 0 + $fd, "$name", $flags, 0xfff, $buffer) == -1;
+  return substr $buffer, 0, 144;
+}
+
+sub mode_of { unpack 'x28 S', $_[0] }
+sub type_of { $S_IFMT & unpack 'x28 S', $_[0] }
+sub size_of { unpack 'x40 q', $_[0] }
+# Device, inode number, birth time: inode numbers alone are used again at once. As frame.h's IdentityOf makes it.
+sub identity_of { substr($_[0], 136, 8) . substr($_[0], 32, 8) . substr($_[0], 80, 12) }
+
+# --- objects
+
+# Whether the files of the device that fd is on say how long they are: those of /proc, /sys and their kind do not.
+my %NO_SIZES = map { $_ => 1 } (0x9fa0, 0x62656572, 0x27e0eb, 0x63677270, 0x64626720, 0x74726163, 0x73636673, 0x6165676c, 0xcafe4a11);
+
+sub has_no_sizes {
+  my ($fd, $device) = @_;
+  return $sizeless{$device} if exists $sizeless{$device};
+  my $buffer = "\0" x 256;
+  return 0 if syscall($NR{fstatfs}, 0 + $fd, $buffer) == -1;
+  return $sizeless{$device} = $NO_SIZES{unpack 'Q', $buffer} ? 1 : 0;
+}
+
+# Attributes as a reply carries them: statx, flags (1: sizeless, 2: names of extended attributes follow, 4: access follows).
+# ($fd, $name) leads to the object.
+sub attributes {
+  my ($fd, $name, $statx) = @_;
+  my ($flags, $more) = (0, '');
+  my $type = type_of($statx);
+  $flags |= 1 if $type == $S_IFREG && size_of($statx) <= 4096 && has_no_sizes($fd, substr $statx, 136, 8);
+  my $path = $name eq '' ? fd_path($fd) : fd_path($fd) . "/$name";
+  my $names;
+  if ($type == $S_IFLNK && $name ne '') {
+    $names = '';    # nothing but trusted.* and security.* can be there
+  } else {
+    $names = list_xattrs($path);
+  }
+  if (defined $names) {
+    $flags |= 2;
+    $more = pack 'n/a*', $names;
+    if (index($names, 'system.posix_acl_access') >= 0) {
+      $flags |= 4;
+      my $access = 0;
+      for my $bit (4, 2, 1) {
+        $access |= $bit if syscall($NR{faccessat}, $AT_FDCWD, "$path", $bit) == 0;
+      }
+      $more .= chr $access;
+    }
+  }
+  return $statx . chr($flags) . $more;
+}
+
+# undef where they cannot be told.
+sub list_xattrs {
+  my ($path) = @_;
+  my $buffer = "\0" x 1024;
+  my $got = syscall $NR{listxattr}, "$path", $buffer, 1024;
+  if ($got == -1) {
+    return '' if $! == $EOPNOTSUPP;
+    return undef unless $! == 34;    # ERANGE
+    $buffer = "\0" x 65536;
+    $got = syscall $NR{listxattr}, "$path", $buffer, 65536;
+    return undef if $got == -1;
+  }
+  return substr $buffer, 0, $got;
+}
+
+sub attributes_of_fd {
+  my ($fd) = @_;
+  my $statx = sys_statx($fd, '');
+  return defined $statx ? attributes($fd, '', $statx) : fail(0 + $!);
+}
+
+sub check_name {
+  my ($name) = @_;
+  fail($EINVAL) if $name eq '' || $name eq '.' || $name eq '..' || $name =~ m{[/\0]};
+  fail($ENAMETOOLONG) if length $name > 255;
+}
+
+# Opens a path below the root, component links never followed. The path may be longer than one call takes.
+sub open_below {
+  my ($path, $flags) = @_;
+  fail($EINVAL) if $path =~ /\0/ || $path =~ m{(?:^|/)(?:\.\.?)?(?:/|$)} && $path ne '';
+  return check(sys_openat($root, '.', $flags | $O_CLOEXEC)) if $path eq '';
+  my $at = $root;
+  while (1) {
+    my ($part, $rest) = ($path, '');
+    if (length $path > 4000) {
+      my $cut = rindex $path, '/', 4000;
+      fail($ENAMETOOLONG) if $cut <= 0;
+      ($part, $rest) = (substr($path, 0, $cut), substr $path, $cut + 1);
+    }
+    my $wanted = $rest eq '' ? $flags : $O_PATH | $O_DIRECTORY;
+    my $fd = -1;
+    for my $try (1 .. 4) {
+      if (!$openat2_works) {
+        $fd = sys_openat($at, $part, $wanted | $O_CLOEXEC);
+        last;
+      }
+      # RESOLVE_NO_SYMLINKS: a link at the end is still had by O_PATH and O_NOFOLLOW.
+      my $how = pack 'QQQ', $wanted | $O_CLOEXEC, 0, 0x04;
+      $fd = syscall $NR{openat2}, 0 + $at, "$part", $how, 24;
+      last unless $fd == -1 && ($! == $ENOSYS || $! == $EPERM || $! == $EAGAIN);
+      $openat2_works = 0 if $! != $EAGAIN;
+    }
+    my $error = 0 + $!;
+    sys_close($at) if $at != $root;
+    fail($error == $ELOOP ? $ESTALE : $error) if $fd == -1;
+    return $fd if $rest eq '';
+    ($at, $path) = ($fd, $rest);
+  }
+}
+
+# A directory by path and identity: a descriptor that stays ours. With the identity known, the path only finds it: what was
+# renamed meanwhile is still itself, and something else there is ESTALE.
+sub directory {
+  my ($path, $identity) = @_;
+  return $root if $path eq '' && ($identity eq '' || $directories{''} && $directories{''}[2] eq $identity);
+  if ($identity ne '' && (my $known = $directories{$identity})) {
+    $known->[1] = ++$use_counter;
+    return $known->[0];
+  }
+  my $fd = eval { open_below($path, $O_PATH | $O_DIRECTORY | $O_NOFOLLOW) };
+  if (my $error = $@) {
+    die $error unless ref $error;
+    # Whoever knows the directory knows that it was there.
+    fail($identity ne '' && ($error->{errno} == $ENOENT || $error->{errno} == $ENOTDIR) ? $ESTALE : $error->{errno});
+  }
+  my $statx = sys_statx($fd, '');
+  my $found = defined $statx ? identity_of($statx) : '';
+  if ($identity ne '' && $found ne $identity) {
+    sys_close($fd);
+    fail($ESTALE);
+  }
+  if (my $known = $directories{$found}) {    # an operation may be using that descriptor
+    sys_close($fd);
+    $known->[1] = ++$use_counter;
+    return $known->[0];
+  }
+  forget_directories(keys(%directories) / 2) if keys %directories >= $MAX_DIRECTORIES;
+  $directories{$found} = [$fd, ++$use_counter];
+  return $fd;
+}
+
+# So many, those that were not used for longest: never what the operation at hand uses.
+sub forget_directories {
+  my ($count) = @_;
+  my @old = sort { $directories{$a}[1] <=> $directories{$b}[1] } grep { $_ ne '' } keys %directories;
+  for my $identity (grep { defined } @old[0 .. $count - 1]) {
+    sys_close((delete $directories{$identity})->[0]);
+  }
+}
+
+sub forget_directory {
+  my ($identity) = @_;
+  my $known = delete $directories{$identity} or return;
+  sys_close($known->[0]);
+}
+
+# An object that is no handle: an O_PATH descriptor and its statx. The caller closes it (with_node does).
+sub node {
+  my ($path, $identity) = @_;
+  my $fd = -1;
+  if ($path ne '' || $identity eq '' || !$directories{$identity}) {
+    $fd = eval { open_below($path, $O_PATH | $O_NOFOLLOW) } // -1;
+    if (my $error = $@) {
+      die $error unless ref $error;
+      # A directory that was moved is still known by what it is.
+      my $known = $identity ne '' ? $directories{$identity} : undef;
+      fail($error->{errno} == $ENOTDIR && $identity ne '' ? $ESTALE : $error->{errno}) unless $known;
+    }
+  }
+  if ($fd != -1) {
+    my $statx = sys_statx($fd, '') // do { my $e = 0 + $!; sys_close($fd); fail($e) };
+    return ($fd, $statx) if $identity eq '' || identity_of($statx) eq $identity;
+    sys_close($fd);
+    fail($ESTALE) unless $directories{$identity};
+  }
+  my $copy = check(syscall $NR{fcntl}, 0 + $directories{$identity}[0], 1030, 0);    # F_DUPFD_CLOEXEC
+  return ($copy, sys_statx($copy, '') // fail(0 + $!));
+}
+
+# The object of a request: {fd, statx, path} of a handle or of a node; $body gets it and may die.
+sub with_object {
+  my ($args, $body) = @_;
+  my ($kind, $fd) = (number8($args));
+  if ($kind == 1) {
+    my $number = number64($args);
+    my $handle = $handles{$number} or fail($EBADF);
+    return $body->($handle->[0], sys_statx($handle->[0], '') // fail(0 + $!), $handle);
+  }
+  my ($path, $identity) = (text($args), text($args));
+  ($fd, my $statx) = node($path, $identity);
+  my @result = eval { $body->($fd, $statx, undef) };
+  my $error = $@;
+  sys_close($fd);
+  die $error if $error;
+  return $result[0];
+}
+
+# Opened for reading or writing by an O_PATH descriptor, after a look at its type. A high number that only grows.
+sub open_object {
+  my ($fd, $statx, $flags) = @_;
+  my $type = type_of($statx);
+  fail($type == $S_IFDIR ? $EISDIR : $type == $S_IFLNK ? $ELOOP : $ENXIO) if $type != $S_IFREG;
+  return high_fd(check(sys_openat($AT_FDCWD, fd_path($fd), $flags | $O_OURS)));
+}
+
+sub high_fd {
+  my ($fd) = @_;
+  $next_fd = $FIRST_HANDLE_FD if $next_fd >= $max_fd - 1;
+  my $high = syscall $NR{fcntl}, 0 + $fd, 1030, 0 + $next_fd;
+  my $error = 0 + $!;
+  sys_close($fd);
+  fail($error == $EINVAL ? 24 : $error) if $high == -1;
+  $next_fd = $high + 1;
+  return $high;
+}
+
+sub keep_handle {
+  my ($number, $fd, $may_write) = @_;
+  close_handle($number);
+  $handles{$number} = [$fd, $may_write];
+}
+
+sub close_handle {
+  my $handle = delete $handles{$_[0]} or return;
+  sys_close($handle->[0]);
+}
+
+# --- arguments of operations, taken from the front of $$args
+
+sub take { my ($args, $count) = @_; fail($EINVAL) if length $$args < $count; return substr $$args, 0, $count, '' }
+sub number8 { unpack 'C', take($_[0], 1) }
+sub number32 { unpack 'N', take($_[0], 4) }
+sub number64 { unpack 'q>', take($_[0], 8) }
+sub text { take($_[0], number32($_[0])) }
+
+# A name in a directory: (descriptor of the directory, name).
+sub place {
+  my ($args) = @_;
+  my ($path, $identity, $name) = (text($args), text($args), text($args));
+  check_name($name);
+  return (directory($path, $identity), $name);
+}
+
+# What a change left: the object, its directory, the directory that it left.
+sub changed {
+  my (@attributes) = @_;
+  my ($present, $all) = (0, '');
+  for my $i (0 .. $#attributes) {
+    next unless defined $attributes[$i];
+    $present |= 1 << $i;
+    $all .= $attributes[$i];
+  }
+  return chr($present) . $all;
+}
+
+sub attributes_at {
+  my ($fd, $name) = @_;
+  my $statx = sys_statx($fd, $name);
+  return defined $statx ? attributes($fd, $name, $statx) : undef;
+}
+
+sub made { my ($fd, $name) = @_; return changed(attributes_at($fd, $name), attributes_at($fd, '')) }
+
+# Runs $body as somebody else creates: the new object belongs to him. Root only; undone afterwards.
+sub as_creator {
+  my ($args, $body) = @_;
+  return $body->() unless number8($args);
+  my ($new_uid, $new_gid) = (number32($args), number32($args));
+  my ($header, $data) = (pack('LL', 0x20080522, 0), "\0" x 24);
+  check(syscall $NR{capget}, $header, $data);
+  syscall $NR{setfsgid}, 0 + $new_gid;
+  syscall $NR{setfsuid}, 0 + $new_uid;
+  if ($new_uid != 0) {
+    # Rights of root, but what CAP_FSETID allows: a setgid bit for somebody else's group.
+    my @words = unpack 'L6', $data;
+    my $all = pack 'L6', $words[1] & ~(1 << 4), $words[1], $words[2], $words[4], $words[4], $words[5];
+    syscall $NR{capset}, pack('LL', 0x20080522, 0), $all;
+  }
+  my @result = eval { $body->() };
+  my $error = $@;
+  syscall $NR{setfsuid}, 0 + $uid;
+  syscall $NR{setfsgid}, 0 + $gid;
+  syscall $NR{capset}, pack('LL', 0x20080522, 0), $data;
+  die $error if $error;
+  return $result[0];
+}
+
+# --- content
+
+sub write_all {
+  my ($fd, $bytes, $offset) = @_;
+  my $done = 0;
+  while ($done < length $bytes) {
+    my $part = substr $bytes, $done;
+    my $wrote = syscall $NR{pwrite64}, 0 + $fd, $part, length $part, 0 + ($offset + $done);
+    next if $wrote == -1 && $! == $EINTR;
+    check($wrote);
+    fail($EIO) if $wrote == 0;
+    $done += $wrote;
+  }
+}
+
+# One write at the end of whatever is there then. A short one goes on at the then end.
+sub append_all {
+  my ($fd, $bytes) = @_;
+  my $flags = check(syscall $NR{fcntl}, 0 + $fd, 3, 0);
+  check(syscall $NR{fcntl}, 0 + $fd, 4, $flags | $O_APPEND);
+  my $error = 0;
+  while (length $bytes) {
+    my $part = "$bytes";
+    my $wrote = syscall $NR{pwrite64}, 0 + $fd, $part, length $part, 0;    # Linux: O_APPEND wins over the offset
+    next if $wrote == -1 && $! == $EINTR;
+    if ($wrote <= 0) { $error = $wrote == 0 ? $EIO : 0 + $!; last }
+    substr $bytes, 0, $wrote, '';
+  }
+  syscall $NR{fcntl}, 0 + $fd, 4, 0 + $flags;
+  fail($error) if $error;
+}
+
+sub set_size { my ($fd, $size) = @_; check(syscall $NR{ftruncate}, 0 + $fd, 0 + $size) }
+
+# Space for what is about to be written over holes or beyond the end: when there is none, nothing was touched yet.
+sub reserve {
+  my ($fd, $offset, $length) = @_;
+  return if $length <= 0;
+  return if syscall($NR{fallocate}, 0 + $fd, $FALLOC_KEEP_SIZE, 0 + $offset, 0 + $length) != -1;
+  fail(0 + $!) if $! == $ENOSPC || $! == $EDQUOT || $! == 27;    # EFBIG
+}
+
+# A range from one descriptor into another inside the sandbox: bytes copied. $to_offset undef: appended.
+sub copy_range {
+  my ($from, $from_offset, $to, $to_offset, $length) = @_;
+  my $done = 0;
+  my $in_kernel = defined $to_offset;
+  while ($done < $length) {
+    my $part = $length - $done > $CHUNK ? $CHUNK : $length - $done;
+    if ($in_kernel) {
+      my ($at, $there) = (pack('q', $from_offset + $done), pack('q', $to_offset + $done));
+      my $copied = syscall $NR{copy_file_range}, 0 + $from, $at, 0 + $to, $there, 0 + $part, 0;
+      next if $copied == -1 && $! == $EINTR;
+      if ($copied > 0) { $done += $copied; next }
+      # Across file systems, for special files, or where the kernel is old: by hand. 0 can also be a file without a true size.
+      fail(0 + $!) if $copied == -1 && ($! == $ENOSPC || $! == $EDQUOT || $! == 27 || $! == $EBADF);
+      fail(0 + $!) if $copied == -1 && $! == $EINVAL && $done == 0 && overlaps($from, $from_offset, $to, $to_offset, $length);
+      $in_kernel = 0;
+    }
+    my $buffer = "\0" x $part;
+    my $got = syscall $NR{pread64}, 0 + $from, $buffer, 0 + $part, 0 + ($from_offset + $done);
+    next if $got == -1 && $! == $EINTR;
+    check($got);
+    last if $got == 0;
+    $buffer = substr $buffer, 0, $got;
+    if (defined $to_offset) { write_all($to, $buffer, $to_offset + $done) } else { append_all($to, $buffer) }
+    $done += $got;
+  }
+  return $done;
+}
+
+sub overlaps {
+  my ($from, $from_offset, $to, $to_offset, $length) = @_;
+  return 0 unless $from_offset < $to_offset + $length && $to_offset < $from_offset + $length;
+  return identity_of(sys_statx($from, '') // '') eq identity_of(sys_statx($to, '') // '');
+}
+
+# Permissions, owner, times; size if the object is a handle or can be opened. $args: as frame.h's AttributeChange.
+sub set_attributes {
+  my ($fd, $statx, $handle, $args) = @_;
+  my $mask = number32($args);
+  my $path = fd_path($fd);
+  if ($mask & 8) {
+    my $size = number64($args);
+    my $type = type_of($statx);
+    fail($type == $S_IFDIR ? $EISDIR : $EINVAL) if $type != $S_IFREG;
+    if ($handle && $handle->[1]) { set_size($fd, $size) } else { check(syscall $NR{truncate}, "$path", 0 + $size) }
+  }
+  if ($mask & 6) {
+    my $new_uid = $mask & 2 ? number32($args) : 0xffffffff;
+    my $new_gid = $mask & 4 ? number32($args) : 0xffffffff;
+    check(syscall $NR{fchownat}, 0 + $fd, my $empty = '', 0 + $new_uid, 0 + $new_gid, $AT_EMPTY_PATH);
+  }
+  if ($mask & 1) {
+    my $mode = number32($args);
+    fail($EOPNOTSUPP) if type_of($statx) == $S_IFLNK;
+    check(syscall $NR{fchmodat}, $AT_FDCWD, "$path", 0 + $mode);
+  }
+  if ($mask & 0xf0) {
+    my ($now, $omit) = ((1 << 30) - 1, (1 << 30) - 2);
+    my @times = (0, $omit, 0, $omit);
+    @times[0, 1] = (number64($args), number32($args)) if $mask & 16;
+    @times[0, 1] = (0, $now) if $mask & 32;
+    @times[2, 3] = (number64($args), number32($args)) if $mask & 64;
+    @times[2, 3] = (0, $now) if $mask & 128;
+    my $buffer = pack 'qqqq', @times;
+    check(syscall $NR{utimensat}, $AT_FDCWD, "$path", $buffer, 0);
+  }
+}
+
+# A nameless file for what is on its way: beside the target, or wherever this user may write.
+sub stage_file {
+  my ($near) = @_;
+  my $error = $EROFS;
+  for my $directory ($near >= 0 ? fd_path($near) : (), fd_path($root), $ENV{HOME} // '/', '/var/tmp', '/tmp') {
+    my $fd = sys_openat($AT_FDCWD, $directory, $O_TMPFILE | $O_RDWR | $O_OURS, 0600);
+    if ($fd == -1 && $! != $EACCES && $! != $EROFS && $! != $ENOENT && $! != $ENOSPC && $! != $EDQUOT) {
+      # No O_TMPFILE there: a name that is taken away at once.
+      my $name = "$directory/.e2bfs-stage-" . unpack('H*', $ID) . "-$$-" . ++$use_counter;
+      $fd = sys_openat($AT_FDCWD, $name, $O_RDWR | $O_CREAT | $O_EXCL | $O_NOFOLLOW | $O_OURS, 0600);
+      syscall $NR{unlinkat}, $AT_FDCWD, "$name", 0 if $fd != -1;
+    }
+    return $fd if $fd != -1;
+    $error = 0 + $!;
+  }
+  fail($error);
+}
+
+# --- children: what can take long
+
+# $work runs in a child and returns bytes or dies; $finish gets them here and returns the operation's result.
+sub in_child {
+  my ($work, $finish) = @_;
+  pipe(my $reader, my $writer) or fail(0 + $!);
+  my $parent = $$;
+  my $pid = fork;
+  fail(0 + $!) unless defined $pid;
+  if ($pid == 0) {
+    syscall $NR{prctl}, 1, 9;    # PR_SET_PDEATHSIG, SIGKILL
+    leave(1) if getppid() != $parent;
+    sys_close($_) for 0 .. 2;
+    my $said = eval { pack('N', 0) . $work->() };
+    $said = pack 'N', ref $@ ? $@->{errno} : $EIO if $@;
+    my $done = 0;
+    while ($done < length $said) {
+      my $wrote = syswrite $writer, $said, length($said) - $done, $done;
+      last unless defined $wrote;
+      $done += $wrote;
+    }
+    leave(0);
+  }
+  close $writer;
+  die {child => [$pid, $reader, $finish]};
+}
+
+sub child_said {
+  my ($fd) = @_;
+  my $child = $children{$fd};
+  my $got = sysread $child->{pipe}, $child->{said}, 65536, length $child->{said};
+  return if !defined $got && ($! == $EINTR || $! == $EAGAIN);
+  return if $got;
+  delete $children{$fd};
+  close $child->{pipe};
+  waitpid $child->{pid}, 0;
+  my $said = $child->{said};
+  my ($error, $result) = length $said >= 4 ? (unpack('N', $said), '') : ($EIO, '');
+  if (!$error) {
+    $result = eval { $child->{finish}->(substr $said, 4) };
+    if ($@) { $error = ref $@ ? $@->{errno} : $EIO; $result = '' }
+  }
+  delete $running{$child->{number}};
+  reply($child->{number}, $child->{results} . pack('NN/a*', $error, $result), $child->{count} + 1, 1);
+}
+
+# --- operations. Each gets a reference to its arguments and returns the bytes of its result, or dies with an errno.
+
+my @OPERATIONS;
+
+$OPERATIONS[1] = sub {    # Stat
+  my ($args) = @_;
+  return with_object($args, sub { my ($fd, $statx) = @_; return attributes($fd, '', $statx) });
+};
+
+$OPERATIONS[2] = sub {    # Lookup: the object, a link's text
+  my ($args) = @_;
+  my ($directory, $name) = place($args);
+  my $statx = sys_statx($directory, $name) // fail(0 + $!);
+  return attributes($directory, $name, $statx) . link_text($directory, $name, $statx);
+};
+
+sub link_text {
+  my ($fd, $name, $statx) = @_;
+  return "\0" if type_of($statx) != $S_IFLNK;
+  my $buffer = "\0" x 4097;
+  my $got = syscall $NR{readlinkat}, 0 + $fd, "$name", $buffer, 4097;
+  return $got == -1 ? "\0" : "\1" . pack 'N/a*', substr $buffer, 0, $got;
+}
+
+# List: the directory, then the entries, in as many replies as it takes. Not a plain result: see answer().
+sub list_directory {
+  my ($args, $emit) = @_;
+  my ($path, $identity) = (text($args), text($args));
+  my $directory = directory($path, $identity);
+  opendir(my $stream, fd_path($directory)) or fail(0 + $!);
+  my $piece = attributes_of_fd($directory);
+  my $count = 0;
+  my $entries = '';
+  local $! = 0;
+  while (defined(my $name = readdir $stream)) {
+    next if $name eq '.' || $name eq '..';
+    my $statx = sys_statx($directory, $name) // next;    # gone meanwhile
+    $entries .= pack('n/a*', $name) . attributes($directory, $name, $statx) . link_text($directory, $name, $statx);
+    ++$count;
+    next if length $entries < $MAX_READ;
+    $emit->($piece . pack('N', $count) . $entries);
+    ($piece, $count, $entries) = ('', 0, '');
+  }
+  closedir $stream;
+  return ($piece, $count, $entries);
+}
+
+$OPERATIONS[4] = sub {    # ReadLink
+  my ($args) = @_;
+  return with_object($args, sub {
+    my ($fd, $statx) = @_;
+    fail($EINVAL) if type_of($statx) != $S_IFLNK;
+    my $buffer = "\0" x 4097;
+    my $got = check(syscall $NR{readlinkat}, 0 + $fd, my $empty = '', $buffer, 4097);
+    return substr $buffer, 0, $got;
+  });
+};
+
+$OPERATIONS[5] = sub {    # StatFs
+  my $buffer = "\0" x 256;
+  check(syscall $NR{fstatfs}, 0 + $root, $buffer);
+  return substr $buffer, 0, 88;
+};
+
+$OPERATIONS[6] = sub {    # MakeDirectory
+  my ($args) = @_;
+  my ($directory, $name) = place($args);
+  my $mode = number32($args);
+  as_creator($args, sub { check(syscall $NR{mkdirat}, 0 + $directory, "$name", 0 + $mode) });
+  return made($directory, $name);
+};
+
+$OPERATIONS[7] = sub {    # MakeNode
+  my ($args) = @_;
+  my ($directory, $name) = place($args);
+  my ($mode, $major, $minor) = (number32($args), number32($args), number32($args));
+  my $device = ($minor & 0xff) | (($major & 0xfff) << 8) | (($minor & ~0xff) << 12) | (($major & ~0xfff) << 32);
+  as_creator($args, sub { check(syscall $NR{mknodat}, 0 + $directory, "$name", 0 + $mode, 0 + $device) });
+  return made($directory, $name);
+};
+
+$OPERATIONS[8] = sub {    # MakeSymlink
+  my ($args) = @_;
+  my ($directory, $name) = place($args);
+  my $target = text($args);
+  fail($EINVAL) if $target =~ /\0/;
+  as_creator($args, sub { check(syscall $NR{symlinkat}, "$target", 0 + $directory, "$name") });
+  return made($directory, $name);
+};
+
+$OPERATIONS[9] = sub {    # MakeLink
+  my ($args) = @_;
+  return with_object($args, sub {
+    my ($fd, $statx) = @_;
+    my ($directory, $name) = place($args);
+    fail($EPERM) if type_of($statx) == $S_IFDIR;
+    check(syscall $NR{linkat}, $AT_FDCWD, my $from = fd_path($fd), 0 + $directory, "$name", $AT_FOLLOW);
+    return made($directory, $name);
+  });
+};
+
+$OPERATIONS[10] = sub {    # Unlink: never a directory
+  my ($args) = @_;
+  my ($directory, $name) = place($args);
+  my $statx = sys_statx($directory, $name) // fail(0 + $!);
+  # With other names the object stays, and whoever knows them wants its new link count.
+  my $other = unpack('x16 L', $statx) > 1 && type_of($statx) != $S_IFDIR ? sys_openat($directory, $name, $O_PATH | $O_NOFOLLOW | $O_CLOEXEC) : -1;
+  my $done = syscall $NR{unlinkat}, 0 + $directory, "$name", 0;
+  my $error = 0 + $!;
+  my $object = $other != -1 && $done != -1 ? attributes_at($other, '') : undef;
+  sys_close($other) if $other != -1;
+  fail($error) if $done == -1;
+  return changed($object, attributes_at($directory, ''));
+};
+
+$OPERATIONS[11] = sub {    # RemoveDirectory
+  my ($args) = @_;
+  my ($directory, $name) = place($args);
+  my $statx = sys_statx($directory, $name);
+  check(syscall $NR{unlinkat}, 0 + $directory, "$name", $AT_REMOVEDIR);
+  forget_directory(identity_of($statx)) if defined $statx;
+  return changed(undef, attributes_at($directory, ''));
+};
+
+$OPERATIONS[12] = sub {    # Rename
+  my ($args) = @_;
+  my ($from_directory, $from) = place($args);
+  my ($to_directory, $to) = place($args);
+  my $flags = number32($args);
+  check(syscall $NR{renameat2}, 0 + $from_directory, "$from", 0 + $to_directory, "$to", 0 + $flags);
+  return changed(attributes_at($to_directory, $to), attributes_at($to_directory, ''),
+    $from_directory != $to_directory ? attributes_at($from_directory, '') : undef);
+};
+
+$OPERATIONS[13] = sub {    # SetAttributes
+  my ($args) = @_;
+  return with_object($args, sub {
+    my ($fd, $statx, $handle) = @_;
+    set_attributes($fd, $statx, $handle, $args);
+    return attributes_of_fd($fd);
+  });
+};
+
+$OPERATIONS[14] = sub {    # GetXattr
+  my ($args) = @_;
+  return with_object($args, sub {
+    my ($fd) = @_;
+    my $name = text($args);
+    my $buffer = "\0" x 65536;
+    my $got = check(syscall $NR{getxattr}, my $path = fd_path($fd), "$name", $buffer, 65536);
+    return substr $buffer, 0, $got;
+  });
+};
+
+$OPERATIONS[15] = sub {    # ListXattrs
+  my ($args) = @_;
+  return with_object($args, sub { my ($fd) = @_; return list_xattrs(fd_path($fd)) // fail(0 + $!) });
+};
+
+$OPERATIONS[16] = sub {    # SetXattr
+  my ($args) = @_;
+  return with_object($args, sub {
+    my ($fd) = @_;
+    my ($name, $value, $flags) = (text($args), text($args), number32($args));
+    check(syscall $NR{setxattr}, my $path = fd_path($fd), "$name", "$value", length $value, 0 + $flags);
+    return attributes_of_fd($fd);
+  });
+};
+
+$OPERATIONS[17] = sub {    # RemoveXattr
+  my ($args) = @_;
+  return with_object($args, sub {
+    my ($fd) = @_;
+    my $name = text($args);
+    check(syscall $NR{removexattr}, my $path = fd_path($fd), "$name");
+    return attributes_of_fd($fd);
+  });
+};
+
+$OPERATIONS[18] = sub {    # Open: the attributes, the descriptor
+  my ($args) = @_;
+  my ($number, $flags) = (number64($args), number8($args));
+  my ($path, $identity) = (text($args), text($args));
+  my ($old_pid, $old_fd) = (number32($args), number32($args));
+  my ($fd, $statx);
+  # A handle of a server that is gone or stuck: the very file, if it can still be had from there.
+  if ($old_pid) {
+    $fd = sys_openat($AT_FDCWD, "/proc/$old_pid/fd/$old_fd", $O_PATH | $O_CLOEXEC);
+    $statx = sys_statx($fd, '') if $fd != -1;
+    if ($fd != -1 && (!defined $statx || identity_of($statx) ne $identity)) {
+      sys_close($fd);
+      $fd = -1;
+    }
+  }
+  ($fd, $statx) = node($path, $identity) if !defined $fd || $fd == -1;
+  my $mode = $flags & 2 ? ($flags & 1 ? $O_RDWR : $O_WRONLY) : $O_RDONLY;
+  my $opened = eval { open_object($fd, $statx, $mode) };
+  my $error = $@;
+  sys_close($fd);
+  die $error if $error;
+  set_size($opened, 0) if $flags & 4;
+  keep_handle($number, $opened, $flags & 2);
+  return pack('NN', $opened, $flags & 3) . attributes_of_fd($opened);
+};
+
+$OPERATIONS[19] = sub {    # Create: exclusively, or what is there as far as it may be used
+  my ($args) = @_;
+  my ($number, $flags) = (number64($args), number8($args));
+  my ($directory, $name) = place($args);
+  my $mode = number32($args);
+  my $fd = as_creator($args, sub {
+    return sys_openat($directory, $name, $O_RDWR | $O_CREAT | $O_EXCL | $O_NOFOLLOW | $O_OURS, $mode);
+  });
+  my ($created, $rights) = (1, 3);
+  if ($fd == -1) {
+    fail(0 + $!) if $! != $EEXIST || $flags & 1;
+    $created = 0;
+    my $there = check(sys_openat($directory, $name, $O_PATH | $O_NOFOLLOW | $O_CLOEXEC));
+    my $statx = sys_statx($there, '');
+    my $error = {errno => $EACCES};
+    for my $try ([3, $O_RDWR], [2, $O_WRONLY], [1, $O_RDONLY]) {
+      $fd = eval { open_object($there, $statx, $try->[1]) } // -1;
+      $error = $@ if $fd == -1;
+      $rights = $try->[0];
+      last if $fd != -1 || !ref $error || $error->{errno} != $EACCES;
+    }
+    sys_close($there);
+    die $error if $fd == -1;
+  } else {
+    $fd = high_fd($fd);
+  }
+  keep_handle($number, $fd, $rights & 2);
+  return pack('NNC', $fd, $rights, $created) . attributes_of_fd($fd) . (attributes_at($directory, '') // fail($EIO));
+};
+
+$OPERATIONS[20] = sub {    # Read: bytes, the attributes after them
+  my ($args) = @_;
+  return with_object($args, sub {
+    my ($fd, $statx, $handle) = @_;
+    my ($offset, $length) = (number64($args), number32($args));
+    $length = $MAX_READ if $length > $MAX_READ;
+    my $own = -1;
+    $fd = $own = open_object($fd, $statx, $O_RDONLY) unless $handle;
+    my $buffer = "\0" x ($length || 1);
+    my $got = 0;
+    my $error = 0;
+    # /proc gives less than asked for although more is there.
+    while ($got < $length) {
+      my $part = "\0" x ($length - $got);
+      my $now = syscall $NR{pread64}, 0 + $fd, $part, length $part, 0 + ($offset + $got);
+      next if $now == -1 && $! == $EINTR;
+      $error = 0 + $! if $now == -1;
+      last if $now <= 0;
+      if ($now == $length) { $buffer = $part } else { substr $buffer, $got, $now, substr $part, 0, $now }
+      $got += $now;
+    }
+    my $after = $error && !$got ? undef : eval { attributes_of_fd($fd) };
+    sys_close($own) if $own != -1;
+    fail($error || $EIO) unless defined $after;
+    return $after . substr $buffer, 0, $got;
+  });
+};
+
+$OPERATIONS[21] = sub {    # Store: cut, extents, size, append, attributes; by handle, or opened for it
+  my ($args) = @_;
+  return with_object($args, sub {
+    my ($fd, $statx, $handle) = @_;
+    my $own = -1;
+    $fd = $own = open_object($fd, $statx, $O_WRONLY) unless $handle && $handle->[1];
+    my $result = eval {
+      my ($cut, $size, $count) = (number64($args), number64($args), number32($args));
+      my @extents = map { [number64($args), text($args)] } 1 .. $count;
+      my $append = text($args);
+      reserve($fd, $_->[0], length $_->[1]) for @extents;
+      set_size($fd, $cut) if $cut >= 0 && $cut < size_of(sys_statx($fd, '') // fail(0 + $!));
+      write_all($fd, $_->[1], $_->[0]) for @extents;
+      set_size($fd, $size) if $size >= 0;
+      append_all($fd, $append) if length $append;
+      set_attributes($fd, $statx, [$fd, 1], $args);
+      attributes_of_fd($fd);
+    };
+    my $error = $@;
+    sys_close($own) if $own != -1;
+    die $error if $error;
+    return $result;
+  });
+};
+
+$OPERATIONS[22] = sub {    # Stage: a nameless file to be filled by the files API
+  my ($args) = @_;
+  my ($number, $path, $identity) = (number64($args), text($args), text($args));
+  my $near = eval { directory($path, $identity) } // -1;
+  my $fd = high_fd(stage_file($near));
+  keep_handle($number, $fd, 1);
+  return pack 'N', $fd;
+};
+
+$OPERATIONS[23] = sub {    # Commit: what was staged goes into the file; the stage is gone afterwards
+  my ($args) = @_;
+  my ($stage, $expected) = (number64($args), number64($args));
+  my $staged = $handles{$stage} or fail($EBADF);
+  fail($ENODEV) if size_of(sys_statx($staged->[0], '') // fail(0 + $!)) != $expected;    # arrived torn
+  return with_object($args, sub {
+    my ($fd, $statx, $handle) = @_;
+    my $own = -1;
+    $fd = $own = open_object($fd, $statx, $O_RDWR) unless $handle && $handle->[1];
+    my ($cut, $size, $count) = (number64($args), number64($args), number32($args));
+    my @pieces = map { [number64($args), number64($args), number64($args)] } 1 .. $count;    # where, length, place in the stage
+    my ($append, $append_place) = (number64($args), number64($args));
+    my $attributes = $$args;
+    my $copy = sub {
+      reserve($fd, $_->[0], $_->[1]) for @pieces;
+      set_size($fd, $cut) if $cut >= 0 && $cut < size_of(sys_statx($fd, '') // fail(0 + $!));
+      for my $piece (@pieces) {
+        fail($EIO) if copy_range($staged->[0], $piece->[2], $fd, $piece->[0], $piece->[1]) != $piece->[1];
+      }
+      set_size($fd, $size) if $size >= 0;
+      fail($EIO) if $append && copy_range($staged->[0], $append_place, $fd, undef, $append) != $append;
+      return '';
+    };
+    my $finish = sub {
+      my $result = eval { set_attributes($fd, $statx, [$fd, 1], \$attributes); attributes_of_fd($fd) };
+      my $error = $@;
+      sys_close($own) if $own != -1;
+      close_handle($stage);
+      die $error if $error;
+      return $result;
+    };
+    my $close = sub { sys_close($own) if $own != -1; close_handle($stage) };
+    if ($expected > $INLINE_COPY) { in_child($copy, $finish) }
+    eval { $copy->() };
+    if (my $error = $@) { $close->(); die $error }
+    return $finish->();
+  });
+};
+
+$OPERATIONS[24] = sub {    # Sync
+  my ($args) = @_;
+  return with_object($args, sub {
+    my ($fd, $statx, $handle) = @_;
+    fail($EBADF) unless $handle;
+    in_child(sub { check(syscall $NR{fsync}, 0 + $fd); return '' }, sub { return '' });
+  });
+};
+
+$OPERATIONS[25] = sub { my ($args) = @_; close_handle(number64($args)); return '' };    # Close
+
+$OPERATIONS[26] = sub {    # Seek
+  my ($args) = @_;
+  return with_object($args, sub {
+    my ($fd, $statx, $handle) = @_;
+    my ($offset, $whence) = (number64($args), number8($args));
+    my $own = -1;
+    $fd = $own = open_object($fd, $statx, $O_RDONLY) unless $handle;
+    my $found = syscall $NR{lseek}, 0 + $fd, 0 + $offset, 0 + $whence;
+    my $error = 0 + $!;
+    sys_close($own) if $own != -1;
+    fail($error) if $found == -1;
+    return pack 'q>', $found;
+  });
+};
+
+$OPERATIONS[27] = sub {    # Allocate
+  my ($args) = @_;
+  return with_object($args, sub {
+    my ($fd, $statx, $handle) = @_;
+    my ($mode, $offset, $length) = (number32($args), number64($args), number64($args));
+    my $own = -1;
+    $fd = $own = open_object($fd, $statx, $O_RDWR) unless $handle && $handle->[1];
+    my $done = syscall $NR{fallocate}, 0 + $fd, 0 + $mode, 0 + $offset, 0 + $length;
+    my $error = 0 + $!;
+    my $result = $done == -1 ? '' : attributes_of_fd($fd);
+    sys_close($own) if $own != -1;
+    fail($error) if $done == -1;
+    return $result;
+  });
+};
+
+$OPERATIONS[28] = sub {    # CopyRange: bytes copied, the target's attributes
+  my ($args) = @_;
+  my ($from, $from_offset) = (number64($args), number64($args));
+  my ($to, $to_offset, $length) = (number64($args), number64($args), number64($args));
+  my $source = $handles{$from} or fail($EBADF);
+  my $target = $handles{$to} or fail($EBADF);
+  my ($source_fd, $target_fd) = ($source->[0], $target->[0]);
+  fail($EINVAL) if overlaps($source_fd, $from_offset, $target_fd, $to_offset, $length);
+  my $left = size_of(sys_statx($source_fd, '') // fail(0 + $!)) - $from_offset;
+  $length = $left < 0 ? 0 : $left if $left < $length;
+  my $copy = sub { return pack 'q>', copy_range($source_fd, $from_offset, $target_fd, $to_offset, $length) };
+  my $finish = sub { return $_[0] . attributes_of_fd($target_fd) };
+  in_child($copy, $finish) if $length > $INLINE_COPY;
+  return $finish->($copy->());
+};
+
+$OPERATIONS[29] = sub {    # Initialize: where the mount begins, and who we are
+  my ($args) = @_;
+  my ($wanted, $limit) = (text($args), number32($args));
+  $silence = $limit if $limit;
+  fail($EINVAL) if $wanted =~ /\0/;
+  my $home = $ENV{HOME};
+  $home = (getpwuid $>)[7] unless defined $home && $home =~ m{^/};
+  $home = '/' unless defined $home;
+  my $path = $wanted eq '' ? $home : $wanted =~ m{^/} ? $wanted : "$home/$wanted";
+  $root = check(sys_openat($AT_FDCWD, $path, $O_PATH | $O_DIRECTORY | $O_CLOEXEC));
+  fail($EACCES) if syscall($NR{faccessat}, $AT_FDCWD, my $itself = fd_path($root), 1) == -1;
+  $root_path = readlink(fd_path($root)) // fail(0 + $!);
+  my $statx = sys_statx($root, '') // fail(0 + $!);
+  $directories{''} = [$root, 0, identity_of($statx)];
+  my $limits = "\0" x 16;
+  if (syscall($NR{prlimit64}, 0, 7, 0, $limits) == 0) {    # RLIMIT_NOFILE: as many as may be
+    my ($soft, $hard) = unpack 'QQ', $limits;
+    $hard = 1 << 20 if $hard > 1 << 20;
+    my $raised = pack 'QQ', $hard, (unpack 'QQ', $limits)[1];
+    syscall $NR{prlimit64}, 0, 7, $raised, 0;
+    $max_fd = $hard;
+  }
+  my @groups = split / /, $);
+  my $name = (getpwuid $>)[0] // $>;
+  my $perl = sprintf '%vd', $^V;
+  return pack('NNN', $$, $uid, $gid) . pack('N/(N)', map { 0 + $_ } @groups) .
+    pack('N/a* N/a* N/a* N/a*', $name, $home, $root_path, $perl) . attributes_of_fd($root);
+};
+
+# Those that change something: their replies are kept, and they are never done twice.
+my %CHANGES = map { $_ => 1 } (6 .. 13, 16, 17, 19, 21 .. 23, 27, 28);
+
+# --- frames
+
+sub send_frame {
+  my ($number, $body) = @_;
+  my $checked = $ID . pack('Q>', $number) . $body;
+  $out .= 'e2R1' . pack('NN', length $body, checksum($checked)) . $checked;
+}
+
+sub checksum { my $bytes = $_[0] . "\0" x (-length($_[0]) & 3); return unpack '%32N*', $bytes }
+
+# flags: 1: more replies to this number follow, 2: an echo.
+sub reply {
+  my ($number, $results, $count, $is_change, $more) = @_;
+  my $body = pack('Cn', $more ? 1 : 0, $count) . $results;
+  send_frame($number, $body);
+  return unless $is_change;
+  $kept{$number} = $body;
+  $kept_bytes += length $body;
+  # The client acknowledges long before; one that does not has lost interest.
+  if ($kept_bytes > $KEPT_BYTES) {
+    for my $old (sort { $a <=> $b } keys %kept) {
+      last if $kept_bytes <= $KEPT_BYTES / 2;
+      $low = $old if $old > $low;
+      $kept_bytes -= length delete $kept{$old};
+    }
+  }
+}
+
+sub answer {
+  my ($number, $body) = @_;
+  my ($done, $kind) = unpack 'Q> C', substr $body, 0, 9, '';
+  if ($done > $low) {
+    $low = $done;
+    for my $old (grep { $_ <= $low } keys %kept) { $kept_bytes -= length delete $kept{$old} }
+    delete @barred{grep { $_ <= $low } keys %barred};
+  }
+  if ($kind == 1) { return send_frame($number, pack('Cn', 2, 0) . $body) }    # an echo
+  if ($kind == 2) { $barred{$_} = 1 for unpack '(Q>)*', $body; return }       # cancelled: also if it comes later
+  exit 0 if $kind == 3;
+  if ($number <= $low || $barred{$number} || $running{$number}) { return }
+  if (exists $kept{$number}) { return send_frame($number, $kept{$number}) }
+  my $count = unpack 'n', substr $body, 0, 2, '';
+  my ($results, $finished, $change) = ('', 0, 0);
+  for my $i (1 .. $count) {
+    my ($operation, $length) = unpack 'C N', substr $body, 0, 5, '';
+    my $args = substr $body, 0, $length, '';
+    $change ||= $CHANGES{$operation};
+    my $result = eval {
+      if ($operation == 3) {
+        my ($piece, $entries, $bytes) = list_directory(\$args, sub { reply($number, pack('NN/a*', 0, $_[0]), 1, 0, 1) });
+        return $piece . pack('N', $entries) . $bytes;
+      }
+      my $code = $OPERATIONS[$operation] or fail($ENOSYS);
+      return $code->(\$args);
+    };
+    my $error = $@;
+    if (ref $error && $error->{child}) {    # goes on by itself; always the last of its frame
+      my ($pid, $pipe, $finish) = @{$error->{child}};
+      $children{fileno $pipe} = {pid => $pid, pipe => $pipe, number => $number, finish => $finish, said => '', results => $results, count => $finished};
+      $running{$number} = 1;
+      return;
+    }
+    ++$finished;
+    if ($error) {
+      print STDERR $error unless ref $error;
+      $results .= pack 'NN', ref $error ? $error->{errno} : $EIO, 0;
+      last;
+    }
+    $results .= pack 'NN/a*', 0, $result;
+  }
+  reply($number, $results, $finished, $change);
+}
+
+# Takes whole frames from the front of what came in. A bad one ends the server: nobody knows what would follow.
+sub take_frames {
+  while (length $in >= 28) {
+    my ($magic, $length, $sum) = unpack 'a4 N N', $in;
+    if ($magic ne 'e2Q1' || $length < 9 || $length > $MAX_BODY) { print STDERR "e2bfs: a bad frame\n"; leave(3) }
+    last if length $in < 28 + $length;
+    my $frame = substr $in, 0, 28 + $length, '';
+    if (checksum(substr $frame, 12) != $sum || substr($frame, 12, 8) ne $ID) { print STDERR "e2bfs: a frame of somebody else\n"; leave(3) }
+    answer(unpack('x20 Q>', $frame), substr $frame, 28);
+  }
+}
+
+sub seconds { my $now = "\0" x 16; syscall $NR{clock_gettime}, 1, $now; return unpack 'q', $now }    # monotonic
+
+# --- the loop
+
+umask 0;
+binmode STDIN;
+binmode STDOUT;
+$SIG{PIPE} = 'IGNORE';
+$SIG{HUP} = 'IGNORE';
+{
+  # Standard output must not block the loop; standard input is only read when something is there.
+  my $flags = syscall $NR{fcntl}, 1, 3, 0;
+  syscall $NR{fcntl}, 1, 4, $flags | $O_NONBLOCK if $flags != -1;
+}
+$heard = seconds();
+while (1) {
+  my ($readable, $writable) = ('', '');
+  # A client that takes no replies gets no more of them.
+  vec($readable, 0, 1) = 1 if length $out < 4 << 20;
+  vec($readable, $_, 1) = 1 for keys %children;
+  vec($writable, 1, 1) = 1 if length $out;
+  my $ready = select $readable, length $out ? $writable : undef, undef, 60;
+  my $now = seconds();
+  exit 0 if $now - $heard > $silence;
+  # What is kept open keeps file systems from being unmounted.
+  forget_directories(scalar keys %directories) if $ready == 0;
+  next if $ready <= 0;
+  if (length $out && vec $writable, 1, 1) {
+    my $wrote = syswrite STDOUT, $out, 65536;
+    if (defined $wrote) { substr $out, 0, $wrote, '' }
+    elsif ($! != $EAGAIN && $! != $EINTR) { exit 0 }
+  }
+  child_said($_) for grep { vec $readable, $_, 1 } keys %children;
+  if (vec $readable, 0, 1) {
+    my $got = sysread STDIN, $in, 65536, length $in;
+    if (defined $got) {
+      exit 0 if $got == 0;
+      $heard = $now;
+      take_frames();
+      # Most replies go out at once.
+      if (length $out) {
+        my $wrote = syswrite STDOUT, $out, 65536;
+        substr $out, 0, $wrote, '' if defined $wrote;
+      }
+    } elsif ($! != $EAGAIN && $! != $EINTR) { exit 0 }
+  }
+}
