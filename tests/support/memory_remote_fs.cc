@@ -61,6 +61,7 @@ struct MemoryRemoteFs::Tree {
     std::shared_ptr<MemoryInode> inode;
     uint64_t name_id = 0;
     bool read = false, write = false;
+    int failed = 0;  // of an open that was not waited for: the errno of each use
   };
   struct Place {
     std::shared_ptr<MemoryInode> parent;  // null for the root
@@ -144,6 +145,11 @@ struct MemoryRemoteFs::Tree {
     result.rdev_major = inode.major;
     result.rdev_minor = inode.minor;
     result.access = AccessOf(inode);
+    if (options.xattrs && options.attributes_carry_xattr_names) {
+      std::vector<std::string> names;
+      for (const auto& [name, value] : inode.xattrs) names.push_back(name);
+      result.xattr_names = std::make_shared<const std::vector<std::string>>(std::move(names));
+    }
     return result;
   }
 
@@ -296,6 +302,7 @@ struct MemoryRemoteFs::Tree {
     if (handle != 0) {
       auto open = handles.find(handle);
       if (open == handles.end()) return Errno(EBADF, node.path);
+      if (open->second.failed != 0) return Errno(open->second.failed, node.path);
       if (options.handles_survive) return MemoryEntry{open->second.inode, open->second.name_id};
     }
     auto place = Find(node);
@@ -395,7 +402,7 @@ int64_t MemoryRemoteFs::total_calls() const {
   std::lock_guard<std::mutex> lock(tree_->mutex);
   int64_t total = 0;
   for (const auto& [name, count] : tree_->calls) {
-    if (name != "ReadChunk" && name != "Close") total += count;
+    if (name != "ReadChunk" && name != "OpenSoon" && name != "Close") total += count;
   }
   return total;
 }
@@ -823,6 +830,18 @@ Result<Opened> MemoryRemoteFs::Open(const Node& node, const transport::OpenReque
   return tree.OpenPlace(*place, request.read, request.write, request.truncate);
 }
 
+Handle MemoryRemoteFs::OpenSoon(const Node& node, const transport::OpenRequest& request) {
+  E2BFS_MEMORY_ENTER("OpenSoon");
+  if (!tree.options.opens_soon) return 0;
+  auto place = tree.Find(node);
+  Result<Opened> opened = place ? tree.OpenPlace(*place, request.read, request.write, request.truncate) : Forward(place.error());
+  if (opened) return opened->handle;
+  Tree::OpenFile failed;
+  failed.failed = opened.error().errno_value;
+  tree.handles[++tree.last_handle] = failed;
+  return tree.last_handle;
+}
+
 Result<Opened> MemoryRemoteFs::Create(const Name& name, const transport::CreateRequest& request, const OpContext&) {
   E2BFS_MEMORY_ENTER("Create");
   auto place = tree.Find(name, false);
@@ -977,6 +996,13 @@ Result<transport::Copied> MemoryRemoteFs::CopyRange(Handle from, const Node& fro
     inode.mtime = inode.ctime = tree.Tick();
   }
   return transport::Copied{static_cast<int64_t>(bytes.size()), tree.AttributesOf(*entry)};
+}
+
+Result<Attributes> MemoryRemoteFs::StatHandle(Handle handle, const Node& node, const OpContext&) {
+  E2BFS_MEMORY_ENTER("StatHandle");
+  auto entry = tree.Target(handle, node);
+  if (!entry) return Forward(entry.error());
+  return tree.AttributesOf(*entry);
 }
 
 Result<void> MemoryRemoteFs::Sync(Handle handle, const Node& node, const OpContext&) {
