@@ -820,6 +820,7 @@ Result<void> MemoryRemoteFs::RemoveXattr(const Node& node, const std::string& na
   auto place = tree.Find(node);
   if (!place) return Forward(place.error());
   if (place->entry.inode->xattrs.erase(name) == 0) return Errno(ENODATA, name);
+  place->entry.inode->ctime = tree.Tick();
   return {};
 }
 
@@ -948,6 +949,7 @@ Result<Attributes> MemoryRemoteFs::Store(Handle handle, const Node& node, const 
 Result<int64_t> MemoryRemoteFs::Seek(Handle handle, const Node& node, int64_t offset, transport::SeekTarget target,
                                      const OpContext&) {
   E2BFS_MEMORY_ENTER("Seek");
+  if (!tree.options.ranges) return Errno(ENOTSUP, "Seek");
   auto entry = tree.Target(handle, node);
   if (!entry) return Forward(entry.error());
   const auto size = static_cast<int64_t>(entry->inode->content.size());
@@ -957,6 +959,7 @@ Result<int64_t> MemoryRemoteFs::Seek(Handle handle, const Node& node, int64_t of
 
 Result<Attributes> MemoryRemoteFs::Allocate(Handle handle, const Node& node, uint32_t mode, Extent range, const OpContext&) {
   E2BFS_MEMORY_ENTER("Allocate");
+  if (!tree.options.ranges) return Errno(ENOTSUP, "Allocate");
   auto entry = tree.Target(handle, node);
   if (!entry) return Forward(entry.error());
   MemoryInode& inode = *entry->inode;
@@ -979,6 +982,7 @@ Result<Attributes> MemoryRemoteFs::Allocate(Handle handle, const Node& node, uin
 Result<transport::Copied> MemoryRemoteFs::CopyRange(Handle from, const Node& from_node, int64_t from_offset, Handle to,
                                                     const Node& to_node, Extent target, const OpContext&) {
   E2BFS_MEMORY_ENTER("CopyRange");
+  if (!tree.options.ranges) return Errno(ENOTSUP, "CopyRange");
   auto source = tree.Target(from, from_node);
   if (!source) return Forward(source.error());
   auto entry = tree.Target(to, to_node);
@@ -986,7 +990,7 @@ Result<transport::Copied> MemoryRemoteFs::CopyRange(Handle from, const Node& fro
   if (from_offset < 0 || target.offset < 0 || target.length < 0) return Errno(EINVAL, to_node.path);
   const std::string& content = source->inode->content;
   const auto at = std::min(static_cast<size_t>(from_offset), content.size());
-  const std::string bytes = content.substr(at, static_cast<size_t>(target.length));
+  const std::string bytes = content.substr(at, static_cast<size_t>(std::min(target.length, tree.options.copy_bytes)));
   MemoryInode& inode = *entry->inode;
   const int64_t end = target.offset + static_cast<int64_t>(bytes.size());
   if (auto space = tree.CheckSpace(inode, end); !space) return Forward(space.error());

@@ -27,6 +27,8 @@ struct MemoryRemoteFsOptions {
   bool changed_carries_attributes = true;  // else Changed comes back empty
   bool listings_carry_link_targets = true;
   bool attributes_carry_xattr_names = true;
+  bool ranges = true;                // Seek, Allocate and CopyRange; else ENOTSUP
+  int64_t copy_bytes = INT64_MAX;    // CopyRange copies at most so much at once
   bool opens_soon = true;            // OpenSoon works; else it returns 0
   uint32_t uid = 1000, gid = 1000;   // the acting user; 0 may do everything
   std::string root = "/home/user";
