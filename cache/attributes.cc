@@ -90,9 +90,19 @@ bool CachedFsImpl::Absorb(Node& node, const transport::Attributes& attributes, u
                             (origin == Origin::kAsked && !SameTime(attributes.mtime, node.attributes.mtime)))) {
     ContentChanged(node, origin == Origin::kAsked);
   }
-  node.attributes = attributes;
+  TakeAttributes(node, attributes, asked);
   node.fresh_until = asked + options_.attribute_ttl;
   return true;
+}
+
+void CachedFsImpl::TakeAttributes(Node& node, const transport::Attributes& attributes, TimePoint asked) {
+  auto names = node.attributes.xattr_names;
+  node.attributes = attributes;
+  if (attributes.xattr_names) {
+    node.xattr_names_until = asked + options_.attribute_ttl;
+  } else {
+    node.attributes.xattr_names = std::move(names);  // not every answer carries them
+  }
 }
 
 void CachedFsImpl::BeginChange(Node& node) {
@@ -108,6 +118,24 @@ void CachedFsImpl::EndChange(Node& node, const std::optional<transport::Attribut
   node.stamp = ++stamp_;
 }
 
+Result<transport::Attributes> CachedFsImpl::AskAttributes(const NodePtr& node, const OpContext& ctx) {
+  transport::Handle handle;
+  {
+    Lock lock(mutex_);
+    handle = node->write_handle != 0 ? node->write_handle : node->read_handle;
+  }
+  if (handle != 0) {
+    auto answer = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.StatHandle(handle, at, ctx); });
+    if (answer || answer.error().kind != ErrorKind::kErrno) return answer;
+  }
+  auto answer = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.Stat(at, ctx); });
+  if (answer && handle != 0) {
+    Lock lock(mutex_);
+    DropHandle(*node, handle);  // the file is there, and the handle is not
+  }
+  return answer;
+}
+
 Result<void> CachedFsImpl::Refresh(const NodePtr& node, bool even_if_fresh, const OpContext& ctx) {
   {
     Lock lock(mutex_);
@@ -121,7 +149,7 @@ Result<void> CachedFsImpl::Refresh(const NodePtr& node, bool even_if_fresh, cons
         asked_stamp = stamp_;
       }
       const TimePoint asked = Clock::now();
-      auto answer = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.Stat(at, ctx); });
+      auto answer = AskAttributes(node, ctx);
       Lock lock(mutex_);
       if (!answer) {
         node->fresh_until = {};
@@ -255,14 +283,16 @@ Result<NodeAttributes> CachedFsImpl::SendAttributes(const NodePtr& node, transpo
     Lock lock(mutex_);
     BeginChange(*node);
     asked_stamp = stamp_;
-    remote_handle = change.size && node->write_handle ? node->write_handle
-                    : node->write_handle            ? node->write_handle
-                                                    : node->read_handle;
+    remote_handle = node->write_handle != 0 ? node->write_handle : node->read_handle;
   }
   const TimePoint asked = Clock::now();
-  auto changed = AtNode(node, ctx, [&](const transport::Node& at) {
-    return remote_.SetAttributes(at, remote_handle, change, ctx);
-  });
+  auto set = [&](transport::Handle handle) {
+    return AtNode(node, ctx, [&](const transport::Node& at) { return remote_.SetAttributes(at, handle, change, ctx); });
+  };
+  auto changed = set(remote_handle);
+  if (!changed && remote_handle != 0 && OpenHadFailed(changed.error()) && changed.error().errno_value != EACCES) {
+    changed = set(0);  // the other side may have lost it
+  }
   bool refresh = false;
   {
     Lock lock(mutex_);

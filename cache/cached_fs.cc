@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -75,7 +76,7 @@ Result<void> CachedFsImpl::MayChange() const {
   return {};
 }
 
-bool CachedFsImpl::MovedMeanwhile(const NodePtr& node, const std::string& used, const Error& error,
+bool CachedFsImpl::MovedMeanwhile(const NodePtr& node, const std::string& used, const Error& error, size_t attempt,
                                   const OpContext& ctx) {
   if (error.errno_value != ESTALE && error.errno_value != ENOENT) return false;
   Lock lock(mutex_);
@@ -86,7 +87,8 @@ bool CachedFsImpl::MovedMeanwhile(const NodePtr& node, const std::string& used, 
     return false;
   };
   if (!WaitWithin(moved_, lock, ctx, [&] { return !being_moved(); })) return false;
-  return tree_.PathOf(*node) != used;
+  // One of several names may be gone in the sandbox, and the file be there by another.
+  return tree_.PathOf(*node) != used || (attempt + 1 < node->places.size() && Tree::UseOtherPlace(*node));
 }
 
 void CachedFsImpl::NoteError(const std::string& path, const Error& error) {
@@ -103,6 +105,9 @@ Result<std::string> CachedFsImpl::GetXattr(NodeId id, const std::string& name, c
     if (!found) return Forward(found.error());
     node = *found;
     if (no_xattrs_) return Errno(ENOTSUP, "extended attributes");
+    if (const auto* names = FreshXattrNames(*node); names && std::find(names->begin(), names->end(), name) == names->end()) {
+      return Errno(ENODATA, name);
+    }
   }
   auto value = AtNode(node, ForNames(ctx),
                       [&](const transport::Node& at) { return remote_.GetXattr(at, name, ForNames(ctx)); });
@@ -122,8 +127,14 @@ Result<std::vector<std::string>> CachedFsImpl::ListXattrs(NodeId id, const OpCon
     if (!found) return Forward(found.error());
     node = *found;
     if (no_xattrs_) return Errno(ENOTSUP, "extended attributes");
+    if (const auto* names = FreshXattrNames(*node)) return *names;
   }
   return AtNode(node, ForNames(ctx), [&](const transport::Node& at) { return remote_.ListXattrs(at, ForNames(ctx)); });
+}
+
+const std::vector<std::string>* CachedFsImpl::FreshXattrNames(const Node& node) const {
+  const bool fresh = node.attributes.xattr_names && node.xattr_names_until > Clock::now();
+  return fresh ? node.attributes.xattr_names.get() : nullptr;
 }
 
 Result<void> CachedFsImpl::SetXattr(NodeId id, const std::string& name, const std::string& value, int flags,
@@ -143,7 +154,21 @@ Result<void> CachedFsImpl::SetXattr(NodeId id, const std::string& name, const st
   });
   Lock lock(mutex_);
   EndChange(*node, std::nullopt, stamp_, {});
+  XattrChanged(*node, name, done, true);
   return done;
+}
+
+// Its ctime is not known, but which names there are is.
+void CachedFsImpl::XattrChanged(Node& node, const std::string& name, const Result<void>& done, bool is_there) {
+  if (!FreshXattrNames(node)) return;
+  if (!done) {
+    if (done.error().kind != ErrorKind::kErrno) node.xattr_names_until = {};
+    return;
+  }
+  auto names = std::make_shared<std::vector<std::string>>(*node.attributes.xattr_names);
+  std::erase(*names, name);
+  if (is_there) names->push_back(name);
+  node.attributes.xattr_names = std::move(names);
 }
 
 Result<void> CachedFsImpl::RemoveXattr(NodeId id, const std::string& name, const OpContext& ctx) {
@@ -162,6 +187,7 @@ Result<void> CachedFsImpl::RemoveXattr(NodeId id, const std::string& name, const
   });
   Lock lock(mutex_);
   EndChange(*node, std::nullopt, stamp_, {});
+  XattrChanged(*node, name, done, false);
   return done;
 }
 
@@ -186,6 +212,13 @@ CacheStatus CachedFsImpl::Status() const {
   status.memory_bytes = memory_.used_bytes();
   status.last_error = last_error_;
   return status;
+}
+
+NodeId CachedFsImpl::ParentOf(NodeId id) const {
+  Lock lock(mutex_);
+  NodePtr node = tree_.Find(id);
+  if (!node) return 0;
+  return node->places.empty() ? kRoot : node->places.front().parent;
 }
 
 std::string CachedFsImpl::PathOf(NodeId id) const {

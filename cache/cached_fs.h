@@ -143,6 +143,12 @@ class CachedFs {
   virtual Result<size_t> Read(FileHandle handle, int64_t offset, char* buffer, size_t length, const OpContext& ctx) = 0;
   // Into the spool; all of it or an error. With append, `offset` is ignored.
   virtual Result<size_t> Write(FileHandle handle, int64_t offset, std::string_view bytes, const OpContext& ctx) = 0;
+  // lseek(2): what is unsent is sent first. Where the sandbox cannot tell, all is data and the hole is at the end.
+  virtual Result<int64_t> Seek(FileHandle handle, int64_t offset, transport::SeekTarget target, const OpContext& ctx) = 0;
+  // fallocate(2) with mode bits KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE. What is unsent is sent first, then it is done there. EOPNOTSUPP.
+  virtual Result<void> Allocate(FileHandle handle, uint32_t mode, transport::Extent range, const OpContext& ctx) = 0;
+  // copy_file_range(2), done in the sandbox after what is unsent of both was sent. May copy less; 0 at the source's end. EOPNOTSUPP.
+  virtual Result<size_t> CopyRange(FileHandle from, int64_t from_offset, FileHandle to, transport::Extent target, const OpContext& ctx) = 0;
   // Flush, Sync and Release are never ended by a signal: ctx.stop is requested only when the mount ends, and what was not sent
   // stays unsent.
   // close(2): sends what is dirty; reports the first error that nobody was told of yet. Also before each close of a dup.
@@ -158,6 +164,8 @@ class CachedFs {
   virtual Result<int> SaveUnsent(const std::string& directory) = 0;
   virtual CacheStatus Status() const = 0;
 
+  // The directory that a node is in, as now known; the root's is itself, and 0 is one that was forgotten.
+  virtual NodeId ParentOf(NodeId node) const = 0;
   // The absolute path in the sandbox of a node, as now known; for messages.
   virtual std::string PathOf(NodeId node) const = 0;
   virtual transport::RemoteFs& remote() = 0;

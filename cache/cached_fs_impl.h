@@ -2,6 +2,7 @@
 // States, freshness rules and the order of locks are in cache/DESIGN.md. mutex_ is never held across a call of RemoteFs.
 #pragma once
 
+#include <cerrno>
 #include <condition_variable>
 #include <mutex>
 #include <set>
@@ -80,12 +81,17 @@ class CachedFsImpl final : public CachedFs {
                                 OpenFlags flags, const OpContext& ctx) override;
   Result<size_t> Read(FileHandle handle, int64_t offset, char* buffer, size_t length, const OpContext& ctx) override;
   Result<size_t> Write(FileHandle handle, int64_t offset, std::string_view bytes, const OpContext& ctx) override;
+  Result<int64_t> Seek(FileHandle handle, int64_t offset, transport::SeekTarget target, const OpContext& ctx) override;
+  Result<void> Allocate(FileHandle handle, uint32_t mode, transport::Extent range, const OpContext& ctx) override;
+  Result<size_t> CopyRange(FileHandle from, int64_t from_offset, FileHandle to, transport::Extent target,
+                           const OpContext& ctx) override;
   Result<void> Flush(FileHandle handle, const OpContext& ctx) override;
   Result<void> Sync(FileHandle handle, const OpContext& ctx) override;
   void Release(FileHandle handle, const OpContext& ctx) override;
   Result<void> FlushAll(const OpContext& ctx, const std::function<void(int64_t bytes_left)>& progress) override;
   Result<int> SaveUnsent(const std::string& directory) override;
   CacheStatus Status() const override;
+  NodeId ParentOf(NodeId node) const override;
   std::string PathOf(NodeId node) const override;
   transport::RemoteFs& remote() override { return remote_; }
 
@@ -104,8 +110,9 @@ class CachedFsImpl final : public CachedFs {
   template <typename Call>
   auto AtNode(const NodePtr& node, const OpContext& ctx, Call call)
       -> decltype(call(std::declval<const transport::Node&>()));
-  // No lock. Whether the failed call has to be repeated, since `used` is no longer the node's path; waits for moves above it.
-  bool MovedMeanwhile(const NodePtr& node, const std::string& used, const Error& error, const OpContext& ctx);
+  // No lock. Whether the failed call has to be repeated, since `used` is no longer the node's path, or since it has other names; waits for
+  // moves above it.
+  bool MovedMeanwhile(const NodePtr& node, const std::string& used, const Error& error, size_t attempt, const OpContext& ctx);
   void NoteError(const std::string& path, const Error& error);  // mutex_ held
 
   // --- attributes.cc; all with mutex_ held, but Refresh
@@ -113,10 +120,16 @@ class CachedFsImpl final : public CachedFs {
   NodeAttributes BuildAttributes(const Node& node, TimePoint now) const;
   // Takes an answer into the cache: false if it is older than a change made here (asked_stamp: stamp_ when it was asked).
   bool Absorb(Node& node, const transport::Attributes& attributes, uint64_t asked_stamp, TimePoint asked, Origin origin);
+  void TakeAttributes(Node& node, const transport::Attributes& attributes, TimePoint asked);
   void ContentChanged(Node& node, bool for_the_kernel);
   void BeginChange(Node& node);
   void EndChange(Node& node, const std::optional<transport::Attributes>& after, uint64_t asked_stamp, TimePoint asked);
   bool Fresh(const Node& node, TimePoint now) const;
+  // The names of its extended attributes, if they are known and fresh; else null.
+  const std::vector<std::string>* FreshXattrNames(const Node& node) const;
+  void XattrChanged(Node& node, const std::string& name, const Result<void>& done, bool is_there);
+  // What the other side says of the node: by an open handle, which knows it without a name, else by its path. No lock.
+  Result<transport::Attributes> AskAttributes(const NodePtr& node, const OpContext& ctx);
   // Asks for the node's attributes if they are not fresh. No lock.
   Result<void> Refresh(const NodePtr& node, bool even_if_fresh, const OpContext& ctx);
   timespec SandboxNow() const;
@@ -137,7 +150,7 @@ class CachedFsImpl final : public CachedFs {
   Result<NodeAttributes> Make(NodeId parent, const std::string& name, const OpContext& ctx,
                               const std::function<Result<transport::Changed>(const transport::Name&)>& call,
                               const std::string* link_text);
-  void NodeRemoved(const NodePtr& node, const std::optional<transport::Attributes>& after);
+  void NodeRemoved(const NodePtr& node, const std::optional<transport::Attributes>& after, const NameChange& change);
   Result<NodePtr> LookupRemote(const NodePtr& parent, const std::string& name, const OpContext& ctx);
   // Its open files keep the object on the other side, if its name or its mode may soon not lead to it any more.
   void OpenHandlesInUse(const NodePtr& node, const OpContext& ctx);
@@ -153,6 +166,15 @@ class CachedFsImpl final : public CachedFs {
   OpenedFile Register(const NodePtr& node, OpenFlags flags, bool created);  // mutex_ held
   // The other side's handle for reading or writing; opened if there is none. The node is pinned or open. No lock.
   Result<transport::Handle> RemoteHandle(const NodePtr& node, bool write, const OpContext& ctx);
+  // The same without waiting for the open. 0 where the other side cannot do that: it then opens the node for each use.
+  Result<transport::Handle> HandleToUse(const NodePtr& node, bool write);
+  // Calls remote(handle, address) with HandleToUse; once more without the handle if its open had failed.
+  template <typename Call>
+  auto WithHandle(const NodePtr& node, bool write, const OpContext& ctx, Call call)
+      -> decltype(call(transport::Handle{}, std::declval<const transport::Node&>()));
+  // mutex_ held: `handle` serves for reading, writing or both from now on, unless there is one; then it is closed.
+  void TakeHandle(Node& node, transport::Handle handle, bool read, bool write);
+  void DropHandle(Node& node, transport::Handle handle);  // mutex_ held: that one is no good any more
   void DropHandle(Node& node, bool write);            // mutex_ held: it is no good any more
   void CloseHandlesIfUnused(Node& node);              // mutex_ held
   void CloseLater(transport::Handle handle, transport::Node address);
@@ -173,6 +195,12 @@ class CachedFsImpl final : public CachedFs {
   void RecordTruncate(Node& node, int64_t size);                  // mutex_ held
   void ChargeSpool(Node& node);                                   // mutex_ held: what `present` now holds
   void DropSentBytes(Node& node);                                 // mutex_ held: only what is unsent stays spooled
+
+  // --- ranges.cc
+  // Of a file that was removed here, and whose changes therefore stay here.
+  Result<void> AllocateRemoved(const std::shared_ptr<OpenFile>& file, uint32_t mode, transport::Extent range, const OpContext& ctx);
+  // mutex_ held: the other side has changed the content of a node for which BeginChange was called.
+  void EndContentChange(Node& node, const Result<transport::Attributes>& after, uint64_t asked_stamp, TimePoint asked);
 
   // --- unsent.cc
   // Sends what is unsent, after a store that is under way. Its error is also latched for the open handles but `teller`.
@@ -213,17 +241,42 @@ class CachedFsImpl final : public CachedFs {
   Closer closer_;  // last: its thread uses the others
 };
 
+// The open that a handle stands for was not waited for, and had failed.
+inline bool OpenHadFailed(const Error& error) {
+  switch (error.errno_value) {
+    case EACCES:
+    case EBADF:
+    case ENOENT: return error.kind == ErrorKind::kErrno;
+    default: return false;
+  }
+}
+
+template <typename Call>
+auto CachedFsImpl::WithHandle(const NodePtr& node, bool write, const OpContext& ctx, Call call)
+    -> decltype(call(transport::Handle{}, std::declval<const transport::Node&>())) {
+  auto handle = HandleToUse(node, write);
+  if (!handle) return Forward(handle.error());
+  auto result = AtNode(node, ctx, [&](const transport::Node& at) { return call(*handle, at); });
+  if (result || *handle == 0 || !OpenHadFailed(result.error())) return result;
+  {
+    Lock lock(mutex_);
+    if (node->deleted) return result;
+    DropHandle(*node, *handle);
+  }
+  return AtNode(node, ctx, [&](const transport::Node& at) { return call(transport::Handle{0}, at); });
+}
+
 template <typename Call>
 auto CachedFsImpl::AtNode(const NodePtr& node, const OpContext& ctx, Call call)
     -> decltype(call(std::declval<const transport::Node&>())) {
-  for (int attempt = 0;; ++attempt) {
+  for (size_t attempt = 0;; ++attempt) {
     transport::Node address;
     {
       Lock lock(mutex_);
       address = tree_.Address(*node);
     }
     auto result = call(address);
-    if (result || attempt >= 4 || !MovedMeanwhile(node, address.path, result.error(), ctx)) return result;
+    if (result || attempt >= 4 || !MovedMeanwhile(node, address.path, result.error(), attempt, ctx)) return result;
   }
 }
 

@@ -112,7 +112,11 @@ Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string&
           if (node && Fresh(*node, now)) {
             hits.Add();
             ++node->references;
-            return BuildAttributes(*node, now);
+            NodeAttributes built = BuildAttributes(*node, now);
+            // The kernel takes it for the name, too.
+            const auto name_valid_for = std::chrono::duration_cast<std::chrono::milliseconds>(child->fresh_until - now);
+            built.valid_for = std::min(built.valid_for, name_valid_for);
+            return built;
           }
         }
       } else if (parent->listed_until > now) {
@@ -216,6 +220,8 @@ Result<NodeAttributes> CachedFsImpl::Make(NodeId parent_id, const std::string& n
       NodePtr node = EndMade(*begun, *made->object);
       EndParent(*begun, made->parent);
       Absorb(*node, *made->object, stamp_, begun->asked, Origin::kOwnChange);
+      // What was made just now is empty: no name in it has to be asked for.
+      if (node->is_directory() && node->children.empty()) node->listed_until = begun->asked + options_.attribute_ttl;
       if (link_text) {
         node->link_text = *link_text;
         node->link_fresh_until = node->fresh_until;
@@ -321,11 +327,16 @@ void CachedFsImpl::BeforeRemoval(const NodePtr& node, const OpContext& ctx) {
   if (paths_only) RescueContent(node, ctx);
 }
 
-void CachedFsImpl::NodeRemoved(const NodePtr& node, const std::optional<transport::Attributes>& after) {
+void CachedFsImpl::NodeRemoved(const NodePtr& node, const std::optional<transport::Attributes>& after,
+                               const NameChange& change) {
+  const bool newest = change.stamp >= node->stamp;
   node->stamp = ++stamp_;
   node->fresh_until = {};
   uint32_t links = node->attributes.link_count > 0 ? node->attributes.link_count - 1 : 0;
-  if (after && after->id == node->file_id) links = after->link_count;
+  if (after && after->id == node->file_id) {
+    links = after->link_count;
+    if (newest) Absorb(*node, *after, stamp_, change.asked, Origin::kOwnChange);
+  }
   node->attributes.link_count = links;
   if (links > 0 && !node->is_directory()) return;
   if (!node->is_directory() && node->linked) return;  // another name that is known
@@ -359,7 +370,7 @@ Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, con
     Child& gone = tree_.Detach(*begun->parent, name);
     gone.stamp = ++stamp_;
     gone.fresh_until = begun->asked + options_.negative_ttl;
-    if (node) NodeRemoved(node, done->object);
+    if (node) NodeRemoved(node, done->object, *begun);
   }
   EndParent(*begun, done ? done->parent : std::nullopt);
   if (!done) return Forward(done.error());
@@ -381,7 +392,7 @@ Result<void> CachedFsImpl::RemoveDirectory(NodeId parent_id, const std::string& 
     Child& gone = tree_.Detach(*begun->parent, name);
     gone.stamp = ++stamp_;
     gone.fresh_until = begun->asked + options_.negative_ttl;
-    if (node) NodeRemoved(node, std::nullopt);
+    if (node) NodeRemoved(node, std::nullopt, *begun);
   }
   EndParent(*begun, done ? done->parent : std::nullopt);
   if (!done) return Forward(done.error());
@@ -452,16 +463,17 @@ Result<void> CachedFsImpl::Rename(NodeId parent_id, const std::string& name, Nod
     if (!nothing) {
       Child& old_entry = tree_.Detach(*from->parent, name);
       Child& new_entry = tree_.Detach(*to->parent, new_name);
-      if (target && !exchange) NodeRemoved(target, std::nullopt);
+      if (target && !exchange) NodeRemoved(target, std::nullopt, *to);
       if (moved) {
         if (!done->object || (done->object->id.known() && done->object->id != moved->file_id)) {
           tree_.IdentitiesChanged(*moved);
         }
         if (done->object) tree_.Rekey(*moved, done->object->id);
         tree_.Attach(*to->parent, new_name, *moved).fresh_until = to->asked + options_.attribute_ttl;
+        const bool newest = to->stamp >= moved->stamp;
         moved->stamp = ++stamp_;
         // Its ctime changed.
-        if (!done->object || !Absorb(*moved, *done->object, stamp_, to->asked, Origin::kOwnChange)) {
+        if (!done->object || !newest || !Absorb(*moved, *done->object, stamp_, to->asked, Origin::kOwnChange)) {
           moved->fresh_until = {};
         }
       } else if (done->object) {

@@ -99,6 +99,7 @@ struct Node {
   uint32_t changes_in_flight = 0;
   uint64_t content_generation = 1;
   uint64_t opened_generation = 0;   // content_generation at the last open: the kernel may have pages of it
+  TimePoint xattr_names_until{};    // attributes.xattr_names are right until then; they are not part of attributes' own freshness
   std::optional<std::string> link_text;
   TimePoint link_fresh_until{};
 

@@ -60,9 +60,20 @@ Result<OpenedFile> CachedFsImpl::Open(NodeId id, OpenFlags flags, const OpContex
     write_mutex = &node->content->write_mutex;
   }
   if (auto refreshed = Refresh(node, false, ctx); !refreshed) return Forward(refreshed.error());
+  transport::OpenRequest request;
+  transport::Node address;
+  {
+    Lock lock(mutex_);
+    if (auto may = CheckAccess(node->attributes, flags, tree_.PathOf(*node)); !may) return Forward(may.error());
+    request.read = flags.read && node->read_handle == 0 && !node->deleted;
+    request.write = flags.write && node->write_handle == 0 && !node->deleted;
+    address = tree_.Address(*node);
+  }
+  // Sent before the file counts as open, and so before any removal that anybody here may ask for.
+  const transport::Handle sent = request.read || request.write ? remote_.OpenSoon(address, request) : 0;
   std::unique_lock writing(*write_mutex);
   Lock lock(mutex_);
-  if (auto may = CheckAccess(node->attributes, flags, tree_.PathOf(*node)); !may) return Forward(may.error());
+  TakeHandle(*node, sent, request.read, request.write);
   if (flags.truncate) RecordTruncate(*node, 0);
   return Register(node, flags, false);
 }
@@ -107,16 +118,8 @@ Result<OpenedFile> CachedFsImpl::CreateFile(NodeId parent_id, const std::string&
   Absorb(*node, opened->attributes, asked_stamp, begun->asked,
          opened->created ? Origin::kOwnChange : Origin::kAsked);
   const bool created = opened->created;
-  bool used = false;
-  for (const bool write : {true, false}) {
-    transport::Handle& slot = write ? node->write_handle : node->read_handle;
-    // A new file's handle serves for both; the other's was opened as far as its mode allows.
-    if (slot == 0 && (created || (write ? flags.write : flags.read))) {
-      slot = opened->handle;
-      used = true;
-    }
-  }
-  if (!used) CloseLater(opened->handle, tree_.Address(*node));
+  // A new file's handle serves for both; the other's was opened as far as its mode allows.
+  TakeHandle(*node, opened->handle, created || flags.read, created || flags.write);
   if (created) node->content->fresh = true;
   if (!created) {
     Result<void> may = node->is_regular() ? CheckAccess(node->attributes, flags, tree_.PathOf(*node))
@@ -148,27 +151,52 @@ Result<transport::Handle> CachedFsImpl::RemoteHandle(const NodePtr& node, bool w
     CloseLater(opened->handle, tree_.Address(*node));
     return Errno(ESTALE, tree_.PathOf(*node));
   }
-  transport::Handle& slot = write ? node->write_handle : node->read_handle;
-  if (slot == 0) {
-    slot = opened->handle;
-  } else {
-    CloseLater(opened->handle, tree_.Address(*node));
-  }
-  return slot;
+  TakeHandle(*node, opened->handle, !write, write);
+  return write ? node->write_handle : node->read_handle;
 }
 
-void CachedFsImpl::DropHandle(Node& node, bool write) {
-  transport::Handle& slot = write ? node.write_handle : node.read_handle;
-  const transport::Handle other = write ? node.read_handle : node.write_handle;
-  if (slot != 0 && slot != other) CloseLater(slot, tree_.Address(node));
-  slot = 0;
+Result<transport::Handle> CachedFsImpl::HandleToUse(const NodePtr& node, bool write) {
+  transport::OpenRequest request;
+  request.read = !write;
+  request.write = write;
+  transport::Node address;
+  {
+    Lock lock(mutex_);
+    const transport::Handle handle = write ? node->write_handle : node->read_handle;
+    if (handle != 0) return handle;
+    if (node->deleted) return Errno(ESTALE, tree_.PathOf(*node) + ": removed, and not opened there before");
+    address = tree_.Address(*node);
+  }
+  const transport::Handle sent = remote_.OpenSoon(address, request);
+  Lock lock(mutex_);
+  TakeHandle(*node, sent, !write, write);
+  return write ? node->write_handle : node->read_handle;
+}
+
+void CachedFsImpl::TakeHandle(Node& node, transport::Handle handle, bool read, bool write) {
+  if (handle == 0) return;
+  bool used = false;
+  for (const bool for_writing : {true, false}) {
+    transport::Handle& slot = for_writing ? node.write_handle : node.read_handle;
+    if (slot != 0 || !(for_writing ? write : read)) continue;
+    slot = handle;
+    used = true;
+  }
+  if (!used) CloseLater(handle, tree_.Address(node));
+}
+
+void CachedFsImpl::DropHandle(Node& node, transport::Handle handle) {
+  if (handle == 0 || (node.read_handle != handle && node.write_handle != handle)) return;
+  if (node.read_handle == handle) node.read_handle = 0;
+  if (node.write_handle == handle) node.write_handle = 0;
+  CloseLater(handle, tree_.Address(node));
 }
 
 void CachedFsImpl::CloseHandlesIfUnused(Node& node) {
   if (node.read_handle == 0 && node.write_handle == 0) return;
   if (node.open_files > 0 || node.content->storing) return;
-  DropHandle(node, true);
-  DropHandle(node, false);
+  DropHandle(node, node.write_handle);
+  DropHandle(node, node.read_handle);
 }
 
 void CachedFsImpl::CloseLater(transport::Handle handle, transport::Node address) {

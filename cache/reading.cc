@@ -40,10 +40,9 @@ std::shared_ptr<StreamReader> CachedFsImpl::MakeReader(const NodePtr& node) {
   return std::make_shared<StreamReader>(
       [this, node](const transport::Attributes* version, transport::Extent range,
                    const OpContext& ctx) -> Result<std::unique_ptr<transport::ByteStream>> {
-        auto handle = RemoteHandle(node, false, ctx);
-        if (!handle) return Forward(handle.error());
-        return AtNode(node, ctx,
-                      [&](const transport::Node& at) { return remote_.Read(*handle, at, version, range, ctx); });
+        return WithHandle(node, false, ctx, [&](transport::Handle handle, const transport::Node& at) {
+          return remote_.Read(handle, at, version, range, ctx);
+        });
       },
       memory_, options_.max_window_bytes);
 }
@@ -189,7 +188,7 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
     }
     if (!refreshed) {
       Lock lock(mutex_);
-      if (attempt == 0) DropHandle(*node, false);
+      if (attempt == 0) DropHandle(*node, node->read_handle);
       if (attempt > 0) return Forward(*failed);
     }
   }

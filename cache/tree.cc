@@ -162,6 +162,12 @@ std::string Tree::PathOf(const Node& node) const {
   return path;
 }
 
+bool Tree::UseOtherPlace(Node& node) {
+  if (node.places.size() < 2) return false;
+  std::rotate(node.places.begin(), node.places.begin() + 1, node.places.end());
+  return true;
+}
+
 bool Tree::Droppable(const Node& node, TimePoint now) const {
   return node.id != kRoot && node.references == 0 && node.pins == 0 && node.changes_in_flight == 0 &&
          node.open_files == 0 && !node.content->storing && node.linked_children == 0 && node.parked_children == 0 &&

@@ -35,6 +35,8 @@ class Tree {
 
   // Relative to the mounted directory, "" for it.
   std::string PathOf(const Node& node) const;
+  // The next of its names is used for its path from now on; false if it has no other.
+  static bool UseOtherPlace(Node& node);
   transport::Node Address(const Node& node) const { return {PathOf(node), node.file_id}; }
 
   size_t size() const { return nodes_.size(); }

@@ -127,15 +127,15 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
   request.source = &source;
   request.fresh = fresh;
   for (int attempt = 0;; ++attempt) {
-    auto handle = RemoteHandle(node, true, ctx);
-    if (!handle) return Forward(handle.error());
-    auto stored = AtNode(node, ctx,
-                         [&](const transport::Node& at) { return remote_.Store(*handle, at, request, ctx); });
-    if (stored || attempt > 0) return stored;
-    if (stored.error().errno_value != ESTALE && stored.error().errno_value != EBADF) return stored;
+    transport::Handle used = 0;
+    auto stored = WithHandle(node, true, ctx, [&](transport::Handle handle, const transport::Node& at) {
+      used = handle;
+      return remote_.Store(handle, at, request, ctx);
+    });
+    if (stored || attempt > 0 || stored.error().errno_value != ESTALE) return stored;
     Lock lock(mutex_);
-    if (node->deleted) return stored;
-    DropHandle(*node, true);  // the other side may have lost it: once more with a new one
+    if (node->deleted || used == 0) return stored;
+    DropHandle(*node, used);  // the other side may have lost it: once more with a new one
   }
 }
 
@@ -200,7 +200,7 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
   content.storing = false;
   --node->changes_in_flight;
   // The answer is the file as it is now, whatever else is on its way.
-  node->attributes = after;
+  TakeAttributes(*node, after, asked);
   const bool newest = node->changes_in_flight == 0 && asked_stamp >= node->stamp;
   node->fresh_until = newest ? asked + options_.attribute_ttl : TimePoint{};
   node->stamp = ++stamp_;
@@ -279,23 +279,19 @@ Result<void> CachedFsImpl::Sync(FileHandle handle, const OpContext& context) {
   // Also what another handle wrote: fsync(2) is about the file.
   const NodePtr& node = file->node;
   auto sent = Send(node, file.get(), ForTransfer(context));
-  transport::Handle remote_handle;
   {
     Lock lock(mutex_);
     auto unreported = TakeUnreported(*file);
     if (!sent) return sent;
     if (unreported) return Forward(*unreported);
     if (node->deleted) return {};
-    remote_handle = node->write_handle ? node->write_handle : node->read_handle;
-    if (remote_handle == 0 && !file->flags.write) return {};  // nothing of ours to make durable
+    // Nothing of ours to make durable.
+    if (node->write_handle == 0 && node->read_handle == 0 && !file->flags.write) return {};
   }
   const OpContext ctx = ForTransfer(context);
-  if (remote_handle == 0) {
-    auto opened = RemoteHandle(node, true, ctx);
-    if (!opened) return Forward(opened.error());
-    remote_handle = *opened;
-  }
-  return AtNode(node, ctx, [&](const transport::Node& at) { return remote_.Sync(remote_handle, at, ctx); });
+  return WithHandle(node, file->flags.write, ctx, [&](transport::Handle handle, const transport::Node& at) {
+    return remote_.Sync(handle, at, ctx);
+  });
 }
 
 Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::function<void(int64_t)>& progress) {

@@ -231,8 +231,13 @@ class RemoteFs {
 
   // --- open files. Regular files only (others: ENXIO/EOPNOTSUPP: they are opened here, not there); a link is ELOOP.
   virtual Result<Opened> Open(const Node& node, const OpenRequest& request, const OpContext& ctx) = 0;
+  // Sends an open and does not wait for it: the handle's number, or 0 where the implementation cannot. It is carried out before anything
+  // that is asked after this returned, so that the file is held from here on, whatever happens to its names. If it fails, each use
+  // of the handle fails with its error (ESTALE: another file is there now); it has to be closed all the same. Never blocks for the network.
+  virtual Handle OpenSoon(const Node& /*node*/, const OpenRequest& /*request*/) { return 0; }
   virtual Result<Opened> Create(const Name& name, const CreateRequest& request, const OpContext& ctx) = 0;
-  // The node's path as it is now is given with each use, for implementations whose handles are paths.
+  // The node's path as it is now is given with each use, for implementations whose handles are paths. Where the caller holds no handle, 0 means
+  // that the implementation opens the node for this one use, in the same round trip: EACCES and ESTALE as Open.
   // `version`: attributes (mtime, size) that the content has to belong to, ESTALE otherwise; null: whatever is there.
   virtual Result<std::unique_ptr<ByteStream>> Read(Handle handle, const Node& node, const Attributes* version, Extent range,
                                                    const OpContext& ctx) = 0;
@@ -246,6 +251,8 @@ class RemoteFs {
   // copy_file_range(2), done there. Both handles are open as it needs; the files may be one. Done at most once. ENOTSUP.
   virtual Result<Copied> CopyRange(Handle from, const Node& from_node, int64_t from_offset, Handle to, const Node& to_node,
                                    Extent target, const OpContext& ctx) = 0;
+  // fstat(2): the open file's attributes, wherever its names are now.
+  virtual Result<Attributes> StatHandle(Handle handle, const Node& node, const OpContext& ctx) = 0;
   // Content of the file is on the sandbox's disk.
   virtual Result<void> Sync(Handle handle, const Node& node, const OpContext& ctx) = 0;
   // Never blocks for the network longer than ctx; the handle is gone whatever is returned.

@@ -294,6 +294,12 @@ class ServiceFsImpl : public RemoteFs {
     return Errno(ENOTSUP, "copy_file_range");
   }
 
+  Result<Attributes> StatHandle(Handle handle, const Node& node, const OpContext& ctx) override {
+    auto located = LocateOpen(handle, node);
+    if (!located) return Forward(located.error());
+    return Stat(node, ctx);
+  }
+
   Result<void> Sync(Handle handle, const Node& node, const OpContext& ctx) override {
     auto located = LocateOpen(handle, node);
     if (!located) return Forward(located.error());

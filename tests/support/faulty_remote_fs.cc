@@ -286,6 +286,8 @@ Result<transport::Opened> FaultyRemoteFs::Open(const Node& node, const transport
   return Run("Open", node.path, ctx, [&] { return inner_.Open(node, request, ctx); });
 }
 
+Handle FaultyRemoteFs::OpenSoon(const Node& node, const transport::OpenRequest& request) { return inner_.OpenSoon(node, request); }
+
 Result<transport::Opened> FaultyRemoteFs::Create(const Name& name, const transport::CreateRequest& request, const OpContext& ctx) {
   return Run("Create", FaultPath(name), ctx, [&] { return inner_.Create(name, request, ctx); });
 }
@@ -333,6 +335,10 @@ Result<transport::Copied> FaultyRemoteFs::CopyRange(Handle from, const Node& fro
                                                     const Node& to_node, Extent target, const OpContext& ctx) {
   return Run("CopyRange", to_node.path, ctx,
              [&] { return inner_.CopyRange(from, from_node, from_offset, to, to_node, target, ctx); });
+}
+
+Result<transport::Attributes> FaultyRemoteFs::StatHandle(Handle handle, const Node& node, const OpContext& ctx) {
+  return Run("StatHandle", node.path, ctx, [&] { return inner_.StatHandle(handle, node, ctx); });
 }
 
 Result<void> FaultyRemoteFs::Sync(Handle handle, const Node& node, const OpContext& ctx) {

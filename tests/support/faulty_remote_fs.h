@@ -51,7 +51,7 @@ class FaultyRemoteFs : public transport::RemoteFs {
   // Blocks until that many calls stand still; false after 30 s.
   bool WaitForStalled(int64_t count) const;
   int64_t calls(const std::string& function) const;
-  int64_t total_calls() const;        // without ReadChunk and Close
+  int64_t total_calls() const;        // without ReadChunk and Close (and OpenSoon)
   int64_t max_calls_at_once(const std::string& function) const;
   void ResetCalls();
 
@@ -78,6 +78,8 @@ class FaultyRemoteFs : public transport::RemoteFs {
                         const OpContext& ctx) override;
   Result<void> RemoveXattr(const transport::Node& node, const std::string& name, const OpContext& ctx) override;
   Result<transport::Opened> Open(const transport::Node& node, const transport::OpenRequest& request, const OpContext& ctx) override;
+  // No fault acts on it: it does not wait for anything.
+  transport::Handle OpenSoon(const transport::Node& node, const transport::OpenRequest& request) override;
   Result<transport::Opened> Create(const transport::Name& name, const transport::CreateRequest& request,
                                    const OpContext& ctx) override;
   Result<std::unique_ptr<transport::ByteStream>> Read(transport::Handle handle, const transport::Node& node,
@@ -92,6 +94,7 @@ class FaultyRemoteFs : public transport::RemoteFs {
   Result<transport::Copied> CopyRange(transport::Handle from, const transport::Node& from_node, int64_t from_offset,
                                       transport::Handle to, const transport::Node& to_node, transport::Extent target,
                                       const OpContext& ctx) override;
+  Result<transport::Attributes> StatHandle(transport::Handle handle, const transport::Node& node, const OpContext& ctx) override;
   Result<void> Sync(transport::Handle handle, const transport::Node& node, const OpContext& ctx) override;
   void Close(transport::Handle handle, const OpContext& ctx) override;
   std::vector<std::pair<std::string, std::string>> Status() const override;

@@ -61,6 +61,7 @@ struct MemoryRemoteFs::Tree {
     std::shared_ptr<MemoryInode> inode;
     uint64_t name_id = 0;
     bool read = false, write = false;
+    int failed = 0;  // of an open that was not waited for: the errno of each use
   };
   struct Place {
     std::shared_ptr<MemoryInode> parent;  // null for the root
@@ -144,6 +145,11 @@ struct MemoryRemoteFs::Tree {
     result.rdev_major = inode.major;
     result.rdev_minor = inode.minor;
     result.access = AccessOf(inode);
+    if (options.xattrs && options.attributes_carry_xattr_names) {
+      std::vector<std::string> names;
+      for (const auto& [name, value] : inode.xattrs) names.push_back(name);
+      result.xattr_names = std::make_shared<const std::vector<std::string>>(std::move(names));
+    }
     return result;
   }
 
@@ -296,6 +302,7 @@ struct MemoryRemoteFs::Tree {
     if (handle != 0) {
       auto open = handles.find(handle);
       if (open == handles.end()) return Errno(EBADF, node.path);
+      if (open->second.failed != 0) return Errno(open->second.failed, node.path);
       if (options.handles_survive) return MemoryEntry{open->second.inode, open->second.name_id};
     }
     auto place = Find(node);
@@ -395,7 +402,7 @@ int64_t MemoryRemoteFs::total_calls() const {
   std::lock_guard<std::mutex> lock(tree_->mutex);
   int64_t total = 0;
   for (const auto& [name, count] : tree_->calls) {
-    if (name != "ReadChunk" && name != "Close") total += count;
+    if (name != "ReadChunk" && name != "OpenSoon" && name != "Close") total += count;
   }
   return total;
 }
@@ -813,6 +820,7 @@ Result<void> MemoryRemoteFs::RemoveXattr(const Node& node, const std::string& na
   auto place = tree.Find(node);
   if (!place) return Forward(place.error());
   if (place->entry.inode->xattrs.erase(name) == 0) return Errno(ENODATA, name);
+  place->entry.inode->ctime = tree.Tick();
   return {};
 }
 
@@ -821,6 +829,18 @@ Result<Opened> MemoryRemoteFs::Open(const Node& node, const transport::OpenReque
   auto place = tree.Find(node);
   if (!place) return Forward(place.error());
   return tree.OpenPlace(*place, request.read, request.write, request.truncate);
+}
+
+Handle MemoryRemoteFs::OpenSoon(const Node& node, const transport::OpenRequest& request) {
+  E2BFS_MEMORY_ENTER("OpenSoon");
+  if (!tree.options.opens_soon) return 0;
+  auto place = tree.Find(node);
+  Result<Opened> opened = place ? tree.OpenPlace(*place, request.read, request.write, request.truncate) : Forward(place.error());
+  if (opened) return opened->handle;
+  Tree::OpenFile failed;
+  failed.failed = opened.error().errno_value;
+  tree.handles[++tree.last_handle] = failed;
+  return tree.last_handle;
 }
 
 Result<Opened> MemoryRemoteFs::Create(const Name& name, const transport::CreateRequest& request, const OpContext&) {
@@ -929,6 +949,7 @@ Result<Attributes> MemoryRemoteFs::Store(Handle handle, const Node& node, const 
 Result<int64_t> MemoryRemoteFs::Seek(Handle handle, const Node& node, int64_t offset, transport::SeekTarget target,
                                      const OpContext&) {
   E2BFS_MEMORY_ENTER("Seek");
+  if (!tree.options.ranges) return Errno(ENOTSUP, "Seek");
   auto entry = tree.Target(handle, node);
   if (!entry) return Forward(entry.error());
   const auto size = static_cast<int64_t>(entry->inode->content.size());
@@ -938,6 +959,7 @@ Result<int64_t> MemoryRemoteFs::Seek(Handle handle, const Node& node, int64_t of
 
 Result<Attributes> MemoryRemoteFs::Allocate(Handle handle, const Node& node, uint32_t mode, Extent range, const OpContext&) {
   E2BFS_MEMORY_ENTER("Allocate");
+  if (!tree.options.ranges) return Errno(ENOTSUP, "Allocate");
   auto entry = tree.Target(handle, node);
   if (!entry) return Forward(entry.error());
   MemoryInode& inode = *entry->inode;
@@ -960,6 +982,7 @@ Result<Attributes> MemoryRemoteFs::Allocate(Handle handle, const Node& node, uin
 Result<transport::Copied> MemoryRemoteFs::CopyRange(Handle from, const Node& from_node, int64_t from_offset, Handle to,
                                                     const Node& to_node, Extent target, const OpContext&) {
   E2BFS_MEMORY_ENTER("CopyRange");
+  if (!tree.options.ranges) return Errno(ENOTSUP, "CopyRange");
   auto source = tree.Target(from, from_node);
   if (!source) return Forward(source.error());
   auto entry = tree.Target(to, to_node);
@@ -967,7 +990,7 @@ Result<transport::Copied> MemoryRemoteFs::CopyRange(Handle from, const Node& fro
   if (from_offset < 0 || target.offset < 0 || target.length < 0) return Errno(EINVAL, to_node.path);
   const std::string& content = source->inode->content;
   const auto at = std::min(static_cast<size_t>(from_offset), content.size());
-  const std::string bytes = content.substr(at, static_cast<size_t>(target.length));
+  const std::string bytes = content.substr(at, static_cast<size_t>(std::min(target.length, tree.options.copy_bytes)));
   MemoryInode& inode = *entry->inode;
   const int64_t end = target.offset + static_cast<int64_t>(bytes.size());
   if (auto space = tree.CheckSpace(inode, end); !space) return Forward(space.error());
@@ -977,6 +1000,13 @@ Result<transport::Copied> MemoryRemoteFs::CopyRange(Handle from, const Node& fro
     inode.mtime = inode.ctime = tree.Tick();
   }
   return transport::Copied{static_cast<int64_t>(bytes.size()), tree.AttributesOf(*entry)};
+}
+
+Result<Attributes> MemoryRemoteFs::StatHandle(Handle handle, const Node& node, const OpContext&) {
+  E2BFS_MEMORY_ENTER("StatHandle");
+  auto entry = tree.Target(handle, node);
+  if (!entry) return Forward(entry.error());
+  return tree.AttributesOf(*entry);
 }
 
 Result<void> MemoryRemoteFs::Sync(Handle handle, const Node& node, const OpContext&) {

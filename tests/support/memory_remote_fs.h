@@ -26,6 +26,10 @@ struct MemoryRemoteFsOptions {
   bool xattrs = true;                // else ENOTSUP
   bool changed_carries_attributes = true;  // else Changed comes back empty
   bool listings_carry_link_targets = true;
+  bool attributes_carry_xattr_names = true;
+  bool ranges = true;                // Seek, Allocate and CopyRange; else ENOTSUP
+  int64_t copy_bytes = INT64_MAX;    // CopyRange copies at most so much at once
+  bool opens_soon = true;            // OpenSoon works; else it returns 0
   uint32_t uid = 1000, gid = 1000;   // the acting user; 0 may do everything
   std::string root = "/home/user";
   size_t read_chunk_bytes = 1 << 20;  // a stream gives at most so many bytes at once
@@ -50,7 +54,7 @@ class MemoryRemoteFs : public transport::RemoteFs {
 
   // --- counters. Names are those of RemoteFs' functions ("Stat", "Store"...); "ReadChunk" counts ByteStream::Read.
   int64_t calls(const std::string& function) const;
-  int64_t total_calls() const;  // without ReadChunk and Close
+  int64_t total_calls() const;  // those that a caller waits for: without ReadChunk, OpenSoon and Close
   std::map<std::string, int64_t> all_calls() const;
   void ResetCalls();
   int64_t bytes_read() const;   // content that went out by streams
@@ -103,6 +107,7 @@ class MemoryRemoteFs : public transport::RemoteFs {
                         const OpContext& ctx) override;
   Result<void> RemoveXattr(const transport::Node& node, const std::string& name, const OpContext& ctx) override;
   Result<transport::Opened> Open(const transport::Node& node, const transport::OpenRequest& request, const OpContext& ctx) override;
+  transport::Handle OpenSoon(const transport::Node& node, const transport::OpenRequest& request) override;
   Result<transport::Opened> Create(const transport::Name& name, const transport::CreateRequest& request,
                                    const OpContext& ctx) override;
   Result<std::unique_ptr<transport::ByteStream>> Read(transport::Handle handle, const transport::Node& node,
@@ -117,6 +122,7 @@ class MemoryRemoteFs : public transport::RemoteFs {
   Result<transport::Copied> CopyRange(transport::Handle from, const transport::Node& from_node, int64_t from_offset,
                                       transport::Handle to, const transport::Node& to_node, transport::Extent target,
                                       const OpContext& ctx) override;
+  Result<transport::Attributes> StatHandle(transport::Handle handle, const transport::Node& node, const OpContext& ctx) override;
   Result<void> Sync(transport::Handle handle, const transport::Node& node, const OpContext& ctx) override;
   void Close(transport::Handle handle, const OpContext& ctx) override;
   std::vector<std::pair<std::string, std::string>> Status() const override;

@@ -267,15 +267,17 @@ TEST_F(WritingTest, WritesDuringAStoreStayUnsentAfterIt) {
 }
 
 TEST_F(WritingTest, ATruncationDuringAStoreThatFailsIsKept) {
+  testing::MemoryRemoteFsOptions small;
+  small.space_bytes = 12;
+  UseRemote(small);
   remote_->InsideWrite("a", "0123456789");
   const FileHandle handle = OpenWrite("a");
   Write(handle, 0, "abcdefghijklm");
   testing::RemoteFault stall;
-  stall.function = "Open";  // for the store
+  stall.function = "Store";
   stall.action = testing::RemoteFault::kStall;
   faulty_->Add(stall);
-  FailStores(1, EIO);
-  std::thread flusher([&] { EXPECT_EQ(Flush(handle), EIO); });
+  std::thread flusher([&] { EXPECT_EQ(Flush(handle), ENOSPC); });
   ASSERT_TRUE(faulty_->WaitForStalled(1));
   EXPECT_EQ(Truncate(Find("a"), handle, 3), 0);
   EXPECT_EQ(Truncate(Find("a"), handle, 5), 0);
