@@ -25,6 +25,7 @@
 #include "transport/base/log.h"
 #include "transport/envd/client.h"
 #include "transport/service_fs.h"
+#include "transport/syscall/syscall_fs.h"
 
 namespace e2bfs::fuse {
 namespace {
@@ -262,8 +263,28 @@ class KeepAlive {
   std::jthread thread_;
 };
 
-MountStep<std::unique_ptr<transport::RemoteFs>> OpenRemote(const MountRequest& request, std::shared_ptr<envd::Client> client, const OpContext& ctx) {
-  auto remote = transport::ServiceFs::Create(std::move(client), {.root = request.spec.path, .read_only = request.options.read_only}, ctx);
+// The best tier that the sandbox can do, or the one that was asked for. `why` gets the reason where it is not the best.
+Result<std::unique_ptr<transport::RemoteFs>> OpenTier(const MountRequest& request, const std::shared_ptr<envd::Client>& client, const OpContext& ctx,
+                                                      std::string* why) {
+  if (request.options.tier != "service") {
+    auto remote = transport::SyscallFs::Create(client, {.channel = {.root = request.spec.path}, .read_only = request.options.read_only}, ctx);
+    if (remote || request.options.tier == "syscall") return remote;
+    // Only what is about the sandbox's ability: the path, the network and the key are the same in the other tier.
+    const Error& error = remote.error();
+    const bool cannot = error.errno_value == ENOTSUP || error.errno_value == ENOEXEC || error.kind == ErrorKind::kProtocol ||
+                        error.kind == ErrorKind::kTimeout;
+    if (!cannot) return remote;
+    *why = ErrorText(error);
+    log::Info("mount", "the service tier is used: {}", *why);
+  } else {
+    *why = "asked for";
+  }
+  return transport::ServiceFs::Create(client, {.root = request.spec.path, .read_only = request.options.read_only}, ctx);
+}
+
+MountStep<std::unique_ptr<transport::RemoteFs>> OpenRemote(const MountRequest& request, const std::shared_ptr<envd::Client>& client,
+                                                           const OpContext& ctx, std::string* why) {
+  auto remote = OpenTier(request, client, ctx, why);
   if (remote) return std::move(*remote);
   const Error& error = remote.error();
   const bool of_the_path = error.kind == ErrorKind::kErrno && (error.errno_value == ENOENT || error.errno_value == ENOTDIR || error.errno_value == EACCES);
@@ -356,7 +377,8 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   if (!way) return tl::unexpected(way.error());
   auto client = std::make_shared<envd::Client>(**http, way->endpoint, envd::Capabilities::ForVersion(way->envd_version),
                                                envd::ClientOptions{.user = request.options.user});
-  auto remote = OpenRemote(request, client, connect_context);
+  std::string tier_reason;
+  auto remote = OpenRemote(request, client, connect_context, &tier_reason);
   if (!remote) return tl::unexpected(remote.error());
 
   const std::string spool_parent = request.options.spool_directory.empty() ? request.state_directory + "/spool" : request.options.spool_directory;

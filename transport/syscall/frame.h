@@ -52,6 +52,7 @@ class Arguments {
   Arguments& I64(int64_t value);
   Arguments& U64(uint64_t value) { return I64(static_cast<int64_t>(value)); }
   Arguments& Text(std::string_view bytes);
+  Arguments& Raw(std::string_view bytes);
   // An object by path and identity.
   Arguments& Object(const Node& node);
   // An open file, or the object if there is none.

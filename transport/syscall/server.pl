@@ -173,7 +173,7 @@ sub check_name {
 # Opens a path below the root, component links never followed. The path may be longer than one call takes.
 sub open_below {
   my ($path, $flags) = @_;
-  fail($EINVAL) if $path =~ /\0/ || $path =~ m{(?:^|/)(?:\.\.?)?(?:/|$)} && $path ne '';
+  fail($EINVAL) if $path =~ /\0/ || ($path ne '' && $path =~ m{(?:^|/)(?:\.\.?)?(?:/|\z)});
   return check(sys_openat($root, '.', $flags | $O_CLOEXEC)) if $path eq '';
   my $at = $root;
   while (1) {
@@ -511,9 +511,10 @@ sub stage_file {
 
 # --- children: what can take long
 
-# $work runs in a child and returns bytes or dies; $finish gets them here and returns the operation's result.
+# $work runs in a child and returns bytes or dies; $finish gets them here and returns the operation's result. $always is
+# called at the end, whatever came of it.
 sub in_child {
-  my ($work, $finish) = @_;
+  my ($work, $finish, $always) = @_;
   pipe(my $reader, my $writer) or fail(0 + $!);
   my $parent = $$;
   my $pid = fork;
@@ -533,7 +534,7 @@ sub in_child {
     leave(0);
   }
   close $writer;
-  die {child => [$pid, $reader, $finish]};
+  die {child => [$pid, $reader, $finish, $always]};
 }
 
 sub child_said {
@@ -551,6 +552,7 @@ sub child_said {
     $result = eval { $child->{finish}->(substr $said, 4) };
     if ($@) { $error = ref $@ ? $@->{errno} : $EIO; $result = '' }
   }
+  $child->{always}->() if $child->{always};
   delete $running{$child->{number}};
   reply($child->{number}, $child->{results} . pack('NN/a*', $error, $result), $child->{count} + 1, 1);
 }
@@ -862,7 +864,15 @@ $OPERATIONS[23] = sub {    # Commit: what was staged goes into the file; the sta
     my $own = -1;
     $fd = $own = open_object($fd, $statx, $O_RDWR) unless $handle && $handle->[1];
     my ($cut, $size, $count) = (number64($args), number64($args), number32($args));
-    my @pieces = map { [number64($args), number64($args), number64($args)] } 1 .. $count;    # where, length, place in the stage
+    my @pieces;    # where, length, place in the stage
+    if ($count == 0xffffffff) {    # many: their table is in the stage
+      my ($table_at, $rows) = (number64($args), number32($args));
+      my $table = "\0" x (24 * $rows);
+      fail($EIO) if check(syscall $NR{pread64}, 0 + $staged->[0], $table, length $table, 0 + $table_at) != length $table;
+      @pieces = map { [unpack 'q>q>q>', substr $table, 24 * $_, 24] } 0 .. $rows - 1;
+    } else {
+      @pieces = map { [number64($args), number64($args), number64($args)] } 1 .. $count;
+    }
     my ($append, $append_place) = (number64($args), number64($args));
     my $attributes = $$args;
     my $copy = sub {
@@ -875,19 +885,14 @@ $OPERATIONS[23] = sub {    # Commit: what was staged goes into the file; the sta
       fail($EIO) if $append && copy_range($staged->[0], $append_place, $fd, undef, $append) != $append;
       return '';
     };
-    my $finish = sub {
-      my $result = eval { set_attributes($fd, $statx, [$fd, 1], \$attributes); attributes_of_fd($fd) };
-      my $error = $@;
-      sys_close($own) if $own != -1;
-      close_handle($stage);
-      die $error if $error;
-      return $result;
-    };
+    my $finish = sub { set_attributes($fd, $statx, [$fd, 1], \$attributes); return attributes_of_fd($fd) };
     my $close = sub { sys_close($own) if $own != -1; close_handle($stage) };
-    if ($expected > $INLINE_COPY) { in_child($copy, $finish) }
-    eval { $copy->() };
-    if (my $error = $@) { $close->(); die $error }
-    return $finish->();
+    in_child($copy, $finish, $close) if $expected > $INLINE_COPY;
+    my $result = eval { $copy->(); $finish->() };
+    my $error = $@;
+    $close->();
+    die $error if $error;
+    return $result;
   });
 };
 
@@ -895,8 +900,9 @@ $OPERATIONS[24] = sub {    # Sync
   my ($args) = @_;
   return with_object($args, sub {
     my ($fd, $statx, $handle) = @_;
-    fail($EBADF) unless $handle;
-    in_child(sub { check(syscall $NR{fsync}, 0 + $fd); return '' }, sub { return '' });
+    my $own = -1;
+    $fd = $own = open_object($fd, $statx, $O_RDONLY) unless $handle;
+    in_child(sub { check(syscall $NR{fsync}, 0 + $fd); return '' }, sub { return '' }, sub { sys_close($own) if $own != -1 });
   });
 };
 
@@ -945,7 +951,7 @@ $OPERATIONS[28] = sub {    # CopyRange: bytes copied, the target's attributes
   $length = $left < 0 ? 0 : $left if $left < $length;
   my $copy = sub { return pack 'q>', copy_range($source_fd, $from_offset, $target_fd, $to_offset, $length) };
   my $finish = sub { return $_[0] . attributes_of_fd($target_fd) };
-  in_child($copy, $finish) if $length > $INLINE_COPY;
+  in_child($copy, $finish, undef) if $length > $INLINE_COPY;
   return $finish->($copy->());
 };
 
@@ -1038,8 +1044,8 @@ sub answer {
     };
     my $error = $@;
     if (ref $error && $error->{child}) {    # goes on by itself; always the last of its frame
-      my ($pid, $pipe, $finish) = @{$error->{child}};
-      $children{fileno $pipe} = {pid => $pid, pipe => $pipe, number => $number, finish => $finish, said => '', results => $results, count => $finished};
+      my ($pid, $pipe, $finish, $always) = @{$error->{child}};
+      $children{fileno $pipe} = {pid => $pid, pipe => $pipe, number => $number, finish => $finish, always => $always, said => '', results => $results, count => $finished};
       $running{$number} = 1;
       return;
     }

@@ -117,8 +117,9 @@ ServiceBackend::ServiceBackend(ServiceBackendOptions options) : options_(std::mo
     if (!made || !made->Succeeded()) throw std::runtime_error("no directory in the sandbox");
     fs_options.root = made->out.substr(0, made->out.size() - 1);
   }
-  auto fs = Mount(fs_options);
-  if (!fs) throw std::runtime_error("service tier: " + ToString(fs.error()));
+  auto fs = options_.syscall_tier ? transport::SyscallFs::Create(client_, {.channel = {.root = fs_options.root}}, ContractContext())
+                                  : Mount(fs_options);
+  if (!fs) throw std::runtime_error("mounting: " + ToString(fs.error()));
   fs_ = std::move(*fs);
   home_ = fs_->description().root;
 }
@@ -140,6 +141,7 @@ Result<std::unique_ptr<transport::RemoteFs>> ServiceBackend::Mount(transport::Se
 
 ContractTraits ServiceBackend::traits() const {
   ContractTraits traits;
+  if (options_.syscall_tier) return traits;
   traits.handles_survive_unlink = false;
   traits.exchange = false;
   traits.no_replace_directories = false;

@@ -11,6 +11,7 @@
 #include "transport/envd/client.h"
 #include "transport/remote_fs.h"
 #include "transport/service_fs.h"
+#include "transport/syscall/syscall_fs.h"
 
 namespace e2bfs::testing {
 
@@ -45,6 +46,7 @@ struct ServiceBackendOptions {
   bool tls = false;
   std::string envd_version = "0.6.13";
   bool plain_tools = false;  // no perl, no find -printf, no dd with bytes
+  bool syscall_tier = false;  // the other tier, on the same sandbox
   std::string external_url;  // another envd, not the double
 };
 

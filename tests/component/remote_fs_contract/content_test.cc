@@ -344,7 +344,14 @@ static std::vector<ContractParameter> ContractParameters() {
     options = {};
     options.external_url = url;
     parameters.push_back({"ServiceExternal", service(options)});
+    options.syscall_tier = true;
+    parameters.push_back({"SyscallExternal", service(options)});
   }
+  options = {};
+  options.syscall_tier = true;
+  parameters.push_back({"SyscallHttp1", service(options)});
+  options.tls = true;
+  parameters.push_back({"SyscallHttp2", service(options)});
   return parameters;
 }
 

@@ -1,0 +1,760 @@
+#include "transport/syscall/syscall_fs.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "transport/base/log.h"
+#include "transport/service_names.h"
+#include "transport/service_stream.h"
+#include "transport/syscall/staging.h"
+
+namespace e2bfs::transport {
+
+using syscall::Arguments;
+using syscall::Call;
+using syscall::Effect;
+using syscall::Fields;
+using syscall::Operation;
+using syscall::Outcomes;
+
+namespace {
+
+// Content up to this goes within the request; more is staged.
+constexpr int64_t kInlineStoreBytes = 24 << 10;
+constexpr size_t kMaxInlineExtents = 256;
+constexpr int kStoreTries = 3;
+constexpr size_t kMaxEntries = 2'000'000;
+constexpr std::chrono::milliseconds kOpenTime{60'000};
+
+tl::unexpected<Error> Nonsense(const char* what) {
+  return Failure(ErrorKind::kProtocol, EIO, std::string("the syscall server's answer makes no sense: ") + what);
+}
+
+// Bytes that are already here.
+class HeldStream final : public ByteStream {
+ public:
+  explicit HeldStream(std::string bytes) : bytes_(std::move(bytes)) {}
+  Result<size_t> Read(char* buffer, size_t capacity, const OpContext&) override {
+    const size_t count = bytes_.copy(buffer, capacity, taken_);
+    taken_ += count;
+    return count;
+  }
+  void Cancel() override {}
+
+ private:
+  const std::string bytes_;
+  size_t taken_ = 0;
+};
+
+bool SameTimes(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
+
+bool IsVersion(const Attributes& attributes, const Attributes& version) {
+  return attributes.size == version.size && SameTimes(attributes.mtime, version.mtime);
+}
+
+class SyscallFsImpl;
+
+// Of a file whose size nobody knows: one request after the other, to the end.
+class SizelessStream final : public ByteStream {
+ public:
+  SizelessStream(SyscallFsImpl& fs, Handle handle, Node node, Extent range) : fs_(fs), handle_(handle), node_(std::move(node)), range_(range) {}
+  Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) override;
+  void Cancel() override {}
+
+ private:
+  SyscallFsImpl& fs_;
+  const Handle handle_;
+  const Node node_;
+  Extent range_;
+};
+
+struct OpenHandle {
+  enum class State { kOpening, kOpen, kFailed };
+  State state = State::kOpening;
+  Node node;             // as it was opened
+  uint8_t flags = 0;     // OpenFlag, without truncation
+  uint32_t descriptor = 0;
+  std::optional<Error> error;
+  bool ours_only = false;  // a stage: cannot be opened again
+};
+
+class SyscallFsImpl final : public RemoteFs {
+ public:
+  SyscallFsImpl(std::shared_ptr<envd::Client> client, SyscallFsOptions options) : client_(std::move(client)), options_(std::move(options)) {}
+
+  Result<void> Start(const OpContext& ctx) {
+    auto channel = syscall::Channel::Open(
+        client_, options_.channel, [this](uint32_t old_pid, const syscall::Channel::Transact& transact) { Reopen(old_pid, transact); }, ctx);
+    if (!channel) return Forward(channel.error());
+    channel_ = std::move(*channel);
+    const syscall::ServerFacts facts = channel_->facts();
+    actor_ = facts.actor;
+    description_.tier = "syscall";
+    description_.user = facts.user;
+    description_.uid = facts.actor.uid;
+    description_.gid = facts.actor.gid;
+    description_.root = facts.root;
+    description_.home = facts.home;
+    description_.server_version = client_->capabilities().version_text;
+    description_.hard_links_share_identity = true;
+    perl_version_ = facts.perl_version;
+    return {};
+  }
+
+  const Description& description() const override { return description_; }
+
+  // --- names and attributes
+
+  Result<Attributes> Stat(const Node& node, const OpContext& ctx) override {
+    return AskAttributes(Operation::kStat, Arguments().Object(node), Effect::kNone, ctx);
+  }
+
+  Result<Attributes> StatHandle(Handle handle, const Node& node, const OpContext& ctx) override {
+    return Explain(handle, AskAttributes(Operation::kStat, Arguments().Object(handle, node), Effect::kNone, ctx));
+  }
+
+  Result<Attributes> Lookup(const Name& name, const OpContext& ctx) override {
+    auto result = Ask(Operation::kLookup, Arguments().Place(name), Effect::kNone, ctx);
+    if (!result) return Forward(result.error());
+    Fields fields(*result);
+    auto attributes = syscall::DecodeAttributes(fields, actor_);
+    if (!attributes) return Nonsense("lookup");
+    return std::move(*attributes);
+  }
+
+  Result<Listing> List(const Node& directory, const OpContext& ctx) override {
+    auto outcomes = channel_->Do({{Operation::kList, Arguments().Text(directory.path).Text(directory.id.value).bytes()}}, Effect::kNone, ctx);
+    if (!outcomes) return Forward(outcomes.error());
+    Listing listing;
+    for (size_t i = 0; i < outcomes->size(); ++i) {
+      const syscall::Reply::Outcome& piece = (*outcomes)[i];
+      if (piece.errno_value != 0) return Errno(piece.errno_value, directory.path);
+      Fields fields(piece.result);
+      if (i == 0) {
+        auto attributes = syscall::DecodeAttributes(fields, actor_);
+        if (!attributes) return Nonsense("listing");
+        listing.directory = std::move(*attributes);
+      }
+      const uint32_t count = fields.U32();
+      if (listing.entries.size() + count > kMaxEntries) return Failure(ErrorKind::kProtocol, EFBIG, "a listing without an end");
+      for (uint32_t j = 0; j < count; ++j) {
+        auto entry = DecodeEntry(fields);
+        if (!entry) return Nonsense("entry");
+        listing.entries.push_back(std::move(*entry));
+      }
+      if (!fields.ok() || !fields.ended()) return Nonsense("entries");
+    }
+    DropRepeatedNames(listing.entries);
+    return listing;
+  }
+
+  Result<std::string> ReadLink(const Node& node, const OpContext& ctx) override {
+    auto text = Ask(Operation::kReadLink, Arguments().Object(node), Effect::kNone, ctx);
+    if (text && (text->empty() || text->size() > 4096 || text->find('\0') != std::string::npos)) return Nonsense("a link's text");
+    return text;
+  }
+
+  Result<FsStatistics> StatFs(const OpContext& ctx) override {
+    auto result = Ask(Operation::kStatFs, Arguments(), Effect::kNone, ctx);
+    if (!result) return Forward(result.error());
+    // struct statfs of 64-bit machines, little-endian.
+    if (result->size() < 88) return Nonsense("statfs");
+    auto word = [&](size_t index) {
+      uint64_t value = 0;
+      for (size_t i = 8; i-- > 0;) value = value << 8 | static_cast<uint8_t>((*result)[index * 8 + i]);
+      return value;
+    };
+    FsStatistics statistics;
+    statistics.block_bytes = word(9) != 0 ? word(9) : word(1);  // f_frsize counts the blocks
+    statistics.blocks = word(2);
+    statistics.blocks_free = word(3);
+    statistics.blocks_available = word(4);
+    statistics.files = word(5);
+    statistics.files_free = word(6);
+    statistics.name_max = static_cast<uint32_t>(std::min<uint64_t>(word(8), 255));
+    return statistics;
+  }
+
+  // --- changes of names
+
+  Result<Changed> MakeDirectory(const Name& name, uint32_t permissions, const OpContext& ctx) override {
+    return Change(Operation::kMakeDirectory, Arguments().Place(name).U32(permissions).Owner(ctx.creator), ctx);
+  }
+
+  Result<Changed> MakeNode(const Name& name, FileType type, uint32_t permissions, uint32_t major, uint32_t minor,
+                           const OpContext& ctx) override {
+    uint32_t bits = 0;
+    switch (type) {
+      case FileType::kRegular: bits = 0100000; break;
+      case FileType::kFifo: bits = 0010000; break;
+      case FileType::kSocket: bits = 0140000; break;
+      case FileType::kCharDevice: bits = 0020000; break;
+      case FileType::kBlockDevice: bits = 0060000; break;
+      default: return Errno(EINVAL, "mknod");
+    }
+    return Change(Operation::kMakeNode, Arguments().Place(name).U32(bits | permissions).U32(major).U32(minor).Owner(ctx.creator), ctx);
+  }
+
+  Result<Changed> MakeSymlink(const Name& name, const std::string& target, const OpContext& ctx) override {
+    if (target.size() > 4095) return Errno(ENAMETOOLONG, "link text");
+    return Change(Operation::kMakeSymlink, Arguments().Place(name).Text(target).Owner(ctx.creator), ctx);
+  }
+
+  Result<Changed> MakeLink(const Node& existing, const Name& name, const OpContext& ctx) override {
+    return Change(Operation::kMakeLink, Arguments().Object(existing).Place(name), ctx);
+  }
+
+  Result<Changed> Unlink(const Name& name, const OpContext& ctx) override { return Change(Operation::kUnlink, Arguments().Place(name), ctx); }
+
+  Result<Changed> RemoveDirectory(const Name& name, const OpContext& ctx) override {
+    return Change(Operation::kRemoveDirectory, Arguments().Place(name), ctx);
+  }
+
+  Result<Changed> Rename(const Name& from, const Name& to, uint32_t flags, const OpContext& ctx) override {
+    if ((flags & ~uint32_t{kRenameNoReplace | kRenameExchange}) != 0) return Errno(EINVAL, "rename flags");
+    return Change(Operation::kRename, Arguments().Place(from).Place(to).U32(flags), ctx);
+  }
+
+  Result<Changed> SetAttributes(const Node& node, Handle handle, const AttributeChange& change, const OpContext& ctx) override {
+    if (options_.read_only) return Errno(EROFS, node.path);
+    auto attributes = Explain(handle, AskAttributes(Operation::kSetAttributes, Arguments().Object(handle, node).Change(change), Effect::kChange, ctx));
+    if (!attributes) return Forward(attributes.error());
+    Changed changed;
+    changed.object = std::move(*attributes);
+    return changed;
+  }
+
+  // --- extended attributes
+
+  Result<std::string> GetXattr(const Node& node, const std::string& name, const OpContext& ctx) override {
+    return Ask(Operation::kGetXattr, Arguments().Object(node).Text(name), Effect::kNone, ctx);
+  }
+
+  Result<std::vector<std::string>> ListXattrs(const Node& node, const OpContext& ctx) override {
+    auto result = Ask(Operation::kListXattrs, Arguments().Object(node), Effect::kNone, ctx);
+    if (!result) return Forward(result.error());
+    std::vector<std::string> names;
+    std::string_view rest = *result;
+    for (size_t end; (end = rest.find('\0')) != std::string_view::npos; rest.remove_prefix(end + 1)) {
+      if (end > 0 && end <= 255) names.emplace_back(rest.substr(0, end));
+    }
+    return names;
+  }
+
+  Result<void> SetXattr(const Node& node, const std::string& name, const std::string& value, int flags, const OpContext& ctx) override {
+    if (options_.read_only) return Errno(EROFS, node.path);
+    // A value that no frame holds is more than any file system of a sandbox takes.
+    if (value.size() + node.path.size() + name.size() + 200 > syscall::kMaxRequestBytes) return Errno(ENOSPC, name);
+    auto done = AskAttributes(Operation::kSetXattr, Arguments().Object(node).Text(name).Text(value).U32(static_cast<uint32_t>(flags)),
+                              Effect::kChange, ctx);
+    if (!done) return Forward(done.error());
+    return {};
+  }
+
+  Result<void> RemoveXattr(const Node& node, const std::string& name, const OpContext& ctx) override {
+    if (options_.read_only) return Errno(EROFS, node.path);
+    auto done = AskAttributes(Operation::kRemoveXattr, Arguments().Object(node).Text(name), Effect::kChange, ctx);
+    if (!done) return Forward(done.error());
+    return {};
+  }
+
+  // --- open files
+
+  Result<Opened> Open(const Node& node, const OpenRequest& request, const OpContext& ctx) override {
+    if (request.write && options_.read_only) return Errno(EROFS, node.path);
+    const Handle handle = NewHandle(node, FlagsOf(request));
+    auto result = Ask(Operation::kOpen, OpenArguments(handle, node, FlagsOf(request) | (request.truncate ? syscall::kOpenTruncate : 0)),
+                      request.truncate ? Effect::kChange : Effect::kNone, ctx);
+    if (!result) {
+      DropRecord(handle);
+      // It may have been opened there all the same.
+      if (result.error().kind != ErrorKind::kErrno) channel_->Post({{Operation::kClose, Arguments().U64(handle).bytes()}}, {});
+      return Forward(result.error());
+    }
+    Fields fields(*result);
+    const uint32_t descriptor = fields.U32();
+    fields.U32();
+    auto attributes = syscall::DecodeAttributes(fields, actor_);
+    if (!attributes) return Nonsense("open");
+    Confirm(handle, descriptor, attributes->id);
+    Opened opened;
+    opened.handle = handle;
+    opened.attributes = std::move(*attributes);
+    return opened;
+  }
+
+  Handle OpenSoon(const Node& node, const OpenRequest& request) override {
+    if ((request.write && options_.read_only) || request.truncate) return 0;
+    const Handle handle = NewHandle(node, FlagsOf(request));
+    channel_->Post({{Operation::kOpen, OpenArguments(handle, node, FlagsOf(request))}}, [this, handle](Result<Outcomes> outcomes) {
+      Result<std::string> result = outcomes ? FirstResult(*outcomes) : Result<std::string>(Forward(outcomes.error()));
+      if (!result) return Refuse(handle, result.error());
+      Fields fields(*result);
+      const uint32_t descriptor = fields.U32();
+      fields.U32();
+      auto attributes = syscall::DecodeAttributes(fields, actor_);
+      if (!attributes) return Refuse(handle, Nonsense("open").value());
+      Confirm(handle, descriptor, attributes->id);
+    });
+    return handle;
+  }
+
+  Result<Opened> Create(const Name& name, const CreateRequest& request, const OpContext& ctx) override {
+    if (options_.read_only) return Errno(EROFS, name.name);
+    Node node{JoinPath(name.parent.path, name.name), {}};
+    const Handle handle = NewHandle(node, syscall::kOpenRead | syscall::kOpenWrite);
+    auto result = Ask(Operation::kCreate,
+                      Arguments().U64(handle).U8(request.exclusive ? 1 : 0).Place(name).U32(request.permissions).Owner(ctx.creator),
+                      Effect::kChange, ctx);
+    if (!result) {
+      DropRecord(handle);
+      if (result.error().kind != ErrorKind::kErrno) channel_->Post({{Operation::kClose, Arguments().U64(handle).bytes()}}, {});
+      return Forward(result.error());
+    }
+    Fields fields(*result);
+    const uint32_t descriptor = fields.U32();
+    const uint32_t rights = fields.U32();
+    Opened opened;
+    opened.created = fields.U8() != 0;
+    auto attributes = syscall::DecodeAttributes(fields, actor_);
+    auto parent = attributes ? syscall::DecodeAttributes(fields, actor_) : std::nullopt;
+    if (!parent || !fields.ended()) return Nonsense("create");
+    Confirm(handle, descriptor, attributes->id, static_cast<uint8_t>(rights & 3));
+    opened.handle = handle;
+    opened.attributes = std::move(*attributes);
+    opened.parent = std::move(*parent);
+    return opened;
+  }
+
+  Result<std::unique_ptr<ByteStream>> Read(Handle handle, const Node& node, const Attributes* version, Extent range,
+                                           const OpContext& ctx) override {
+    if (range.offset < 0 || range.length < 0 || range.length > INT64_MAX - range.offset) return Errno(EINVAL, "range");
+    if (version && version->size_unreliable) return std::unique_ptr<ByteStream>(std::make_unique<SizelessStream>(*this, handle, node, range));
+    if (version) range.length = std::clamp<int64_t>(version->size - range.offset, 0, range.length);
+    if (range.length <= static_cast<int64_t>(syscall::kMaxReadBytes)) {
+      Attributes now;
+      auto bytes = ReadPiece(handle, node, range.offset, static_cast<size_t>(range.length), &now, ctx);
+      if (!bytes) return Forward(bytes.error());
+      if (version && !IsVersion(now, *version)) return Errno(ESTALE, node.path);
+      return std::unique_ptr<ByteStream>(std::make_unique<HeldStream>(std::move(*bytes)));
+    }
+    if (!version) {
+      // Whether its size is to be trusted is not known yet.
+      Attributes now;
+      auto attributes = StatHandle(handle, node, ctx);
+      if (!attributes) return Forward(attributes.error());
+      if (attributes->size_unreliable) return std::unique_ptr<ByteStream>(std::make_unique<SizelessStream>(*this, handle, node, range));
+    }
+    return ReadByFiles(handle, node, version, range, ctx);
+  }
+
+  // Bytes of one request, and the attributes after them.
+  Result<std::string> ReadPiece(Handle handle, const Node& node, int64_t offset, size_t length, Attributes* now, const OpContext& ctx) {
+    auto result = Explain(handle, Ask(Operation::kRead, Arguments().Object(handle, node).I64(offset).U32(static_cast<uint32_t>(length)),
+                                      Effect::kNone, ctx));
+    if (!result) return result;
+    Fields fields(*result);
+    auto attributes = syscall::DecodeAttributes(fields, actor_);
+    if (!attributes) return Nonsense("read");
+    const std::string_view bytes = fields.Rest();
+    if (bytes.size() > length) return Nonsense("more bytes than were asked for");
+    if (now) *now = std::move(*attributes);
+    return std::string(bytes);
+  }
+
+  Result<Attributes> Store(Handle handle, const Node& node, const StoreRequest& request, const OpContext& ctx) override {
+    if (options_.read_only) return Errno(EROFS, node.path);
+    auto plan = syscall::PlanStage(request);
+    if (!plan) return Forward(plan.error());
+    // Nothing is given up half-way because a program dies.
+    const OpContext whole = ctx.Uninterruptible();
+    if (plan->bytes <= kInlineStoreBytes && request.extents.size() <= kMaxInlineExtents) return StoreInline(handle, node, request, *plan, whole);
+    for (int tries = 1;; ++tries) {
+      auto stored = StoreStaged(handle, node, request, *plan, whole);
+      if (stored || tries == kStoreTries || Clock::now() >= ctx.deadline) return stored;
+      const ErrorKind kind = stored.error().kind;
+      // Writing the same bytes to the same place twice is once; appending is not.
+      const bool again = kind == ErrorKind::kUnavailable || kind == ErrorKind::kConnect || kind == ErrorKind::kRateLimited ||
+                         (kind == ErrorKind::kBroken && !stored.error().rpc_code.starts_with(kCommitted));
+      if (!again) return stored;
+      log::Info("syscall", "staging failed, trying again: {}", ToString(stored.error()));
+    }
+  }
+
+  Result<int64_t> Seek(Handle handle, const Node& node, int64_t offset, SeekTarget target, const OpContext& ctx) override {
+    auto result = Explain(handle, Ask(Operation::kSeek, Arguments().Object(handle, node).I64(offset).U8(target == SeekTarget::kData ? 3 : 4),
+                                      Effect::kNone, ctx));
+    if (!result) return Forward(result.error());
+    Fields fields(*result);
+    const int64_t found = fields.I64();
+    if (!fields.ok() || found < 0) return Nonsense("lseek");
+    return found;
+  }
+
+  Result<Attributes> Allocate(Handle handle, const Node& node, uint32_t mode, Extent range, const OpContext& ctx) override {
+    if (options_.read_only) return Errno(EROFS, node.path);
+    return Explain(handle, AskAttributes(Operation::kAllocate,
+                                         Arguments().Object(handle, node).U32(mode).I64(range.offset).I64(range.length), Effect::kChange, ctx));
+  }
+
+  Result<Copied> CopyRange(Handle from, const Node& from_node, int64_t from_offset, Handle to, const Node& to_node, Extent target,
+                           const OpContext& ctx) override {
+    if (options_.read_only) return Errno(EROFS, to_node.path);
+    if (from == 0 || to == 0) return Errno(EBADF, from_node.path);
+    auto result = Explain(to, Explain(from, Ask(Operation::kCopyRange,
+                                                Arguments().U64(from).I64(from_offset).U64(to).I64(target.offset).I64(target.length),
+                                                Effect::kChange, ctx)));
+    if (!result) return Forward(result.error());
+    Fields fields(*result);
+    Copied copied;
+    copied.bytes = fields.I64();
+    auto attributes = syscall::DecodeAttributes(fields, actor_);
+    if (!attributes || copied.bytes < 0 || copied.bytes > target.length) return Nonsense("copy_file_range");
+    copied.target = std::move(*attributes);
+    return copied;
+  }
+
+  Result<void> Sync(Handle handle, const Node& node, const OpContext& ctx) override {
+    auto result = Explain(handle, Ask(Operation::kSync, Arguments().Object(handle, node), Effect::kNone, ctx));
+    if (!result) return Forward(result.error());
+    return {};
+  }
+
+  void Close(Handle handle, const OpContext&) override {
+    if (handle == 0 || !DropRecord(handle)) return;
+    channel_->Post({{Operation::kClose, Arguments().U64(handle).bytes()}}, {});
+  }
+
+  std::vector<std::pair<std::string, std::string>> Status() const override {
+    const syscall::ChannelCounts counts = channel_->counts();
+    size_t open;
+    {
+      std::lock_guard lock(mutex_);
+      open = handles_.size();
+    }
+    return {{"tier", "syscall"},
+            {"syscall server", "perl " + perl_version_ + ", pid " + std::to_string(channel_->facts().pid)},
+            {"round trips", std::to_string(counts.round_trips)},
+            {"frames", std::to_string(counts.requests)},
+            {"servers started", std::to_string(counts.servers)},
+            {"reattached", std::to_string(counts.reattached)},
+            {"open files there", std::to_string(open)}};
+  }
+
+ private:
+  // In Error::rpc_code: the content may be in the file already.
+  static constexpr std::string_view kCommitted = "commit";
+
+  static uint8_t FlagsOf(const OpenRequest& request) {
+    return static_cast<uint8_t>((request.read ? syscall::kOpenRead : 0) | (request.write ? syscall::kOpenWrite : 0));
+  }
+
+  static std::string OpenArguments(Handle handle, const Node& node, uint8_t flags, uint32_t old_pid = 0, uint32_t old_descriptor = 0) {
+    return Arguments().U64(handle).U8(flags).Text(node.path).Text(node.id.value).U32(old_pid).U32(old_descriptor).bytes();
+  }
+
+  static Result<std::string> FirstResult(Outcomes& outcomes) {
+    if (outcomes[0].errno_value != 0) return Errno(outcomes[0].errno_value);
+    return std::move(outcomes[0].result);
+  }
+
+  Result<std::string> Ask(Operation operation, const std::string& arguments, Effect effect, const OpContext& ctx) {
+    auto outcomes = channel_->Do({{operation, arguments}}, effect, ctx);
+    if (!outcomes) return Forward(outcomes.error());
+    return FirstResult(*outcomes);
+  }
+  Result<std::string> Ask(Operation operation, const Arguments& arguments, Effect effect, const OpContext& ctx) {
+    return Ask(operation, arguments.bytes(), effect, ctx);
+  }
+
+  Result<Attributes> AskAttributes(Operation operation, const Arguments& arguments, Effect effect, const OpContext& ctx) {
+    auto result = Ask(operation, arguments, effect, ctx);
+    if (!result) return Forward(result.error());
+    Fields fields(*result);
+    auto attributes = syscall::DecodeAttributes(fields, actor_);
+    if (!attributes || !fields.ended()) return Nonsense("attributes");
+    return std::move(*attributes);
+  }
+
+  Result<Changed> Change(Operation operation, const Arguments& arguments, const OpContext& ctx) {
+    if (options_.read_only) return Errno(EROFS);
+    auto result = Ask(operation, arguments, Effect::kChange, ctx);
+    if (!result) return Forward(result.error());
+    Fields fields(*result);
+    auto changed = syscall::DecodeChanged(fields, actor_);
+    if (!changed) return Nonsense("change");
+    return std::move(*changed);
+  }
+
+  std::optional<Entry> DecodeEntry(Fields& fields) const {
+    Entry entry;
+    entry.name = std::string(fields.ShortText());
+    auto attributes = syscall::DecodeAttributes(fields, actor_);
+    if (!attributes || CheckName(entry.name) != 0) return std::nullopt;
+    entry.attributes = std::move(*attributes);
+    if (fields.U8() != 0) {
+      entry.link_target = std::string(fields.Text());
+      if (entry.link_target->empty() || entry.link_target->find('\0') != std::string::npos) entry.link_target.reset();
+    }
+    if (!fields.ok()) return std::nullopt;
+    return entry;
+  }
+
+  // readdir may give a name twice while entries come and go; the later one is the newer.
+  static void DropRepeatedNames(std::vector<Entry>& entries) {
+    std::map<std::string_view, size_t> last;
+    for (size_t i = 0; i < entries.size(); ++i) last[entries[i].name] = i;
+    if (last.size() == entries.size()) return;
+    std::vector<Entry> kept;
+    for (size_t i = 0; i < entries.size(); ++i) {
+      if (last[entries[i].name] == i) kept.push_back(entries[i]);
+    }
+    entries = std::move(kept);
+  }
+
+  // --- handles
+
+  Handle NewHandle(const Node& node, uint8_t flags) {
+    std::lock_guard lock(mutex_);
+    const Handle handle = next_handle_++;
+    OpenHandle& opened = handles_[handle];
+    opened.node = node;
+    opened.flags = flags;
+    return handle;
+  }
+
+  void Confirm(Handle handle, uint32_t descriptor, const FileId& id, std::optional<uint8_t> flags = {}) {
+    std::lock_guard lock(mutex_);
+    auto found = handles_.find(handle);
+    if (found == handles_.end()) return;
+    found->second.state = OpenHandle::State::kOpen;
+    found->second.descriptor = descriptor;
+    found->second.node.id = id;
+    if (flags) found->second.flags = *flags;
+    confirmed_.notify_all();
+  }
+
+  void Refuse(Handle handle, const Error& error) {
+    std::lock_guard lock(mutex_);
+    auto found = handles_.find(handle);
+    if (found == handles_.end()) return;
+    found->second.state = OpenHandle::State::kFailed;
+    found->second.error = error;
+    confirmed_.notify_all();
+  }
+
+  bool DropRecord(Handle handle) {
+    std::lock_guard lock(mutex_);
+    return handles_.erase(handle) != 0;
+  }
+
+  // EBADF from the server: why the open failed.
+  template <typename T>
+  Result<T> Explain(Handle handle, Result<T> result) const {
+    if (result || handle == 0 || result.error().errno_value != EBADF) return result;
+    std::lock_guard lock(mutex_);
+    auto found = handles_.find(handle);
+    if (found != handles_.end() && found->second.error) return Forward(*found->second.error);
+    return result;
+  }
+
+  // The path by which the files API gets at the open file.
+  Result<std::string> PathOfHandle(Handle handle, const OpContext& ctx) {
+    std::unique_lock lock(mutex_);
+    const TimePoint until = std::min(ctx.deadline, Clock::now() + kOpenTime);
+    OpenHandle* opened = nullptr;
+    confirmed_.wait_until(lock, ctx.stop, until, [&] {
+      auto found = handles_.find(handle);
+      opened = found == handles_.end() ? nullptr : &found->second;
+      return !opened || opened->state != OpenHandle::State::kOpening;
+    });
+    if (!opened) return Errno(EBADF, "not an open file");
+    if (opened->error) return Forward(*opened->error);
+    if (opened->state == OpenHandle::State::kOpening) {
+      if (ctx.stop.stop_requested()) return Failure(ErrorKind::kCancelled, EINTR, "interrupted");
+      return Failure(ErrorKind::kTimeout, ETIMEDOUT, "opening takes too long");
+    }
+    const uint32_t descriptor = opened->descriptor;
+    lock.unlock();
+    return "/proc/" + std::to_string(channel_->facts().pid) + "/fd/" + std::to_string(descriptor);
+  }
+
+  // A new server has to open what the old one had open.
+  void Reopen(uint32_t old_pid, const syscall::Channel::Transact& transact) {
+    std::vector<Handle> numbers;
+    std::vector<Call> calls;
+    {
+      std::lock_guard lock(mutex_);
+      for (const auto& [handle, opened] : handles_) {
+        if (opened.state != OpenHandle::State::kOpen) continue;  // its open is still in flight, and sent again
+        numbers.push_back(handle);
+        calls.push_back({Operation::kOpen, OpenArguments(handle, opened.node, opened.flags, old_pid, opened.descriptor)});
+      }
+    }
+    auto outcomes = transact(calls);
+    if (!outcomes) return;  // that server is lost, too: the next one tries again
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      auto result = (*outcomes)[i].errno_value == 0 ? Result<std::string>(std::move((*outcomes)[i].result))
+                                                    : Errno((*outcomes)[i].errno_value == ENOENT ? ESTALE : (*outcomes)[i].errno_value);
+      if (!result) {
+        Refuse(numbers[i], result.error());
+        continue;
+      }
+      Fields fields(*result);
+      const uint32_t descriptor = fields.U32();
+      fields.U32();
+      auto attributes = syscall::DecodeAttributes(fields, actor_);
+      if (attributes) {
+        Confirm(numbers[i], descriptor, attributes->id);
+      } else {
+        Refuse(numbers[i], Nonsense("reopen").value());
+      }
+    }
+  }
+
+  // --- content
+
+  Result<std::unique_ptr<ByteStream>> ReadByFiles(Handle handle, const Node& node, const Attributes* version, Extent range,
+                                                  const OpContext& ctx) {
+    Handle own = 0;
+    if (handle == 0) {
+      auto opened = Open(node, {}, ctx);
+      if (!opened) return Forward(opened.error());
+      handle = own = opened->handle;
+    }
+    auto stream = OpenByFiles(handle, node, version, range, ctx);
+    // The files API has the file open by itself from its head on.
+    if (own != 0) Close(own, ctx);
+    return stream;
+  }
+
+  Result<std::unique_ptr<ByteStream>> OpenByFiles(Handle handle, const Node& node, const Attributes* version, Extent range,
+                                                  const OpContext& ctx) {
+    auto path = PathOfHandle(handle, ctx);
+    if (!path) return Forward(path.error());
+    auto stream = OpenServiceStream(*client_, *path, version, range, false, ctx);
+    if (!stream) {
+      const int code = stream.error().errno_value;
+      // The process that had it open is gone, and there will be another.
+      if (stream.error().kind == ErrorKind::kErrno && (code == ENOENT || code == ENOTDIR || code == ESRCH)) {
+        return Failure(ErrorKind::kBroken, EIO, "the syscall server was lost");
+      }
+      return stream;
+    }
+    if (!version) return stream;
+    // Last-Modified has whole seconds only.
+    auto now = StatHandle(handle, node, ctx);
+    if (!now) return Forward(now.error());
+    if (!IsVersion(*now, *version)) return Errno(ESTALE, node.path);
+    return stream;
+  }
+
+  Result<Attributes> StoreInline(Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {
+    auto fetch = [&](const Extent& extent) -> Result<std::string> {
+      std::string bytes(static_cast<size_t>(extent.length), '\0');
+      if (extent.length == 0) return bytes;
+      if (!request.source) return Errno(EINVAL, "store without a source");
+      if (auto read = request.source->ReadAt(extent.offset, bytes.data(), bytes.size()); !read) return Forward(read.error());
+      return bytes;
+    };
+    Arguments arguments;
+    arguments.Object(handle, node).I64(plan.cut.value_or(-1)).I64(plan.size.value_or(-1)).U32(static_cast<uint32_t>(request.extents.size()));
+    for (const Extent& extent : request.extents) {
+      auto bytes = fetch(extent);
+      if (!bytes) return Forward(bytes.error());
+      arguments.I64(extent.offset).Text(*bytes);
+    }
+    auto appended = fetch(request.append.value_or(Extent{}));
+    if (!appended) return Forward(appended.error());
+    AttributeChange attributes = request.attributes;
+    attributes.size.reset();
+    arguments.Text(*appended).Change(attributes);
+    // Done twice it is the same, but for an append.
+    return Explain(handle, AskAttributes(Operation::kStore, arguments, request.append ? Effect::kChange : Effect::kNone, ctx));
+  }
+
+  Result<Attributes> StoreStaged(Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {
+    const Handle stage = NewHandle({}, syscall::kOpenRead | syscall::kOpenWrite);
+    auto result = Ask(Operation::kStage, Arguments().U64(stage).Text(ParentPath(node.path)).Text({}), Effect::kChange, ctx);
+    auto discard = [&] {
+      DropRecord(stage);
+      channel_->Post({{Operation::kClose, Arguments().U64(stage).bytes()}}, {});
+    };
+    if (!result) {
+      discard();
+      return Forward(result.error());
+    }
+    Fields fields(*result);
+    const uint32_t descriptor = fields.U32();
+    const std::string path = "/proc/" + std::to_string(channel_->facts().pid) + "/fd/" + std::to_string(descriptor);
+    auto uploaded = syscall::UploadStage(*client_, path, plan, request, ctx);
+    if (!uploaded) {
+      discard();
+      Error error = uploaded.error();
+      if (error.kind == ErrorKind::kErrno && error.errno_value == ENOENT) error = {EIO, ErrorKind::kBroken, "the syscall server was lost", 0, ""};
+      return Forward(std::move(error));
+    }
+    Arguments arguments;
+    arguments.U64(stage).I64(plan.staged_bytes).Object(handle, node).I64(plan.cut.value_or(-1)).I64(plan.size.value_or(-1));
+    if (plan.table_at >= 0) {
+      arguments.U32(0xffffffff).I64(plan.table_at).U32(static_cast<uint32_t>(request.extents.size()));
+    } else {
+      arguments.U32(static_cast<uint32_t>(request.extents.size()));
+      for (const std::string& row : syscall::StageTable(request)) arguments.Raw(row);
+    }
+    arguments.I64(request.append ? request.append->length : 0).I64(plan.append_at);
+    AttributeChange attributes = request.attributes;
+    attributes.size.reset();
+    arguments.Change(attributes);
+    auto stored = Explain(handle, AskAttributes(Operation::kCommit, arguments, Effect::kChange, ctx));
+    DropRecord(stage);
+    if (stored) return stored;
+    channel_->Post({{Operation::kClose, Arguments().U64(stage).bytes()}}, {});
+    Error error = stored.error();
+    if (error.kind == ErrorKind::kErrno && error.errno_value == ENODEV) return Failure(ErrorKind::kBroken, EIO, "an upload that arrived torn");
+    if (error.kind != ErrorKind::kErrno && request.append) error.rpc_code = kCommitted;
+    return Forward(std::move(error));
+  }
+
+  const std::shared_ptr<envd::Client> client_;
+  const SyscallFsOptions options_;
+  Description description_;
+  syscall::Actor actor_;
+  std::string perl_version_;
+
+  mutable std::mutex mutex_;  // innermost
+  std::condition_variable_any confirmed_;
+  std::map<Handle, OpenHandle> handles_;
+  Handle next_handle_ = 1;
+
+  std::unique_ptr<syscall::Channel> channel_;  // last: its thread uses the others
+};
+
+Result<size_t> SizelessStream::Read(char* buffer, size_t capacity, const OpContext& ctx) {
+  const auto wanted = static_cast<size_t>(std::min<int64_t>({static_cast<int64_t>(capacity), range_.length, int64_t{syscall::kMaxReadBytes}}));
+  if (wanted == 0) return size_t{0};
+  auto bytes = fs_.ReadPiece(handle_, node_, range_.offset, wanted, nullptr, ctx);
+  if (!bytes) return Forward(bytes.error());
+  bytes->copy(buffer, wanted);
+  range_.offset += static_cast<int64_t>(bytes->size());
+  range_.length -= static_cast<int64_t>(bytes->size());
+  return bytes->size();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<RemoteFs>> SyscallFs::Create(std::shared_ptr<envd::Client> client, SyscallFsOptions options, const OpContext& ctx) {
+  if (!client->capabilities().private_streams) {
+    return Errno(ENOTSUP, "envd " + client->capabilities().version_text + " logs what a process is told (0.5.27 does not)");
+  }
+  auto fs = std::make_unique<SyscallFsImpl>(std::move(client), std::move(options));
+  if (auto started = fs->Start(ctx); !started) return Forward(started.error());
+  return fs;
+}
+
+}  // namespace e2bfs::transport
