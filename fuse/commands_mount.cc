@@ -76,7 +76,7 @@ MountStep<OptionValues> ReadOptions(const CommandLine& line) {
   for (const std::string& argument : line.Values("--option")) {
     if (auto applied = ApplyMountOptions(argument, options); !applied) return Stop(ExitStatus::kUsage, applied.error().message);
   }
-  if (auto checked = CheckMountOptions(options); !checked) return Stop(ExitStatus::kUsage, checked.error().message);
+  if (auto checked = CheckMountOptions(options, geteuid() == 0); !checked) return Stop(ExitStatus::kUsage, checked.error().message);
   if (line.Has("--debug")) options.log_level = "debug";
   options.log_file = AbsolutePath(options.log_file);
   options.spool_directory = AbsolutePath(options.spool_directory);
@@ -262,7 +262,9 @@ class KeepAlive {
   std::jthread thread_;
 };
 
+// The tier that was asked for (-o tier=): the only place that knows which there are.
 MountStep<std::unique_ptr<transport::RemoteFs>> OpenRemote(const MountRequest& request, std::shared_ptr<envd::Client> client, const OpContext& ctx) {
+  if (request.options.tier == "syscall") return Stop(ExitStatus::kFailure, "the syscall tier is not in this build");
   auto remote = transport::ServiceFs::Create(std::move(client), {.root = request.spec.path, .read_only = request.options.read_only}, ctx);
   if (remote) return std::move(*remote);
   const Error& error = remote.error();
@@ -271,6 +273,14 @@ MountStep<std::unique_ptr<transport::RemoteFs>> OpenRemote(const MountRequest& r
     return Stop(ExitStatus::kRemotePath, fmt::format("path {} in the sandbox: {}", request.spec.path.empty() ? "(home)" : request.spec.path, strerrordesc_np(error.errno_value)));
   }
   return Stop(RemoteExitStatus(error), fmt::format("sandbox {}: {}", request.spec.sandbox_id, ErrorText(error)));
+}
+
+// What -o ids=real needs of the sandbox's side.
+MountStep<void> CheckRealIds(const MountRequest& request, const transport::Description& remote) {
+  if (request.options.ids != "real") return {};
+  if (remote.tier == "service") return Stop(ExitStatus::kUsage, "mount option ids=real needs the syscall tier, which does not work in this sandbox");
+  if (remote.uid != 0) return Stop(ExitStatus::kUsage, fmt::format("mount option ids=real needs root in the sandbox: {} is not", remote.user));
+  return {};
 }
 
 cache::CachedFsOptions CacheOptions(const OptionValues& options, std::string spool_directory) {
@@ -300,6 +310,7 @@ MountOptions ToMountOptions(const MountRequest& request, const std::string& sand
   result.debug = request.debug;
   if (options.uid) result.filesystem.identity.uid = static_cast<uid_t>(*options.uid);
   if (options.gid) result.filesystem.identity.gid = static_cast<gid_t>(*options.gid);
+  result.filesystem.identity.real = options.ids == "real";
   result.filesystem.identity.umask = static_cast<uint32_t>(options.umask.value_or(0));
   if (auto policy = ParseSymlinkPolicy(options.symlinks)) result.filesystem.symlinks = *policy;  // the table knows the same words
   result.state_directory = request.state_directory;
@@ -358,6 +369,7 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
                                                envd::ClientOptions{.user = request.options.user});
   auto remote = OpenRemote(request, client, connect_context);
   if (!remote) return tl::unexpected(remote.error());
+  if (auto checked = CheckRealIds(request, (*remote)->description()); !checked) return checked;
 
   const std::string spool_parent = request.options.spool_directory.empty() ? request.state_directory + "/spool" : request.options.spool_directory;
   auto spool_directory = MakeSpoolDirectory(spool_parent);
