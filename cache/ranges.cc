@@ -38,7 +38,7 @@ Result<int64_t> CachedFsImpl::Seek(FileHandle handle, int64_t offset, transport:
   }
   const NodePtr& node = file->node;
   // What is not there yet is data; an error of sending it shows at close.
-  if (ask) ask = Send(node, nullptr, ForTransfer(context)).has_value();
+  if (ask) ask = Send(node, nullptr, ForTransfer(context).Uninterruptible()).has_value();
   if (ask) {
     auto found = WithHandle(node, !file->flags.read, ctx, [&](transport::Handle at_handle, const transport::Node& at) {
       return remote_.Seek(at_handle, at, offset, target, ctx);

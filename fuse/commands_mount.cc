@@ -77,7 +77,7 @@ MountStep<OptionValues> ReadOptions(const CommandLine& line) {
   for (const std::string& argument : line.Values("--option")) {
     if (auto applied = ApplyMountOptions(argument, options); !applied) return Stop(ExitStatus::kUsage, applied.error().message);
   }
-  if (auto checked = CheckMountOptions(options); !checked) return Stop(ExitStatus::kUsage, checked.error().message);
+  if (auto checked = CheckMountOptions(options, geteuid() == 0); !checked) return Stop(ExitStatus::kUsage, checked.error().message);
   if (line.Has("--debug")) options.log_level = "debug";
   options.log_file = AbsolutePath(options.log_file);
   options.spool_directory = AbsolutePath(options.spool_directory);
@@ -294,6 +294,14 @@ MountStep<std::unique_ptr<transport::RemoteFs>> OpenRemote(const MountRequest& r
   return Stop(RemoteExitStatus(error), fmt::format("sandbox {}: {}", request.spec.sandbox_id, ErrorText(error)));
 }
 
+// What -o ids=real needs of the sandbox's side.
+MountStep<void> CheckRealIds(const MountRequest& request, const transport::Description& remote) {
+  if (request.options.ids != "real") return {};
+  if (remote.tier == "service") return Stop(ExitStatus::kUsage, "mount option ids=real needs the syscall tier, which does not work in this sandbox");
+  if (remote.uid != 0) return Stop(ExitStatus::kUsage, fmt::format("mount option ids=real needs root in the sandbox: {} is not", remote.user));
+  return {};
+}
+
 cache::CachedFsOptions CacheOptions(const OptionValues& options, std::string spool_directory) {
   cache::CachedFsOptions result;
   result.attribute_ttl = options.attribute_timeout;
@@ -321,6 +329,7 @@ MountOptions ToMountOptions(const MountRequest& request, const std::string& sand
   result.debug = request.debug;
   if (options.uid) result.filesystem.identity.uid = static_cast<uid_t>(*options.uid);
   if (options.gid) result.filesystem.identity.gid = static_cast<gid_t>(*options.gid);
+  result.filesystem.identity.real = options.ids == "real";
   result.filesystem.identity.umask = static_cast<uint32_t>(options.umask.value_or(0));
   if (auto policy = ParseSymlinkPolicy(options.symlinks)) result.filesystem.symlinks = *policy;  // the table knows the same words
   result.state_directory = request.state_directory;
@@ -380,6 +389,7 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   std::string tier_reason;
   auto remote = OpenRemote(request, client, connect_context, &tier_reason);
   if (!remote) return tl::unexpected(remote.error());
+  if (auto checked = CheckRealIds(request, (*remote)->description()); !checked) return checked;
 
   const std::string spool_parent = request.options.spool_directory.empty() ? request.state_directory + "/spool" : request.options.spool_directory;
   auto spool_directory = MakeSpoolDirectory(spool_parent);
@@ -392,7 +402,7 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
 
   const std::string& sandbox_id = way->endpoint->sandbox_id();
   std::stop_source end_request;
-  MountControl control({request.mount_point, sandbox_id, way->template_id, request.state_directory, request.options.read_only}, **cached,
+  MountControl control({request.mount_point, sandbox_id, way->template_id, request.state_directory, request.options.read_only, tier_reason}, **cached,
                        [&] { return TransportStatusOf(**http, *way->endpoint, client->capabilities()); }, end_request);
   const std::string socket = request.runtime_directory + "/" + ControlSocketName(request.mount_point, getpid());
   auto server = ControlServer::Create(socket, [&control](const std::string& asked, const ControlServer::SendLine& send) { control.Answer(asked, send); });

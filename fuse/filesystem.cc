@@ -24,6 +24,11 @@ constexpr blksize_t kPreferredBytes = 128 << 10;
 
 constexpr size_t kNameMax = 255;
 
+constexpr std::chrono::seconds kRootTime{60};
+
+// Of one copy_file_range(2): the answer is a 32-bit number, and the caller goes on with the rest.
+constexpr size_t kMostCopied = 1 << 30;
+
 mode_t TypeBits(FileType type) {
   switch (type) {
     case FileType::kRegular: return S_IFREG;
@@ -60,8 +65,18 @@ bool IsListableName(const std::string& name) {
          name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
 }
 
-bool IsSecurityXattr(std::string_view name) { return name.starts_with("security."); }
+// Looked for by the kernel and by `ls` again and again; what they say means nothing here, where nosuid holds.
+bool IsKernelsXattr(std::string_view name) {
+  return name == "security.capability" || name == "security.selinux" || name == "security.ima" || name == "security.evm";
+}
 bool IsAclXattr(std::string_view name) { return name.starts_with("system.posix_acl_"); }
+
+// Permissions after somebody who is not root changed the content: setgid without execution for the group means something else.
+uint32_t KeptByChange(uint32_t permissions) {
+  if ((permissions & S_ISUID) != 0) permissions &= ~uint32_t{S_ISUID};
+  if ((permissions & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP)) permissions &= ~uint32_t{S_ISGID};
+  return permissions;
+}
 
 cache::OpenFlags ToOpenFlags(int flags) {
   cache::OpenFlags open;
@@ -87,7 +102,11 @@ Filesystem::Filesystem(cache::CachedFs& cached, FilesystemOptions options, std::
       options_(std::move(options)),
       identity_(options_.identity),
       invalidate_(std::move(invalidate)),
-      nodes_(std::make_unique<NodeTable>()) {}
+      nodes_(std::make_unique<NodeTable>()) {
+  if (!identity_.real()) return;
+  // Known since CachedFs was made.
+  if (auto root = cached_.GetAttributes(cache::kRoot, 0, OpContext::Within(kRootTime))) root_device_ = root->attributes.device;
+}
 
 Filesystem::~Filesystem() = default;
 
@@ -96,15 +115,17 @@ const std::string& Filesystem::root() const { return cached_.remote().descriptio
 struct stat Filesystem::ToStat(const cache::NodeAttributes& from) const {
   const Attributes& in = from.attributes;
   struct stat out {};
-  out.st_ino = from.node != 0 ? from.node : kUnknownInode;
+  out.st_ino = identity_.Inode(in, from.node, root_device_);
+  if (out.st_ino == 0) out.st_ino = kUnknownInode;
   out.st_mode = TypeBits(in.type) | (in.type == FileType::kSymlink ? 0777 : identity_.Shown(in.permissions & 07777));
-  out.st_nlink = std::max<uint32_t>(in.link_count, 1);
-  out.st_uid = identity_.uid();
-  out.st_gid = identity_.gid();
+  out.st_nlink = in.link_count;
+  out.st_uid = identity_.uid(in);
+  out.st_gid = identity_.gid(in);
   out.st_rdev = makedev(in.rdev_major, in.rdev_minor);
   out.st_size = std::max<int64_t>(in.size, 0);
-  // Where the count is not known: 0 would mean "nothing but a hole", and tools then skip the content.
-  out.st_blocks = in.blocks > 0 ? in.blocks : (in.type == FileType::kRegular ? (out.st_size + 511) / 512 : 0);
+  // Where the count is not known (nor is the inode's number then): 0 would mean "nothing but a hole", and tools then skip the content.
+  const bool blocks_known = in.blocks > 0 || in.inode != 0 || in.type != FileType::kRegular;
+  out.st_blocks = blocks_known ? in.blocks : (out.st_size + 511) / 512;
   out.st_blksize = kPreferredBytes;
   out.st_atim = in.atime;
   out.st_mtim = in.mtime;
@@ -154,10 +175,13 @@ Result<AttributeReply> Filesystem::GetAttr(NodeId node, FileHandle file, const O
 
 Result<AttributeReply> Filesystem::SetAttr(NodeId node, FileHandle file, const SetAttrRequest& request,
                                            const OpContext& ctx) {
-  if (auto owner = identity_.CheckOwnerChange(request.uid, request.gid); !owner) {
+  transport::AttributeChange change;
+  if (identity_.real()) {
+    change.uid = request.uid;
+    change.gid = request.gid;
+  } else if (auto owner = identity_.CheckOwnerChange(request.uid, request.gid); !owner) {
     return Forward(std::move(owner.error()));
   }
-  transport::AttributeChange change;
   if (request.mode) change.permissions = *request.mode & 07777;
   if (request.size) {
     if (*request.size < 0) return Errno(EINVAL);
@@ -275,6 +299,18 @@ Result<OpenReply> Filesystem::Open(NodeId node, int flags, const OpContext& ctx)
   const cache::OpenFlags open = ToOpenFlags(flags);
   auto opened = cached_.Open(node, open, ctx);
   if (!opened) return Forward(std::move(opened.error()));
+  // The kernel clears the set-id bits by an operation of its own, before it writes or truncates for anybody but root; but not for
+  // an open that truncates.
+  const uint32_t mode = opened->attributes.attributes.permissions;
+  const uint32_t kept = KeptByChange(mode);
+  if (open.truncate && kept != mode && ctx.creator && ctx.creator->uid != 0) {
+    transport::AttributeChange change;
+    change.permissions = kept;
+    if (auto cleared = cached_.SetAttributes(node, opened->handle, change, ctx); !cleared) {
+      cached_.Release(opened->handle, ctx.Uninterruptible());
+      return Forward(std::move(cleared.error()));
+    }
+  }
   return ToOpenReply(*opened, open.write);
 }
 
@@ -300,6 +336,21 @@ Result<size_t> Filesystem::Write(FileHandle file, int64_t offset, std::string_vi
   return cached_.Write(file, offset, bytes, ctx);
 }
 
+Result<off_t> Filesystem::Lseek(FileHandle file, int64_t offset, int whence, const OpContext& ctx) {
+  if (whence != SEEK_DATA && whence != SEEK_HOLE) return Errno(EINVAL);
+  return cached_.Seek(file, offset, whence == SEEK_DATA ? transport::SeekTarget::kData : transport::SeekTarget::kHole, ctx);
+}
+
+Result<void> Filesystem::Fallocate(FileHandle file, int mode, int64_t offset, int64_t length, const OpContext& ctx) {
+  return cached_.Allocate(file, static_cast<uint32_t>(mode), {offset, length}, ctx);
+}
+
+Result<size_t> Filesystem::CopyFileRange(FileHandle from, int64_t from_offset, FileHandle to, int64_t to_offset,
+                                         size_t length, const OpContext& ctx) {
+  const auto most = static_cast<int64_t>(std::min<size_t>(length, kMostCopied));
+  return cached_.CopyRange(from, from_offset, to, {to_offset, most}, ctx);
+}
+
 Result<void> Filesystem::Flush(FileHandle file, const OpContext& ctx) { return cached_.Flush(file, ctx); }
 
 Result<void> Filesystem::Fsync(FileHandle file, const OpContext& ctx) { return cached_.Sync(file, ctx); }
@@ -316,7 +367,7 @@ Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_
   static const std::string kDots[] = {".", ".."};
   for (; position < 2; ++position) {
     NodeReply dot;
-    dot.attributes.st_ino = position == 0 ? node : kUnknownInode;
+    dot.attributes.st_ino = InodeOf(position == 0 ? node : cached_.ParentOf(node), ctx);
     dot.attributes.st_mode = S_IFDIR;
     if (!emit({kDots[position], position + 1, dot})) return {};
   }
@@ -345,14 +396,20 @@ Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_
   return listed;
 }
 
+ino_t Filesystem::InodeOf(NodeId node, const OpContext& ctx) {
+  if (node == 0) return kUnknownInode;
+  if (!identity_.real()) return node;
+  const auto attributes = cached_.GetAttributes(node, 0, ctx);
+  return attributes ? ToStat(*attributes).st_ino : kUnknownInode;
+}
+
 void Filesystem::ReleaseDir(DirectoryHandle directory) { cached_.CloseDirectory(directory); }
 
-bool Filesystem::IsLocalXattr(std::string_view name) { return IsSecurityXattr(name) || IsAclXattr(name); }
+bool Filesystem::IsLocalXattr(std::string_view name) { return IsKernelsXattr(name) || IsAclXattr(name); }
 
 Result<std::string> Filesystem::GetXattr(NodeId node, const std::string& name, const OpContext& ctx) {
-  // Asked for by the kernel before every write and by `ls` for every file: never worth a round trip. Capabilities and
-  // labels of the sandbox mean nothing here, where nosuid holds; access lists are not shown.
-  if (IsSecurityXattr(name)) return Errno(ENODATA);
+  // Asked for by the kernel before every write and by `ls` for every file: never worth a round trip. Access lists are not shown.
+  if (IsKernelsXattr(name)) return Errno(ENODATA);
   if (IsAclXattr(name)) return Errno(EOPNOTSUPP);
   return cached_.GetXattr(node, name, ctx);
 }

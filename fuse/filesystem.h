@@ -109,12 +109,18 @@ class Filesystem {
   Result<void> Rename(NodeId parent, const std::string& name, NodeId new_parent, const std::string& new_name, unsigned flags,
                       const OpContext& ctx);
 
-  // flags as of open(2).
+  // flags as of open(2). Where ids are real, ctx.creator is whoever opens.
   Result<OpenReply> Open(NodeId node, int flags, const OpContext& ctx);
   Result<CreateReply> Create(NodeId parent, const std::string& name, mode_t mode, int flags, const OpContext& ctx);
   // Fills `buffer`; short only at the end of the file.
   Result<size_t> Read(FileHandle file, int64_t offset, char* buffer, size_t length, const OpContext& ctx);
   Result<size_t> Write(FileHandle file, int64_t offset, std::string_view bytes, const OpContext& ctx);
+  // whence: SEEK_DATA or SEEK_HOLE.
+  Result<off_t> Lseek(FileHandle file, int64_t offset, int whence, const OpContext& ctx);
+  // mode as of fallocate(2).
+  Result<void> Fallocate(FileHandle file, int mode, int64_t offset, int64_t length, const OpContext& ctx);
+  Result<size_t> CopyFileRange(FileHandle from, int64_t from_offset, FileHandle to, int64_t to_offset, size_t length,
+                               const OpContext& ctx);
   Result<void> Flush(FileHandle file, const OpContext& ctx);
   Result<void> Fsync(FileHandle file, const OpContext& ctx);
   void Release(FileHandle file, const OpContext& ctx);
@@ -126,7 +132,7 @@ class Filesystem {
                        const std::function<bool(const DirectoryItem&)>& emit, const OpContext& ctx);
   void ReleaseDir(DirectoryHandle directory);
 
-  // Attributes that are answered here, always and at once: security.* and access lists.
+  // Attributes that are answered here, always and at once: what the kernel asks for by itself, and access lists.
   static bool IsLocalXattr(std::string_view name);
   // The whole value or list (names each ended by a NUL): the bridge knows what size was asked for.
   Result<std::string> GetXattr(NodeId node, const std::string& name, const OpContext& ctx);
@@ -134,10 +140,12 @@ class Filesystem {
   Result<void> SetXattr(NodeId node, const std::string& name, const std::string& value, int flags, const OpContext& ctx);
   Result<void> RemoveXattr(NodeId node, const std::string& name, const OpContext& ctx);
 
+  bool real_ids() const { return identity_.real(); }
   // For messages.
   std::string PathOf(NodeId node) const { return cached_.PathOf(node); }
 
  private:
+  ino_t InodeOf(NodeId node, const OpContext& ctx);
   struct stat ToStat(const cache::NodeAttributes& from) const;
   NodeReply ToReply(NodeId parent, const cache::NodeAttributes& from);
   AttributeReply ToAttributeReply(const cache::NodeAttributes& from);
@@ -151,6 +159,7 @@ class Filesystem {
   const Identity identity_;
   const std::function<void(NodeId)> invalidate_;
   const std::unique_ptr<NodeTable> nodes_;
+  uint64_t root_device_ = 0;
 };
 
 }  // namespace e2bfs::fuse

@@ -119,6 +119,10 @@ class Reply {
     started_ = Clock::now();
     OpContext ctx;
     ctx.service_class = service_class;
+    if (state_.filesystem.real_ids()) {
+      const fuse_ctx* caller = fuse_req_ctx(request_);
+      ctx.creator = Creator{caller->uid, caller->gid};
+    }
     if (ending == Ending::kNever) {
       ctx.stop = state_.shutdown.get_token();
       return ctx;
@@ -189,6 +193,11 @@ class Reply {
   void Written(const Result<size_t>& result) {
     if (!result) return Fail(result.error());
     fuse_reply_write(Take(), *result);
+  }
+
+  void Position(const Result<off_t>& result) {
+    if (!result) return Fail(result.error());
+    fuse_reply_lseek(Take(), *result);
   }
 
   void Statistics(const Result<struct statvfs>& result) {
@@ -452,6 +461,30 @@ void OpWrite(const ReplyPtr& reply, fuse_ino_t node, const char* bytes, size_t s
            });
 }
 
+void OpLseek(const ReplyPtr& reply, fuse_ino_t node, off_t offset, int whence, fuse_file_info* info) {
+  DispatchTo(reply, "lseek", node, Lane::kClose, Ending::kWithCaller, ServiceClass::kForeground,
+             [file = info->fh, offset, whence](Filesystem& fs, Reply& to, auto& ctx) {
+               to.Position(fs.Lseek(file, offset, whence, ctx));
+             });
+}
+
+// Changes of content, as writes are: nobody's signal ends them.
+void OpFallocate(const ReplyPtr& reply, fuse_ino_t node, int mode, off_t offset, off_t length, fuse_file_info* info) {
+  DispatchTo(reply, "fallocate", node, Lane::kClose, Ending::kNever, ServiceClass::kForeground,
+             [file = info->fh, mode, offset, length](Filesystem& fs, Reply& to, auto& ctx) {
+               to.Nothing(fs.Fallocate(file, mode, offset, length, ctx));
+             });
+}
+
+void OpCopyFileRange(const ReplyPtr& reply, fuse_ino_t, off_t from_offset, fuse_file_info* from_info, fuse_ino_t node,
+                     off_t to_offset, fuse_file_info* to_info, size_t length, int) {
+  const FileHandle from = from_info->fh, to_file = to_info->fh;
+  DispatchTo(reply, "copy_file_range", node, Lane::kClose, Ending::kNever, ServiceClass::kBulk,
+             [from, from_offset, to_file, to_offset, length](Filesystem& fs, Reply& to, auto& ctx) {
+               to.Written(fs.CopyFileRange(from, from_offset, to_file, to_offset, length, ctx));
+             });
+}
+
 void OpFlush(const ReplyPtr& reply, fuse_ino_t node, fuse_file_info* info) {
   DispatchTo(reply, "flush", node, Lane::kClose, Ending::kNever, ServiceClass::kForeground,
            [file = info->fh](Filesystem& fs, Reply& to, auto& ctx) { to.Nothing(fs.Flush(file, ctx)); });
@@ -594,8 +627,7 @@ void OpInit(void*, fuse_conn_info* connection) {
   connection->congestion_threshold = kMaxBackground * 3 / 4;
 }
 
-// Not here: lseek (the kernel then answers SEEK_DATA and SEEK_HOLE by the size, as for a file without holes), fallocate,
-// copy_file_range, ioctl, poll, bmap, getlk, setlk, flock: the kernel does them itself or says that they are not supported.
+// Not here: ioctl, poll, bmap, getlk, setlk, flock: the kernel does them itself or says that they are not supported.
 fuse_lowlevel_ops MakeOperations() {
   fuse_lowlevel_ops ops{};
   ops.init = OpInit;
@@ -630,6 +662,9 @@ fuse_lowlevel_ops MakeOperations() {
   ops.listxattr = kEntryPoint<&OpListXattr>;
   ops.setxattr = kEntryPoint<&OpSetXattr>;
   ops.removexattr = kEntryPoint<&OpRemoveXattr>;
+  ops.lseek = kEntryPoint<&OpLseek>;
+  ops.fallocate = kEntryPoint<&OpFallocate>;
+  ops.copy_file_range = kEntryPoint<&OpCopyFileRange>;
   return ops;
 }
 

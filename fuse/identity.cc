@@ -5,7 +5,13 @@
 namespace e2bfs::fuse {
 
 Identity::Identity(const IdentityOptions& options)
-    : uid_(options.uid.value_or(getuid())), gid_(options.gid.value_or(getgid())), umask_(options.umask & 0777) {}
+    : uid_(options.uid.value_or(getuid())), gid_(options.gid.value_or(getgid())), umask_(options.umask & 0777), real_(options.real) {}
+
+ino_t Identity::Inode(const transport::Attributes& of, uint64_t node, uint64_t root_device) const {
+  constexpr ino_t kMadeUp = ino_t{1} << 62;
+  if (real_ && of.inode != 0 && of.device == root_device) return of.inode;
+  return real_ && node != 0 ? kMadeUp | node : node;
+}
 
 Result<void> Identity::CheckOwnerChange(std::optional<uid_t> uid, std::optional<gid_t> gid) const {
   const bool same = (!uid || *uid == uid_) && (!gid || *gid == gid_);

@@ -123,6 +123,7 @@ std::string MountControl::Status() const {
   json["user"] = remote.user;
   json["envd_version"] = remote.server_version;
   json["tier"] = remote.tier;
+  json["tier_reason"] = identity_.tier_reason;
   json["can"] = transport.can;
   json["cannot"] = transport.cannot;
   json["limits"] = remote.cannot;

@@ -32,6 +32,7 @@ struct MountIdentity {
   std::string template_id;
   std::string state_directory;
   bool read_only = false;
+  std::string tier_reason;  // why it is not the best tier; empty if it is
 };
 
 // What the transport says of itself at this moment. The composition root fills it in.

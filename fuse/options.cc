@@ -67,6 +67,10 @@ const std::vector<OptionRow>& Table() {
       {kWho, "nodev", Form::kAccepted, "", {}, 0, 0, "", "Always on: device files do not work here."},
       {kWho, "user", Form::kText, "NAME", &M::user, 0, 0, "the template's default user",
        "The user of the sandbox that everything is done as."},
+      {kWho, "ids", Form::kChoice, "shown|real", &M::ids, 0, 0, nullptr,
+       "shown: everything is shown as owned by the mounting user (uid=, gid=), and chown to another owner is refused. real: the "
+       "sandbox's own owners, groups and inode numbers; the kernel checks each local user's permissions by them, and new objects belong to "
+       "whoever makes them. Needs user=root,allow_other,default_permissions, and root here."},
       {kWho, "symlinks", Form::kChoice, "inside|raw|refuse", &M::symlinks, 0, 0, nullptr,
        "What a symbolic link of the sandbox shows. inside: links that stay below the mount work here, others dangle "
        "visibly; raw: the text as it is, so that an absolute link leads into this machine's tree; refuse: reading a "
@@ -92,6 +96,10 @@ const std::vector<OptionRow>& Table() {
       {kTime, "drain_timeout", Form::kDuration, "TIME", &M::drain_timeout, 0, kDay, nullptr,
        "At SIGTERM, or after a plain umount: how long unsent data may take. What then remains is put aside in the state directory, never dropped."},
 
+      {kConnections, "tier", Form::kChoice, "auto|service|syscall", &M::tier, 0, 0, nullptr,
+       "How operations are done in the sandbox. syscall: by a process there that makes the system calls, which is exact; needs perl there, and a "
+       "recent envd. service: by envd's own services, which every sandbox has. auto: the first where it starts, else the second; "
+       "e2bfs status says which, and why."},
       {kConnections, "protocol", Form::kChoice, "auto|http1", &M::protocol, 0, 0, nullptr,
        "auto: HTTP/2 where the other side offers it; http1: never."},
       {kConnections, "max_connections", Form::kNumber, "N", &M::max_connections, 1, kMaxNumber,
@@ -343,9 +351,19 @@ Result<void> ApplyMountOptions(std::string_view argument, OptionValues& options)
   return {};
 }
 
-Result<void> CheckMountOptions(const OptionValues& options) {
+Result<void> CheckMountOptions(const OptionValues& options, bool as_root) {
   if (options.allow_other && options.allow_root) {
     return BadOption("mount options allow_other and allow_root exclude each other");
+  }
+  if (options.ids == "real") {
+    if (options.user != "root" || !options.allow_other || !options.default_permissions) {
+      return BadOption("mount option ids=real needs user=root,allow_other,default_permissions");
+    }
+    if (!as_root) return BadOption("mount option ids=real needs root on this machine");
+    if (options.uid || options.gid || options.umask) {
+      return BadOption("mount option ids=real shows the sandbox's own: it excludes uid=, gid= and umask=");
+    }
+    if (options.tier == "service") return BadOption("mount option ids=real needs the syscall tier, and tier=service excludes it");
   }
   if (options.keep_alive && !options.sandbox_timeout_s) {
     return BadOption("mount option keep_alive needs timeout=SECONDS: how far ahead the time to live is kept");

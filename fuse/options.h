@@ -25,6 +25,7 @@ struct OptionValues {
   std::optional<int64_t> uid, gid;
   std::optional<int64_t> umask;  // 0..0777
   std::string user;              // the sandbox's user; empty: the template's default
+  std::string ids = "shown";     // or "real": the sandbox's owners, groups and inode numbers
   std::string symlinks = "inside";
 
   // freshness
@@ -37,6 +38,9 @@ struct OptionValues {
   std::chrono::milliseconds drain_timeout{60'000};
   std::chrono::milliseconds reader_idle{60'000};
   std::optional<std::chrono::milliseconds> connect_timeout, head_timeout, idle_timeout;
+
+  // how the sandbox is asked
+  std::string tier = "auto";     // or "service", "syscall"
 
   // connections
   std::string protocol = "auto";
@@ -63,8 +67,9 @@ struct OptionValues {
 // (kBadRequest, EINVAL) is one clear sentence that names the option.
 [[nodiscard]] Result<void> ApplyMountOptions(std::string_view argument, OptionValues& options);
 
-// What no single option can be blamed for: allow_other with allow_root, keep_alive without a time.
-[[nodiscard]] Result<void> CheckMountOptions(const OptionValues& options);
+// What no single option can be blamed for: allow_other with allow_root, keep_alive without a time, ids=real without what it needs.
+// `as_root`: whether this process is root's.
+[[nodiscard]] Result<void> CheckMountOptions(const OptionValues& options, bool as_root);
 
 // One line of the table as people read it.
 struct OptionHelp {

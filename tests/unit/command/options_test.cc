@@ -62,11 +62,31 @@ TEST(MountOptionTable, ChecksWhatOptionsMeanTogether) {
   for (const std::string& argument : bad) {
     OptionValues options;
     ASSERT_TRUE(ApplyMountOptions(argument, options));
-    EXPECT_FALSE(CheckMountOptions(options)) << argument;
+    EXPECT_FALSE(CheckMountOptions(options, true)) << argument;
   }
   OptionValues options;
   ASSERT_TRUE(ApplyMountOptions("keep_alive,timeout=60,allow_root", options));
-  EXPECT_TRUE(CheckMountOptions(options));
+  EXPECT_TRUE(CheckMountOptions(options, false));
+}
+
+TEST(MountOptionTable, RealIdsNeedRootOnBothSides) {
+  const std::string enough = "ids=real,user=root,allow_other,default_permissions";
+  for (const std::string& argument : {std::string("ids=real"), std::string("ids=real,user=root,allow_other"),
+                                      std::string("ids=real,user=user,allow_other,default_permissions"), enough + ",uid=0",
+                                      enough + ",umask=022", enough + ",tier=service"}) {
+    OptionValues options;
+    ASSERT_TRUE(ApplyMountOptions(argument, options)) << argument;
+    const auto checked = CheckMountOptions(options, true);
+    ASSERT_FALSE(checked) << argument;
+    EXPECT_NE(checked.error().message.find("ids=real"), std::string::npos);
+  }
+  OptionValues options;
+  ASSERT_TRUE(ApplyMountOptions(enough + ",tier=syscall", options));
+  EXPECT_TRUE(CheckMountOptions(options, true));
+  EXPECT_FALSE(CheckMountOptions(options, false));
+  EXPECT_EQ(options.tier, "syscall");
+  EXPECT_FALSE(ApplyMountOptions("ids=true", options));
+  EXPECT_FALSE(ApplyMountOptions("tier=fast", options));
 }
 
 TEST(MountOptionTable, HelpHasEveryOptionOnceAndItsTrueDefault) {
