@@ -343,10 +343,25 @@ def test_chown(place):
     assert os.stat(place.here / "f").st_uid == os.getuid()
 
 
-def test_xattrs_are_refused_not_faked(place):
-    (place.here / "f").write_text("x")
-    assert code(os.setxattr, place.here / "f", "user.test", b"1") == "ENOTSUP"
-    assert code(os.getxattr, place.here / "f", "security.capability") in ("ENODATA", "ENOTSUP")
+def test_xattrs(place):
+    file = place.here / "f"
+    file.write_text("x")
+    os.setxattr(file, "user.e2b.test", b"1\0\xff")
+    assert os.getxattr(place.there / "f", "user.e2b.test") == b"1\0\xff" == os.getxattr(file, "user.e2b.test")
+    assert os.listxattr(file) == ["user.e2b.test"]
+    os.removexattr(file, "user.e2b.test")
+    assert os.listxattr(place.there / "f") == [] == os.listxattr(file)
+    assert code(os.getxattr, file, "security.capability") in ("ENODATA", "ENOTSUP")
+
+
+def test_xattrs_are_refused_not_faked_by_the_service_tier(double):
+    mount = Mount(double, "service-xattrs", options=["tier=service"])
+    try:
+        (mount.path / "f").write_text("x")
+        assert code(os.setxattr, mount.path / "f", "user.test", b"1") == "ENOTSUP"
+        assert code(os.getxattr, mount.path / "f", "security.capability") in ("ENODATA", "ENOTSUP")
+    finally:
+        mount.close()
 
 
 def test_proc_files_are_read_to_the_end(double):
