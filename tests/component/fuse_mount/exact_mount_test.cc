@@ -457,6 +457,38 @@ TEST_F(ExactMount, DirectoriesArePagedStablyWhileTheyChange) {
             "2602");
 }
 
+int64_t ResidentKiB() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmRSS:")) return std::stoll(line.substr(6));
+  }
+  return 0;
+}
+
+TEST_F(ExactMount, ADirectoryOfAHundredThousandEntries) {
+  LongMemory();
+  memory_->InsideMakeDirectory("d");
+  for (int i = 0; i < 100'000; ++i) memory_->InsideWrite("d/a-name-of-usual-length-" + std::to_string(i), "");
+  StartMount();
+  const int64_t before = ResidentKiB();
+  const auto begun = std::chrono::steady_clock::now();
+  auto lap = [last = begun]() mutable {
+    const auto now = std::chrono::steady_clock::now();
+    return std::chrono::duration_cast<std::chrono::milliseconds>(now - std::exchange(last, now)).count();
+  };
+  EXPECT_EQ(In("ls -U d | wc -l").output, "100000\n");
+  RecordProperty("ls_ms", static_cast<int>(lap()));
+  EXPECT_EQ(In("ls -lU d | wc -l").output, "100001\n");
+  RecordProperty("ls_l_ms", static_cast<int>(lap()));
+  EXPECT_EQ(In("ls -lU d | wc -l").output, "100001\n");
+  RecordProperty("again_ms", static_cast<int>(lap()));
+  const int64_t grown = ResidentKiB() - before;
+  printf("%ld KiB\n", grown);
+  RecordProperty("grown_kib", static_cast<int>(grown));
+  EXPECT_EQ(memory_->calls("List"), 1);
+  EXPECT_EQ(memory_->calls("Lookup") + memory_->calls("Stat"), 1 + 1);  // the two directories
+}
+
 TEST_F(ExactMount, NumbersOfEntriesAreThoseOfTheirFiles) {
   memory_->InsideMakeDirectory("d");
   memory_->InsideMakeDirectory("d/e");
