@@ -166,9 +166,10 @@ struct MemoryRemoteFs::Tree {
     result.rdev_minor = inode.minor;
     result.access = AccessOf(inode);
     if (options.xattrs && options.attributes_carry_xattr_names) {
+      static const auto none = std::make_shared<const std::vector<std::string>>();
       std::vector<std::string> names;
       for (const auto& [name, value] : inode.xattrs) names.push_back(name);
-      result.xattr_names = std::make_shared<const std::vector<std::string>>(std::move(names));
+      result.xattr_names = names.empty() ? none : std::make_shared<const std::vector<std::string>>(std::move(names));
     }
     return result;
   }
