@@ -25,11 +25,15 @@ CachedFsImpl::CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options,
       memory_(options_.memory_bytes),
       spool_(options_.spool_directory, options_.spool_bytes),
       tree_(root) {
-  tree_.root()->fresh_until = asked + options_.attribute_ttl;
+  tree_.root()->watched = root.watched;
+  tree_.root()->fresh_until = NodeUntil(*tree_.root(), stamp_, asked, false);
   closer_.SetTick([this] { ReleaseIdleReaders(); });
+  remote_.SetListener(this);
+  ChangesLost();  // what came before it listened
 }
 
 CachedFsImpl::~CachedFsImpl() {
+  remote_.SetListener(nullptr);
   // What is unsent stays in the spool directory, and what is open on the other side is closed.
   Lock lock(mutex_);
   for (const auto& [id, node] : tree_.nodes()) {

@@ -90,6 +90,13 @@ struct CacheStatus {
   std::vector<UnsentFile> unsent;
 };
 
+// What the kernel may hold and is outdated, since the other side told of a change.
+struct KernelNews {
+  NodeId node = 0;      // its attributes; 0: none
+  NodeId directory = 0; // and the name in it; 0: none
+  std::string name;
+};
+
 class CachedFs {
  public:
   // `remote` outlives this object. Asks for the root's attributes: its errors (ENOENT, ENOTDIR, network) come out here.
@@ -169,6 +176,9 @@ class CachedFs {
   // The absolute path in the sandbox of a node, as now known; for messages.
   virtual std::string PathOf(NodeId node) const = 0;
   virtual transport::RemoteFs& remote() = 0;
+  // Called with what changed, by any thread, without locks; it must only queue the work. Unset again: no call is under way
+  // when that returns.
+  virtual void SetKernel(std::function<void(const std::vector<KernelNews>&)> tell) = 0;
 };
 
 }  // namespace e2bfs::cache

@@ -68,7 +68,7 @@ Result<NodePtr> CachedFsImpl::LookupRemote(const NodePtr& parent, const std::str
     }
     if (!answer) {
       if (answer.error().errno_value == ENOENT && answer.error().kind == ErrorKind::kErrno && !outdated) {
-        tree_.Detach(*parent, name).fresh_until = asked + options_.negative_ttl;
+        tree_.Detach(*parent, name).fresh_until = NameUntil(*parent, asked_stamp, asked, options_.negative_ttl);
         tree_.SweepIfLarge(Clock::now());
       } else if (child) {
         child->fresh_until = {};
@@ -79,11 +79,11 @@ Result<NodePtr> CachedFsImpl::LookupRemote(const NodePtr& parent, const std::str
     NodePtr node = tree_.GetOrMake(*answer, known);
     if (!outdated) {
       if (!child || child->node != node->id) child = &tree_.Attach(*parent, name, *node);
-      child->fresh_until = asked + options_.attribute_ttl;
+      child->fresh_until = NameUntil(*parent, asked_stamp, asked, options_.attribute_ttl);
     } else if (node->places.empty() && node->id != kRoot) {
       tree_.Attach(*parent, name, *node);  // its path has to be known, even if not for long
     }
-    Absorb(*node, *answer, asked_stamp, asked, Origin::kAsked);
+    Absorb(*node, *answer, asked_stamp, asked, Origin::kAsked, true);
     tree_.SweepIfLarge(Clock::now());
     return node;
   }
@@ -114,7 +114,7 @@ Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string&
             ++node->references;
             NodeAttributes built = BuildAttributes(*node, now);
             // The kernel takes it for the name, too.
-            const auto name_valid_for = std::chrono::duration_cast<std::chrono::milliseconds>(child->fresh_until - now);
+            const auto name_valid_for = Remaining(child->fresh_until, now);
             built.valid_for = std::min(built.valid_for, name_valid_for);
             return built;
           }
@@ -159,12 +159,18 @@ Result<std::string> CachedFsImpl::ReadLink(NodeId id, const OpContext& context) 
     if (node->attributes.type != transport::FileType::kSymlink) return Errno(EINVAL, tree_.PathOf(*node));
     if (node->link_text && node->link_fresh_until > Clock::now()) return *node->link_text;
   }
+  uint64_t asked_stamp;
+  {
+    Lock lock(mutex_);
+    asked_stamp = stamp_;
+  }
   const TimePoint asked = Clock::now();
   auto text = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.ReadLink(at, ctx); });
   if (!text) return text;
   Lock lock(mutex_);
   node->link_text = *text;
-  node->link_fresh_until = asked + options_.attribute_ttl;
+  // A link's text never changes; its identity may be another one's by now.
+  node->link_fresh_until = NodeUntil(*node, asked_stamp, asked, false);
   return text;
 }
 
@@ -193,7 +199,7 @@ NodePtr CachedFsImpl::EndMade(const NameChange& change, const transport::Attribu
   NodePtr node = tree_.GetOrMake(object, known);
   if (!child || child->node != node->id) child = &tree_.Attach(*change.parent, change.name, *node);
   child->stamp = ++stamp_;
-  child->fresh_until = change.asked + options_.attribute_ttl;
+  child->fresh_until = NameUntil(*change.parent, change.stamp, change.asked, options_.attribute_ttl);
   return node;
 }
 
@@ -219,9 +225,9 @@ Result<NodeAttributes> CachedFsImpl::Make(NodeId parent_id, const std::string& n
     } else {
       NodePtr node = EndMade(*begun, *made->object);
       EndParent(*begun, made->parent);
-      Absorb(*node, *made->object, stamp_, begun->asked, Origin::kOwnChange);
+      Absorb(*node, *made->object, stamp_, begun->asked, Origin::kOwnChange, true);
       // What was made just now is empty: no name in it has to be asked for.
-      if (node->is_directory() && node->children.empty()) node->listed_until = begun->asked + options_.attribute_ttl;
+      if (node->is_directory() && node->children.empty()) node->listed_until = NameUntil(*node, begun->stamp, begun->asked, options_.attribute_ttl);
       if (link_text) {
         node->link_text = *link_text;
         node->link_fresh_until = node->fresh_until;
@@ -369,7 +375,7 @@ Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, con
     node = child->node ? tree_.Find(child->node) : nullptr;
     Child& gone = tree_.Detach(*begun->parent, name);
     gone.stamp = ++stamp_;
-    gone.fresh_until = begun->asked + options_.negative_ttl;
+    gone.fresh_until = NameUntil(*begun->parent, begun->stamp, begun->asked, options_.negative_ttl);
     if (node) NodeRemoved(node, done->object, *begun);
   }
   EndParent(*begun, done ? done->parent : std::nullopt);
@@ -391,7 +397,7 @@ Result<void> CachedFsImpl::RemoveDirectory(NodeId parent_id, const std::string& 
     NodePtr node = child->node ? tree_.Find(child->node) : nullptr;
     Child& gone = tree_.Detach(*begun->parent, name);
     gone.stamp = ++stamp_;
-    gone.fresh_until = begun->asked + options_.negative_ttl;
+    gone.fresh_until = NameUntil(*begun->parent, begun->stamp, begun->asked, options_.negative_ttl);
     if (node) NodeRemoved(node, std::nullopt, *begun);
   }
   EndParent(*begun, done ? done->parent : std::nullopt);
@@ -469,17 +475,17 @@ Result<void> CachedFsImpl::Rename(NodeId parent_id, const std::string& name, Nod
           tree_.IdentitiesChanged(*moved);
         }
         if (done->object) tree_.Rekey(*moved, done->object->id);
-        tree_.Attach(*to->parent, new_name, *moved).fresh_until = to->asked + options_.attribute_ttl;
+        tree_.Attach(*to->parent, new_name, *moved).fresh_until = NameUntil(*to->parent, to->stamp, to->asked, options_.attribute_ttl);
         const bool newest = to->stamp >= moved->stamp;
         moved->stamp = ++stamp_;
         // Its ctime changed.
-        if (!done->object || !newest || !Absorb(*moved, *done->object, stamp_, to->asked, Origin::kOwnChange)) {
+        if (!done->object || !newest || !Absorb(*moved, *done->object, stamp_, to->asked, Origin::kOwnChange, true)) {
           moved->fresh_until = {};
         }
       } else if (done->object) {
         NodePtr node = tree_.GetOrMake(*done->object, nullptr);
-        tree_.Attach(*to->parent, new_name, *node).fresh_until = to->asked + options_.attribute_ttl;
-        Absorb(*node, *done->object, stamp_, to->asked, Origin::kOwnChange);
+        tree_.Attach(*to->parent, new_name, *node).fresh_until = NameUntil(*to->parent, to->stamp, to->asked, options_.attribute_ttl);
+        Absorb(*node, *done->object, stamp_, to->asked, Origin::kOwnChange, true);
       }
       if (exchange) {
         if (target) {
@@ -488,7 +494,7 @@ Result<void> CachedFsImpl::Rename(NodeId parent_id, const std::string& name, Nod
           target->fresh_until = {};
         }
       } else {
-        old_entry.fresh_until = from->asked + options_.negative_ttl;
+        old_entry.fresh_until = NameUntil(*from->parent, from->stamp, from->asked, options_.negative_ttl);
       }
       old_entry.stamp = ++stamp_;
       new_entry.stamp = stamp_;

@@ -16,6 +16,9 @@
 
 namespace e2bfs::cache {
 
+// The end of freshness of what is watched: until it is told otherwise.
+inline constexpr TimePoint kWatched = TimePoint::max();
+
 struct Place {
   NodeId parent = 0;
   std::string name;
@@ -104,6 +107,8 @@ struct Node {
   TimePoint link_fresh_until{};
 
   // Directories.
+  bool watched = false;             // changes of it, and in it, are told: what is known needs no asking (fresh_until is kWatched)
+  uint64_t watched_stamp = 0;       // answers to questions asked before were not covered by the watch
   std::map<std::string, Child> children;
   uint32_t linked_children = 0;     // children with a node
   TimePoint listed_until{};         // until then what is not in `children` does not exist

@@ -202,7 +202,7 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
   // The answer is the file as it is now, whatever else is on its way.
   TakeAttributes(*node, after, asked);
   const bool newest = node->changes_in_flight == 0 && asked_stamp >= node->stamp;
-  node->fresh_until = newest ? asked + options_.attribute_ttl : TimePoint{};
+  node->fresh_until = newest ? NodeUntil(*node, asked_stamp, asked, false) : TimePoint{};
   node->stamp = ++stamp_;
   if (sent.touches_content()) {
     content.fresh = false;
