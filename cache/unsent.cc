@@ -122,6 +122,7 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
     if (!content.dirty() || node->deleted) return {};
     content.sending = std::exchange(content.current, {});
     content.storing = true;
+    content.saved = false;
     content.untried = false;
     BeginChange(*node);
   }
@@ -432,6 +433,7 @@ Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& 
   Content& content = *node->content;
   // A store that does not end still uses the spool file: a copy then, and nothing is dropped.
   const bool being_sent = content.storing;
+  if (being_sent && content.saved && content.current.empty()) return false;
   const std::string path = tree_.PathOf(*node);
   std::string target = "(no content)";
   if (content.spool && content.unsent_bytes() > 0) {
@@ -449,6 +451,8 @@ Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& 
   list << DescribeUnsent(*node, target);
   list.flush();
   if (!list) return Failure(ErrorKind::kLocal, EIO, "writing " + directory + "/UNSENT.txt");
+  content.saved = being_sent;
+  if (being_sent && content.spool) content.spool->Note(kNothingUnsentNote);  // the copy counts now
   if (!being_sent) DiscardUnsent(*node);
   return true;
 }

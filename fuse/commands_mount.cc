@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -36,6 +37,9 @@ namespace http = transport::http;
 constexpr std::chrono::seconds kConnectTime{90};
 constexpr std::chrono::seconds kControlIdleTime{3};
 constexpr off_t kLongLogBytes = off_t{8} << 20;
+
+// A forced umount has put aside what could not be sent before it ends the mount.
+constexpr std::chrono::milliseconds kForcedDrainTime{2'000};
 
 // What is known before anything is asked.
 struct MountRequest {
@@ -314,6 +318,7 @@ MountOptions ToMountOptions(const MountRequest& request, const std::string& sand
   if (auto policy = ParseSymlinkPolicy(options.symlinks)) result.filesystem.symlinks = *policy;  // the table knows the same words
   result.unsent_directory = unsent_directory;
   result.drain_timeout = options.drain_timeout;
+  result.stop_drain_timeout = std::min<std::chrono::milliseconds>(options.drain_timeout, kForcedDrainTime);
   result.on_drain_progress = [](int64_t bytes_left) {
     // Draining may take longer than the service manager waits: this asks for as long as it goes on.
     NotifyServiceManager(fmt::format("STOPPING=1\nEXTEND_TIMEOUT_USEC=30000000\nSTATUS=Sending {}", HumanBytes(bytes_left)));

@@ -239,7 +239,10 @@ void SaveUnsent(const MountOptions& options, cache::CachedFs& cached, MountEnd* 
     return;
   }
   end->unsent_files = *saved;
-  if (*saved == 0) return;
+  if (*saved == 0) {  // it was put aside before
+    end->error.clear();
+    return;
+  }
   end->saved_in = directory;
   log::Error("mount", "{} changed files could not be sent ({}); they are kept in {}", *saved, end->error, directory);
 }
@@ -336,7 +339,8 @@ Result<MountEnd> RunMount(const MountOptions& options, cache::CachedFs& cached, 
 
   MountEnd end;
   end.signal = events.session_ended ? 0 : last_signal.load();
-  const TimePoint deadline = Clock::now() + options.drain_timeout;
+  const bool by_stop = events.stop_asked && !events.session_ended && signal_count == 0;
+  const TimePoint deadline = Clock::now() + (by_stop ? options.stop_drain_timeout.value_or(options.drain_timeout) : options.drain_timeout);
   // The signal that ended it is no reason to stop sending; the next one is.
   const int signals_seen = signal_count;
   bool drain_ended = true;

@@ -70,6 +70,7 @@ constexpr ServiceMessage kServiceMessages[] = {
 constexpr std::pair<std::string_view, int> kServiceVerdicts[] = {
     {"ENOENT", ENOENT}, {"EACCES", EACCES},       {"EPERM", EPERM},   {"EEXIST", EEXIST},     {"EISDIR", EISDIR},
     {"ENOTDIR", ENOTDIR}, {"ENOTEMPTY", ENOTEMPTY}, {"EINVAL", EINVAL}, {"EOPNOTSUPP", EOPNOTSUPP}, {"ESTALE", ESTALE},
+    {"ENOSPC", ENOSPC},
 };
 
 template <typename Number>

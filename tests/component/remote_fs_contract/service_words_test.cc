@@ -352,6 +352,7 @@ TEST_F(ServiceScripts, WhereThereIsNoRoomTheOldContentStays) {
 }
 
 TEST_F(ServiceScripts, AProbeFailsAsAWriteWould) {
+  EXPECT_EQ(transport::ErrnoFromCommandOutput("E ENOSPC\n"), ENOSPC);
   for (const ScriptWorld& world : worlds_) {
     const std::string stage = transport::EncodeArgument(directory_);
     const auto probe = [&](const std::string& bytes, rlim_t limit) {
