@@ -28,7 +28,10 @@ void MergeAttributes(transport::AttributeChange& onto, const transport::Attribut
   if (change.uid) onto.uid = change.uid;
   if (change.gid) onto.gid = change.gid;
   if (change.atime) onto.atime = change.atime;
-  if (change.mtime) onto.mtime = change.mtime;
+  if (change.mtime) {
+    onto.mtime = change.mtime;
+    onto.mtime_is_implied = change.mtime_is_implied;
+  }
 }
 
 }  // namespace

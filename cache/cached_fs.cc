@@ -53,7 +53,10 @@ OpContext CachedFsImpl::ForNames(const OpContext& ctx) const {
 
 OpContext CachedFsImpl::ForTransfer(const OpContext& ctx) const {
   OpContext limited = ctx;
-  if (limited.deadline == TimePoint::max()) limited.deadline = Clock::now() + options_.transfer_timeout;
+  if (limited.deadline == TimePoint::max()) {
+    limited.deadline = Clock::now() + options_.transfer_timeout;
+    limited.renewal = options_.transfer_timeout;
+  }
   return limited;
 }
 

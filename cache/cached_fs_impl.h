@@ -218,6 +218,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void RecordTruncate(Node& node, int64_t size);                  // mutex_ held
   void ChargeSpool(Node& node);                                   // mutex_ held: what `present` now holds
   void DropSentBytes(Node& node);                                 // mutex_ held: only what is unsent stays spooled
+  void NoteUnsent(Node& node);                                    // mutex_ held: for whoever finds the spool file alone
 
   // --- ranges.cc
   // Of a file that was removed here, and whose changes therefore stay here.
@@ -234,8 +235,18 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void StoreSucceeded(const NodePtr& node, const Change& sent, const transport::Attributes& after, uint64_t asked_stamp,
                       TimePoint asked);
   void StoreFailed(Node& node, const OpenFile* teller, const Error& error);
+  // The content arrived, its attributes did not: that is told, and nothing is sent again.
+  void AttributesRefused(const NodePtr& node, const OpenFile* teller, const Change& sent, const Error& error,
+                         uint64_t asked_stamp, TimePoint asked);
+  void TellWriters(const Node& node, const OpenFile* teller, const Error& error);  // mutex_ held
   std::optional<Error> TakeUnreported(OpenFile& file);  // mutex_ held
   void DiscardUnsent(Node& node);                       // mutex_ held
+  // One file's share of SaveUnsent; false: nothing was unsent.
+  Result<bool> SaveUnsentOf(const NodePtr& node, const std::string& directory);
+  // The words of UNSENT.txt about a node; mutex_ held.
+  std::string DescribeUnsent(const Node& node, const std::string& content_file) const;
+  // What can never be sent since its file is gone there, and which nobody has open, leaves the mount: no lock.
+  void PutAsideIfGone(const NodePtr& node);
   // Sends before a rename or link; also fails with an error that nobody was told of.
   Result<void> SendForName(const NodePtr& node, const OpContext& ctx);
 

@@ -241,6 +241,11 @@ void CachedFsImpl::Release(FileHandle handle, const OpContext& context) {
     DropSentBytes(*node);
     if (!node->content->dirty()) node->content->unreported.reset();
     CloseHandlesIfUnused(*node);
+    ++node->pins;
+    lock.unlock();
+    PutAsideIfGone(node);
+    lock.lock();
+    --node->pins;
   }
 }
 

@@ -102,6 +102,7 @@ struct AttributeChange {
   std::optional<uint32_t> uid, gid;
   std::optional<int64_t> size;          // truncate or extend with zeros
   std::optional<TimeChange> atime, mtime;
+  bool mtime_is_implied = false;  // of a write: a refusal of it is no error
   bool empty() const { return !permissions && !uid && !gid && !size && !atime && !mtime; }
 };
 
@@ -261,7 +262,8 @@ class RemoteFs {
   virtual Result<std::unique_ptr<ByteStream>> Read(Handle handle, const Node& node, const Attributes* version, Extent range,
                                                    const OpContext& ctx) = 0;
   // Afterwards the sandbox has it all (attributes as they then are are returned), or the old content is untouched, or, on an error of a file that is
-  // `fresh`, it may be torn. ENOSPC, EDQUOT, EACCES, ESTALE, EIO.
+  // `fresh`, it may be torn. ENOSPC, EDQUOT, EACCES, ESTALE, EIO. Where the content is in place and only `attributes` were refused,
+  // the error says content_stored.
   virtual Result<Attributes> Store(Handle handle, const Node& node, const StoreRequest& request, const OpContext& ctx) = 0;
   // lseek(2) with SEEK_DATA and SEEK_HOLE. ENXIO: beyond the end, or only a hole follows. ENOTSUP where the implementation cannot know.
   virtual Result<int64_t> Seek(Handle handle, const Node& node, int64_t offset, SeekTarget target, const OpContext& ctx) = 0;

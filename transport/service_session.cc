@@ -14,7 +14,8 @@ namespace e2bfs::transport {
 namespace {
 
 constexpr size_t kMaxServicePath = 4095;
-constexpr size_t kMaxServiceOutput = size_t{256} << 20;
+constexpr size_t kMaxServiceOutput = size_t{4} << 20;  // of all but listings
+constexpr size_t kMaxServiceListing = envd::kMaxListingBytes;
 constexpr size_t kMaxChangeOutput = size_t{4} << 20;
 constexpr size_t kClaimsBeforeCleaning = 32;
 constexpr std::chrono::hours kStageRecheck{6};
@@ -76,7 +77,7 @@ Result<std::unique_ptr<ServiceSession>> ServiceSession::Create(std::shared_ptr<e
   session->facts_.perl &= options.use_perl;
   session->facts_.find_prints &= options.use_find;
   session->facts_.dd_bytes &= options.use_dd_bytes;
-  session->stage_checked_at_ = Clock::now();
+  session->stage_checked_at_ = std::chrono::system_clock::now();
   return session;
 }
 
@@ -221,7 +222,7 @@ Result<std::string> ServiceSession::RunChange(const envd::ProcessConfig& process
 Result<std::string> ServiceSession::Ask(ServiceScript script, std::vector<std::string> arguments, const OpContext& ctx) {
   envd::RunRequest request;
   request.process = ScriptProcess(script, std::move(arguments));
-  request.max_stdout_bytes = kMaxServiceOutput;
+  request.max_stdout_bytes = script == ServiceScript::kList ? kMaxServiceListing : kMaxServiceOutput;
   request.repeat = Repeat::kIdempotent;
   commands_.fetch_add(1, std::memory_order_relaxed);
   auto result = client_->Run(request, ctx);
@@ -254,7 +255,9 @@ Result<ServiceChangeAnswer> ServiceSession::Change(ServiceScript script, std::ve
         std::lock_guard<std::mutex> lock(mutex_);
         finished_claims_.push_back(claim);
         if (answer->status == 0) return std::move(*answer);
-        return Errno(ErrnoFromCommandOutput(answer->messages), LastMessageLine(answer->messages));
+        Error error = Errno(ErrnoFromCommandOutput(answer->messages), LastMessageLine(answer->messages)).value();
+        error.content_stored = std::find(answer->words.begin(), answer->words.end(), "STORED") != answer->words.end();
+        return Forward(std::move(error));
       }
       last = Error{EIO, ErrorKind::kBroken, "no answer from a change", 0, ""};
     } else {
@@ -275,8 +278,8 @@ Result<std::string> ServiceSession::NewStageFile(const OpContext& ctx) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     path = facts_.stage + "/d" + std::to_string(++last_stage_name_);
-    TimePoint now = Clock::now();
-    check = now - stage_checked_at_ > kStageRecheck;
+    auto now = std::chrono::system_clock::now();
+    check = now - stage_checked_at_ > kStageRecheck || now < stage_checked_at_;
     if (check) stage_checked_at_ = now;
   }
   if (check) {

@@ -71,7 +71,7 @@ class ServiceSession {
   std::mutex mutex_;  // innermost; guards what follows
   uint64_t last_stage_name_ = 0;
   std::vector<std::string> finished_claims_;
-  TimePoint stage_checked_at_{};
+  std::chrono::system_clock::time_point stage_checked_at_{};  // time that the machine was asleep counts, too
 };
 
 }  // namespace e2bfs::transport

@@ -950,7 +950,9 @@ Result<Attributes> MemoryRemoteFs::Store(Handle handle, const Node& node, const 
   if (!by_handle && (tree.AccessOf(inode) & 2) == 0) return Errno(EACCES, node.path);
   AttributeChange attributes = request.attributes;
   attributes.size.reset();
-  if (auto may = tree.MayChange(inode, attributes, by_handle); !may) return Forward(may.error());
+  AttributeChange implied;
+  if (attributes.mtime_is_implied) implied.mtime = attributes.mtime;
+  if (!tree.MayChange(inode, implied, by_handle)) attributes.mtime.reset();
   std::string content = inode.content;
   if (request.cut_to && int64_t(content.size()) > *request.cut_to) content.resize(size_t(*request.cut_to));
   for (size_t i = 0; i < pieces.size(); ++i) {
@@ -965,6 +967,11 @@ Result<Attributes> MemoryRemoteFs::Store(Handle handle, const Node& node, const 
   inode.content = std::move(content);
   if (touched && tree.options.uid != 0) inode.permissions = WithoutSetId(inode.permissions);
   if (touched) inode.mtime = inode.ctime = tree.Tick();
+  if (auto may = tree.MayChange(inode, attributes, by_handle); !may) {
+    Error refused = may.error();
+    refused.content_stored = true;
+    return Forward(std::move(refused));
+  }
   if (!attributes.empty()) tree.Apply(inode, attributes);
   return tree.AttributesOf(*entry);
 }
