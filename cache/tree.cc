@@ -24,6 +24,11 @@ NodePtr Tree::Find(NodeId id) const {
   return at == nodes_.end() ? nullptr : at->second;
 }
 
+NodePtr Tree::FindIdentity(const transport::FileId& id) const {
+  auto at = by_identity_.find(id.value);
+  return id.known() && at != by_identity_.end() ? Find(at->second) : nullptr;
+}
+
 NodePtr Tree::GetOrMake(const transport::Attributes& attributes, const NodePtr& known) {
   if (attributes.id.known()) {
     if (auto at = by_identity_.find(attributes.id.value); at != by_identity_.end()) {
