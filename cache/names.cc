@@ -333,6 +333,14 @@ void CachedFsImpl::BeforeRemoval(const NodePtr& node, const OpContext& ctx) {
   if (paths_only) RescueContent(node, ctx);
 }
 
+NodePtr CachedFsImpl::WhatLostItsName(const NodePtr& known, const std::optional<transport::Attributes>& told) {
+  if (!told || (known && known->file_id == told->id)) return known;
+  if (!remote_.description().identities_survive_renames) return told->id.known() ? known : nullptr;
+  // Another file had got the name in the sandbox: what we took for it may be there by other names.
+  if (known) known->fresh_until = {};
+  return tree_.FindIdentity(told->id);
+}
+
 void CachedFsImpl::NodeRemoved(const NodePtr& node, const std::optional<transport::Attributes>& after,
                                const NameChange& change) {
   const bool newest = change.stamp >= node->stamp;
@@ -376,6 +384,7 @@ Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, con
     Child& gone = tree_.Detach(*begun->parent, name);
     gone.stamp = ++stamp_;
     gone.fresh_until = NameUntil(*begun->parent, begun->stamp, begun->asked, options_.negative_ttl);
+    node = WhatLostItsName(node, done->object);
     if (node) NodeRemoved(node, done->object, *begun);
   }
   EndParent(*begun, done ? done->parent : std::nullopt);
@@ -398,6 +407,7 @@ Result<void> CachedFsImpl::RemoveDirectory(NodeId parent_id, const std::string& 
     Child& gone = tree_.Detach(*begun->parent, name);
     gone.stamp = ++stamp_;
     gone.fresh_until = NameUntil(*begun->parent, begun->stamp, begun->asked, options_.negative_ttl);
+    node = WhatLostItsName(node, done->object);
     if (node) NodeRemoved(node, std::nullopt, *begun);
   }
   EndParent(*begun, done ? done->parent : std::nullopt);
@@ -464,12 +474,22 @@ Result<void> CachedFsImpl::Rename(NodeId parent_id, const std::string& name, Nod
     Child* to_child = Tree::FindChild(*to->parent, new_name);
     moved = from_child->node ? tree_.Find(from_child->node) : nullptr;
     target = to_child->node ? tree_.Find(to_child->node) : nullptr;
-    const bool nothing = moved && moved == target;  // two links of one file: both names stay
+    // Two links of one file: both names stay.
+    const bool nothing = done->object && done->replaced ? done->object->id == done->replaced->id && done->object->id.known()
+                                                        : moved && moved == target;
     const transport::FileId moved_before = moved ? moved->file_id : transport::FileId{};
     if (!nothing) {
       Child& old_entry = tree_.Detach(*from->parent, name);
       Child& new_entry = tree_.Detach(*to->parent, new_name);
-      if (target && !exchange) NodeRemoved(target, std::nullopt, *to);
+      target = WhatLostItsName(target, done->replaced);
+      if (target && !exchange) NodeRemoved(target, done->replaced, *to);
+      // Where identities stay with their files, another identity is another file, that had got the name in the sandbox.
+      const bool another = moved && done->object && done->object->id.known() && moved->file_id.known() &&
+                           done->object->id != moved->file_id && remote_.description().identities_survive_renames;
+      if (another) {
+        moved->fresh_until = {};
+        moved = nullptr;
+      }
       if (moved) {
         if (!done->object || (done->object->id.known() && done->object->id != moved->file_id)) {
           tree_.IdentitiesChanged(*moved);
@@ -489,7 +509,8 @@ Result<void> CachedFsImpl::Rename(NodeId parent_id, const std::string& name, Nod
       }
       if (exchange) {
         if (target) {
-          if (!done->object || done->object->id != moved_before) tree_.IdentitiesChanged(*target);
+          const bool told = done->replaced && done->replaced->id.known() && done->replaced->id == target->file_id;
+          if (!told && (!done->object || done->object->id != moved_before)) tree_.IdentitiesChanged(*target);
           tree_.Attach(*from->parent, name, *target);
           target->fresh_until = {};
         }

@@ -26,7 +26,7 @@ NodePtr Tree::Find(NodeId id) const {
 
 NodePtr Tree::FindIdentity(const transport::FileId& id) const {
   auto at = by_identity_.find(id.value);
-  return at == by_identity_.end() ? nullptr : Find(at->second);
+  return id.known() && at != by_identity_.end() ? Find(at->second) : nullptr;
 }
 
 NodePtr Tree::GetOrMake(const transport::Attributes& attributes, const NodePtr& known) {

@@ -87,9 +87,12 @@ struct Listing {
 
 // What a change left behind, so that nobody has to ask again. Absent where the implementation does not know.
 struct Changed {
-  std::optional<Attributes> object;      // what was made, moved, linked or changed
+  std::optional<Attributes> object;      // what was made, moved, linked, unlinked (then with the links that it still has) or changed
   std::optional<Attributes> parent;      // its directory afterwards
   std::optional<Attributes> old_parent;  // rename: the directory it left, if another
+  // Rename: what had the new name before (with the links that it still has; after an exchange it has the old name). Its id is not known if
+  // there was nothing.
+  std::optional<Attributes> replaced;
 };
 
 struct TimeChange {
@@ -197,6 +200,7 @@ struct Description {
   std::string server_version;   // envd's
   std::vector<std::string> cannot;  // what it cannot do, a line each, for `status`
   bool hard_links_share_identity = false;
+  bool identities_survive_renames = false;  // so that another identity is another object, whoever renamed what
 };
 
 // Told of what changes in watched directories, by whomever: this client's own changes may be left out, since their answers say
