@@ -15,6 +15,13 @@ KernelNotify::~KernelNotify() {
   if (thread_.joinable()) thread_.join();
 }
 
+bool KernelNotify::Stop(std::chrono::milliseconds wait) {
+  std::unique_lock lock(mutex_);
+  ending_ = true;
+  changed_.notify_all();
+  return changed_.wait_for(lock, wait, [this] { return !telling_; });
+}
+
 void KernelNotify::Invalidate(cache::NodeId node) {
   std::lock_guard lock(mutex_);
   if (ending_ || !waiting_.insert(node).second) return;
@@ -31,9 +38,12 @@ void KernelNotify::Run() {
     }
     const cache::NodeId node = *waiting_.begin();
     waiting_.erase(waiting_.begin());
+    telling_ = true;
     lock.unlock();
     invalidate_(node);
     lock.lock();
+    telling_ = false;
+    changed_.notify_all();
   }
 }
 
