@@ -794,6 +794,8 @@ void FuseBridge::Disconnect() {
 
 bool FuseBridge::WaitIdle(std::chrono::milliseconds time) { return state_->pool.Wait(time); }
 
+bool FuseBridge::StopNotifying(std::chrono::milliseconds wait) { return state_->notify.Stop(wait); }
+
 bool FuseBridge::Finish(std::chrono::milliseconds wait) {
   state_->shutdown.request_stop();
   return state_->pool.Stop(wait);

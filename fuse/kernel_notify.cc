@@ -15,6 +15,13 @@ KernelNotify::~KernelNotify() {
   if (thread_.joinable()) thread_.join();
 }
 
+bool KernelNotify::Stop(std::chrono::milliseconds wait) {
+  std::unique_lock lock(mutex_);
+  ending_ = true;
+  changed_.notify_all();
+  return changed_.wait_for(lock, wait, [this] { return !telling_; });
+}
+
 void KernelNotify::Invalidate(Outdated outdated) {
   std::lock_guard lock(mutex_);
   if (ending_ || !waiting_.insert(std::move(outdated)).second) return;
@@ -30,9 +37,12 @@ void KernelNotify::Run() {
       continue;
     }
     const Outdated outdated = std::move(waiting_.extract(waiting_.begin()).value());
+    telling_ = true;
     lock.unlock();
     invalidate_(outdated);
     lock.lock();
+    telling_ = false;
+    changed_.notify_all();
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <chrono>
 #include <functional>
 #include <mutex>
 #include <set>
@@ -30,6 +31,10 @@ class KernelNotify {
   // Joins the thread; what it waits for has to be over (the connection to the kernel is cut).
   ~KernelNotify();
 
+  // No more of it. False: the thread still waits for the kernel (for a page of a read that will never be answered) after `wait`; then
+  // this object must not be destroyed.
+  bool Stop(std::chrono::milliseconds wait);
+
   // Any thread; never blocks. What waits already is not added again.
   void Invalidate(Outdated outdated);
 
@@ -41,6 +46,7 @@ class KernelNotify {
   std::condition_variable changed_;
   std::set<Outdated> waiting_;
   bool ending_ = false;
+  bool telling_ = false;
   std::thread thread_;
 };
 

@@ -32,6 +32,8 @@ using std::chrono::milliseconds;
 
 // How long fusermount3 may take; it only hangs where the kernel does.
 constexpr milliseconds kFusermountTimeout{20'000};
+// For telling the kernel what is outdated: it waits for reads that are under way.
+constexpr milliseconds kNotifyPatience{2'000};
 // How much later than its deadline a drain is given up: it should have ended by itself.
 constexpr milliseconds kDrainGrace{5'000};
 
@@ -358,7 +360,8 @@ Result<MountEnd> RunMount(const MountOptions& options, cache::CachedFs& cached, 
   while (!idle && drain_ended && Clock::now() < deadline && signal_count == signals_seen) {
     idle = bridge->WaitIdle(milliseconds(50));
   }
-  if (!idle && !bridge->Finish(options.finish_timeout)) {
+  const bool all_told = bridge->StopNotifying(kNotifyPatience);
+  if ((!idle && !bridge->Finish(options.finish_timeout)) || !all_told) {
     log::Warning("mount", "operations still wait for the sandbox");
     static_cast<void>(bridge.release());  // they use it: see MountEnd::operations_left
     end.operations_left = true;

@@ -83,6 +83,11 @@ Result<std::unique_ptr<ServiceSession>> ServiceSession::Create(std::shared_ptr<e
 
 ServiceSession::~ServiceSession() {
   if (facts_.stage.empty()) return;
+  // A request could resume a sandbox that was paused, which costs its owner; the next mount removes what is old.
+  if (not_running_) {
+    log::Info("service", "the sandbox does not run: staging directory {} stays", facts_.stage);
+    return;
+  }
   auto removed = Ask(ServiceScript::kCleanUp, {EncodeArgument(facts_.stage)}, OpContext::Within(kStageRemovalTime));
   if (!removed) log::Warning("service", "staging directory {} stays: {}", facts_.stage, ToString(removed.error()));
 }
@@ -174,6 +179,7 @@ Result<Attributes> ServiceSession::Stat(const std::string& path, const OpContext
     Attributes attributes;
     if (IsUtf8Text(*absolute)) {
       auto entry = client_->Stat(*absolute, ctx);
+      NoteRunning(entry ? nullptr : &entry.error());
       if (!entry) return Forward(entry.error());
       if (!entry->complete) return Failure(ErrorKind::kProtocol, EIO, "attributes without a mode");
       attributes = From(*entry, path);
@@ -193,6 +199,10 @@ Result<Attributes> ServiceSession::Stat(const std::string& path, const OpContext
 Result<Attributes> ServiceSession::Complete(const ServiceStat& stat, const std::string& path, const OpContext& ctx) {
   if (!stat.nanoseconds && IsUtf8Text(JoinPath(facts_.root, path))) return Stat(path, ctx);
   return From(stat, path);
+}
+
+void ServiceSession::NoteRunning(const Error* error) {
+  if (error == nullptr || error->kind == ErrorKind::kNotRunning) not_running_ = error != nullptr;
 }
 
 Result<std::string> ServiceSession::RunChange(const envd::ProcessConfig& process, const OpContext& ctx) {
@@ -226,6 +236,7 @@ Result<std::string> ServiceSession::Ask(ServiceScript script, std::vector<std::s
   request.repeat = Repeat::kIdempotent;
   commands_.fetch_add(1, std::memory_order_relaxed);
   auto result = client_->Run(request, ctx);
+  NoteRunning(result ? nullptr : &result.error());
   if (!result) return Forward(result.error());
   if (result->Succeeded()) return std::move(result->out);
   if (!result->end.exited) return Failure(ErrorKind::kBroken, EIO, "the command was killed: " + result->end.status);
@@ -249,6 +260,7 @@ Result<ServiceChangeAnswer> ServiceSession::Change(ServiceScript script, std::ve
   Error last;
   for (int tries = 1; tries <= kAnswerTries; ++tries) {
     auto output = RunChange(process, whole);
+    NoteRunning(output ? nullptr : &output.error());
     if (output) {
       auto answer = ParseServiceChange(*output);
       if (answer) {

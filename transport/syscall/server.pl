@@ -84,8 +84,8 @@ my $replies = '';               # they go out after the news that is older
 
 # --- what the kernel is asked
 
-# Every call returns -1 on failure, with $! set; fail() makes it the operation's errno.
-sub fail { die {errno => $_[0]} }
+# Every call returns -1 on failure, with $! set; fail() makes it the operation's errno (and, rarely, says more).
+sub fail { die {errno => $_[0], result => $_[1] // ''} }
 sub check { $_[0] == -1 ? fail(0 + $!) : $_[0] }
 
 sub sys_close { syscall $NR{close}, 0 + $_[0] }
@@ -647,6 +647,14 @@ sub set_attributes {
   }
 }
 
+# After new content: the attributes that come with it. When they are refused, the content is there all the same, and \1 says so.
+sub attributes_of_stored {
+  my ($fd, $statx, $args) = @_;
+  eval { set_attributes($fd, $statx, [$fd, 1], $args) };
+  fail(ref $@ ? $@->{errno} : $EIO, "\1") if $@;
+  return attributes_of_fd($fd);
+}
+
 # A nameless file for what is on its way: beside the target, or wherever this user may write.
 sub stage_file {
   my ($near) = @_;
@@ -706,7 +714,7 @@ sub child_said {
   my ($error, $result) = length $said >= 4 ? (unpack('N', $said), '') : ($EIO, '');
   if (!$error) {
     $result = eval { $child->{finish}->(substr $said, 4) };
-    if ($@) { $error = ref $@ ? $@->{errno} : $EIO; $result = '' }
+    ($error, $result) = ref $@ ? ($@->{errno}, $@->{result}) : ($EIO, '') if $@;
   }
   $child->{always}->() if $child->{always};
   delete $running{$child->{number}};
@@ -1030,8 +1038,7 @@ $OPERATIONS[21] = sub {    # Store: cut, extents, size, append, attributes; by h
       write_all($fd, $_->[1], $_->[0]) for @extents;
       set_size($fd, $size) if $size >= 0;
       append_all($fd, $append) if length $append;
-      set_attributes($fd, $statx, [$fd, 1], $args);
-      attributes_of_fd($fd);
+      attributes_of_stored($fd, $statx, $args);
     };
     my $error = $@;
     sys_close($own) if $own != -1;
@@ -1080,7 +1087,7 @@ $OPERATIONS[23] = sub {    # Commit: what was staged goes into the file; the sta
       fail($EIO) if $append && copy_range($staged->[0], $append_place, $fd, undef, $append) != $append;
       return '';
     };
-    my $finish = sub { set_attributes($fd, $statx, [$fd, 1], \$attributes); return attributes_of_fd($fd) };
+    my $finish = sub { return attributes_of_stored($fd, $statx, \$attributes) };
     my $close = sub { sys_close($own) if $own != -1; close_handle($stage) };
     in_child($copy, $finish, $close) if $expected > $INLINE_COPY;
     my $result = eval { $copy->(); $finish->() };
@@ -1263,7 +1270,7 @@ sub answer {
     ++$finished;
     if ($error) {
       print STDERR $error unless ref $error;
-      $results .= pack 'NN', ref $error ? $error->{errno} : $EIO, 0;
+      $results .= pack 'NN/a*', ref $error ? ($error->{errno}, $error->{result}) : ($EIO, '');
       last;
     }
     $results .= pack 'NN/a*', 0, $result;

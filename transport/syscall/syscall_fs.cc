@@ -468,7 +468,11 @@ class SyscallFsImpl final : public RemoteFs {
   }
 
   static Result<std::string> FirstResult(Outcomes& outcomes) {
-    if (outcomes[0].errno_value != 0) return Errno(outcomes[0].errno_value);
+    if (outcomes[0].errno_value != 0) {
+      Error error = Errno(outcomes[0].errno_value).value();
+      error.content_stored = outcomes[0].result == "\1";
+      return Forward(std::move(error));
+    }
     return std::move(outcomes[0].result);
   }
 
@@ -720,7 +724,7 @@ class SyscallFsImpl final : public RemoteFs {
     AttributeChange attributes = request.attributes;
     attributes.size.reset();
     arguments.Change(attributes);
-    auto stored = Explain(handle, AskAttributes(Operation::kCommit, arguments, Effect::kChange, ctx));
+    auto stored = Explain(handle, AskAttributes(Operation::kCommit, arguments, Effect::kChange, ctx.Renewed()));
     DropRecord(stage);
     if (stored) return stored;
     channel_->Post({{Operation::kClose, Arguments().U64(stage).bytes()}}, {});

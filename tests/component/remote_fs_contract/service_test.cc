@@ -205,6 +205,23 @@ TEST_F(ServiceTier, AHugeAnswerIsRefused) {
   EXPECT_LE(transport::envd::kMaxListingEntries, 300'000u);
 }
 
+// A request could resume a sandbox that was paused, which costs its owner.
+TEST_F(ServiceTier, ASandboxThatDoesNotRunIsLeftAlone) {
+  auto other = backend_.Mount({});
+  ASSERT_TRUE(other);
+  sandbox::Fault fault;
+  fault.action = "status";
+  fault.status = 502;
+  fault.body = R"({"sandboxId":"x","message":"The sandbox was not found","code":502})";
+  fault.count = -1;
+  backend_.sandbox()->server().AddFault(fault);
+  auto gone = (*other)->Stat(At(""), ctx_);
+  ASSERT_FALSE(gone);
+  EXPECT_EQ(gone.error().kind, ErrorKind::kNotRunning);
+  EXPECT_EQ(Requests([&] { other->reset(); }), 0);
+  backend_.sandbox()->server().ClearFaults();
+}
+
 // Last-Modified has a grain of a second, and a file that is renamed over another may have any time.
 TEST_F(ServiceTier, RangesOfTwoVersionsAreToldApartByNanoseconds) {
   backend_.InsideWrite("file", std::string(100'000, 'a'));
