@@ -230,7 +230,7 @@ void Channel::Withdraw(uint64_t number) {
   } else {
     withdrawn_[number] = request.frame_bytes();
     if (request.effect == Effect::kChange && state_ == State::kReady) {
-      controls_ += EncodeFrame(server_id_, next_number_++, EncodeCancel(0, number));
+      controls_ += EncodeFrame(server_id_, next_number_++, EncodeCancel(0, {number}));
     }
   }
   in_flight_.erase(found);
