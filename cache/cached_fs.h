@@ -52,8 +52,8 @@ struct NodeAttributes {
 
 struct DirectoryEntry {
   std::string name;
-  NodeId node = 0;                           // 0 unless a reference was asked for
-  NodeAttributes attributes;
+  NodeId node = 0;                           // 0 unless a reference was asked for and could be given
+  NodeAttributes attributes;                 // of a name that is gone meanwhile: what it was, as far as a listing shows it
 };
 
 using FileHandle = uint64_t;       // an open file; 0 is never one

@@ -30,10 +30,15 @@ struct OpenFile {
   std::optional<Error> unreported;       // a failed store that this handle was not told of
 };
 
-// What a directory handle shows: a listing and when it was asked for.
+// What a directory handle shows: names in an order that stays. Attributes are the nodes', as they are when they are shown.
 struct DirectorySnapshot {
-  transport::Listing listing;
-  uint64_t stamp = 0;
+  struct Entry {
+    std::string name;
+    NodeId node = 0;  // 0: the name led to something else already when the listing came
+    transport::FileType type = transport::FileType::kRegular;
+    uint64_t device = 0, inode = 0;
+  };
+  std::vector<Entry> entries;
 };
 
 struct OpenDirectoryState {

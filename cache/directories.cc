@@ -39,7 +39,7 @@ Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(cons
     const TimePoint now = Clock::now();
     if (node->listed_until > now) {
       auto cached = std::make_shared<DirectorySnapshot>();
-      cached->stamp = stamp_;
+      cached->entries.reserve(node->linked_children);
       bool complete = true;
       for (const auto& [name, child] : node->children) {
         if (child.node == 0) {
@@ -51,27 +51,35 @@ Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(cons
           complete = false;
           break;
         }
-        cached->listing.entries.push_back({name, BuildAttributes(*entry, now).attributes, std::nullopt});
+        cached->entries.push_back({name, entry->id, entry->attributes.type, entry->attributes.device, entry->attributes.inode});
       }
       if (complete) return std::shared_ptr<const DirectorySnapshot>(std::move(cached));
     }
   }
   auto ask = [&]() -> Result<std::shared_ptr<const DirectorySnapshot>> {
-    auto taken = std::make_shared<DirectorySnapshot>();
+    uint64_t asked_stamp;
     {
       Lock lock(mutex_);
-      taken->stamp = stamp_;
+      asked_stamp = stamp_;
     }
     const TimePoint asked = Clock::now();
     auto listing = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.List(at, ctx); });
     if (!listing) return Forward(listing.error());
-    taken->listing = std::move(*listing);
-    std::erase_if(taken->listing.entries, [](const transport::Entry& entry) {
+    std::erase_if(listing->entries, [](const transport::Entry& entry) {
       return entry.name.empty() || entry.name == "." || entry.name == ".." ||
              entry.name.find('/') != std::string::npos || entry.name.find('\0') != std::string::npos;
     });
+    auto taken = std::make_shared<DirectorySnapshot>();
+    taken->entries.reserve(listing->entries.size());
     Lock lock(mutex_);
-    AbsorbListing(*node, taken->listing, taken->stamp, asked);
+    AbsorbListing(*node, *listing, asked_stamp, asked);
+    for (transport::Entry& entry : listing->entries) {
+      const Child* child = Tree::FindChild(*node, entry.name);
+      const transport::Attributes& attributes = entry.attributes;
+      const NodePtr listed = child && child->node ? tree_.Find(child->node) : nullptr;
+      const bool same = listed && (!attributes.id.known() || listed->file_id == attributes.id);
+      taken->entries.push_back({std::move(entry.name), same ? listed->id : 0, attributes.type, attributes.device, attributes.inode});
+    }
     tree_.SweepIfLarge(Clock::now());
     return std::shared_ptr<const DirectorySnapshot>(std::move(taken));
   };
@@ -121,22 +129,16 @@ Result<void> CachedFsImpl::ReadDirectory(DirectoryHandle handle, uint64_t positi
     Lock lock(mutex_);
     opened->snapshot = snapshot;
   }
-  const auto& entries = snapshot->listing.entries;
+  const auto& entries = snapshot->entries;
   for (uint64_t i = position; i < entries.size(); ++i) {
-    const transport::Entry& listed = entries[i];
+    const DirectorySnapshot::Entry& listed = entries[i];
     DirectoryEntry entry;
     entry.name = listed.name;
-    NodePtr node;
     {
       Lock lock(mutex_);
-      Child* child = Tree::FindChild(*opened->node, listed.name);
-      if (child && child->node) node = tree_.Find(child->node);
-      if (!child && opened->node->forgotten_stamp <= snapshot->stamp && tree_.Find(opened->node->id)) {
-        node = tree_.GetOrMake(listed.attributes, nullptr);  // swept meanwhile
-        tree_.Attach(*opened->node, listed.name, *node);
-      }
+      const Child* child = Tree::FindChild(*opened->node, listed.name);
       // The name may lead to something else by now, or to nothing: it is shown, but not held.
-      if (node && listed.attributes.id.known() && node->file_id != listed.attributes.id) node = nullptr;
+      NodePtr node = child && child->node != 0 && child->node == listed.node ? tree_.Find(child->node) : nullptr;
       if (node) {
         entry.attributes = BuildAttributes(*node, Clock::now());
         if (with_references) {
@@ -144,7 +146,10 @@ Result<void> CachedFsImpl::ReadDirectory(DirectoryHandle handle, uint64_t positi
           ++node->references;
         }
       } else {
-        entry.attributes.attributes = listed.attributes;
+        entry.attributes.node = listed.node;
+        entry.attributes.attributes.type = listed.type;
+        entry.attributes.attributes.device = listed.device;
+        entry.attributes.attributes.inode = listed.inode;
       }
     }
     if (!emit(entry, i + 1)) {

@@ -377,15 +377,13 @@ Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_
       [&](const cache::DirectoryEntry& entry, uint64_t next) {
         if (!IsListableName(entry.name)) {
           log::Warning("fuse", "a name that no file can have is left out of a listing: '{}'", entry.name);
-          if (with_references) unlisted.push_back(entry.node);
+          if (entry.node != 0) unlisted.push_back(entry.node);
           return true;
         }
-        cache::NodeAttributes attributes = entry.attributes;
-        if (with_references) attributes.node = entry.node;
-        NodeReply reply{with_references ? entry.node : 0, ToStat(attributes),
-                        std::max(attributes.valid_for, std::chrono::milliseconds(0))};
+        const cache::NodeAttributes& attributes = entry.attributes;
+        const NodeReply reply{entry.node, ToStat(attributes), std::max(attributes.valid_for, std::chrono::milliseconds(0))};
         if (!emit({entry.name, next + 2, reply})) return false;
-        if (with_references) {
+        if (entry.node != 0) {
           nodes_->Referenced(node, attributes);
           if (nodes_->PagesOutdated(attributes.node, attributes.content_generation)) invalidate_(attributes.node);
         }

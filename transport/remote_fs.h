@@ -68,6 +68,8 @@ struct Attributes {
   uint32_t access = 7;
   // Size is not what reading gives (/proc and /sys): read to the end instead.
   bool size_unreliable = false;
+  // Of a directory: from before these attributes were taken, the listener is told of what changes in it, its own attributes included.
+  bool watched = false;
   // Names of its extended attributes; null: not known. Shared, since most objects have none.
   std::shared_ptr<const std::vector<std::string>> xattr_names;
 };
@@ -196,11 +198,28 @@ struct Description {
   bool hard_links_share_identity = false;
 };
 
+// Told of what changes in watched directories, by whomever: this client's own changes may be left out, since their answers say
+// it. Called by a thread of the implementation, one call at a time, in the order in which things happened, and before an answer that may
+// know of them is given. Must not block, nor call the RemoteFs.
+class ChangeListener {
+ public:
+  virtual ~ChangeListener() = default;
+  // `now`: what the name leads to; unset with `gone` false: it has to be asked for.
+  virtual void NameChanged(const FileId& directory, const std::string& name, const std::optional<Entry>& now, bool gone) = 0;
+  virtual void DirectoryChanged(const Attributes& now) = 0;
+  // It is watched no longer: what is known of it may be outdated from now on.
+  virtual void Unwatched(const FileId& directory) = 0;
+  // Changes may have been missed: all directories are unwatched until an answer says otherwise to a question asked after this.
+  virtual void ChangesLost() = 0;
+};
+
 class RemoteFs {
  public:
   virtual ~RemoteFs() = default;
 
   virtual const Description& description() const = 0;
+  // At most one; null ends it: no call is under way when this returns. Implementations that cannot watch ignore it.
+  virtual void SetListener(ChangeListener* /*listener*/) {}
 
   // --- names and attributes. lstat semantics: the last component is never followed.
   virtual Result<Attributes> Stat(const Node& node, const OpContext& ctx) = 0;

@@ -29,6 +29,12 @@ namespace {
 
 constexpr uint32_t kMemoryPermissionBits = 07777;
 
+// Permissions of a file after a change that takes the set-id bits away.
+uint32_t WithoutSetId(uint32_t permissions) {
+  permissions &= ~uint32_t{S_ISUID};
+  return (permissions & S_IXGRP) != 0 ? permissions & ~uint32_t{S_ISGID} : permissions;
+}
+
 bool SameMemoryTime(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
 
 }  // namespace
@@ -101,6 +107,20 @@ struct MemoryRemoteFs::Tree {
     return {inode, ++last_name_id};
   }
 
+  // A new object in `directory`: its creator's, and the directory's group where that is setgid.
+  MemoryEntry NewEntryIn(const MemoryInode& directory, FileType type, uint32_t permissions, const OpContext& ctx) {
+    MemoryEntry entry = NewEntry(type, permissions, false);
+    if (ctx.creator) {
+      entry.inode->uid = ctx.creator->uid;
+      entry.inode->gid = ctx.creator->gid;
+    }
+    if ((directory.permissions & S_ISGID) != 0) {
+      entry.inode->gid = directory.gid;
+      if (type == FileType::kDirectory) entry.inode->permissions |= S_ISGID;
+    }
+    return entry;
+  }
+
   FileId IdOf(const MemoryEntry& entry) const {
     if (options.hard_links_share_identity && options.identities_survive_renames) {
       return {"inode-" + std::to_string(entry.inode->number)};
@@ -146,9 +166,10 @@ struct MemoryRemoteFs::Tree {
     result.rdev_minor = inode.minor;
     result.access = AccessOf(inode);
     if (options.xattrs && options.attributes_carry_xattr_names) {
+      static const auto none = std::make_shared<const std::vector<std::string>>();
       std::vector<std::string> names;
       for (const auto& [name, value] : inode.xattrs) names.push_back(name);
-      result.xattr_names = std::make_shared<const std::vector<std::string>>(std::move(names));
+      result.xattr_names = names.empty() ? none : std::make_shared<const std::vector<std::string>>(std::move(names));
     }
     return result;
   }
@@ -292,6 +313,7 @@ struct MemoryRemoteFs::Tree {
     timespec now = Tick();
     if (change.uid) inode.uid = *change.uid;
     if (change.gid) inode.gid = *change.gid;
+    if ((change.uid || change.gid) && inode.type != FileType::kDirectory) inode.permissions = WithoutSetId(inode.permissions);
     if (change.permissions) inode.permissions = *change.permissions & kMemoryPermissionBits;
     if (change.atime) inode.atime = change.atime->now ? now : change.atime->value;
     if (change.mtime) inode.mtime = change.mtime->now ? now : change.mtime->value;
@@ -624,19 +646,19 @@ Result<transport::FsStatistics> MemoryRemoteFs::StatFs(const OpContext&) {
   return statistics;
 }
 
-Result<Changed> MemoryRemoteFs::MakeDirectory(const Name& name, uint32_t permissions, const OpContext&) {
+Result<Changed> MemoryRemoteFs::MakeDirectory(const Name& name, uint32_t permissions, const OpContext& ctx) {
   E2BFS_MEMORY_ENTER("MakeDirectory");
   auto place = tree.Find(name, false);
   if (!place) return Forward(place.error());
   if (place->entry.inode) return Errno(EEXIST, name.name);
   if ((tree.AccessOf(*place->parent) & 2) == 0) return Errno(EACCES, name.name);
-  MemoryEntry entry = tree.NewEntry(FileType::kDirectory, permissions, false);
+  MemoryEntry entry = tree.NewEntryIn(*place->parent, FileType::kDirectory, permissions, ctx);
   tree.Put(place->parent, name.name, entry);
   return tree.Report(entry, place->parent);
 }
 
 Result<Changed> MemoryRemoteFs::MakeNode(const Name& name, FileType type, uint32_t permissions, uint32_t major, uint32_t minor,
-                                         const OpContext&) {
+                                         const OpContext& ctx) {
   E2BFS_MEMORY_ENTER("MakeNode");
   auto place = tree.Find(name, false);
   if (!place) return Forward(place.error());
@@ -645,21 +667,21 @@ Result<Changed> MemoryRemoteFs::MakeNode(const Name& name, FileType type, uint32
   if (type == FileType::kDirectory || type == FileType::kSymlink) return Errno(EINVAL, "mknod");
   bool device = type == FileType::kCharDevice || type == FileType::kBlockDevice;
   if (device && tree.options.uid != 0) return Errno(EPERM, "mknod");
-  MemoryEntry entry = tree.NewEntry(type, permissions, false);
+  MemoryEntry entry = tree.NewEntryIn(*place->parent, type, permissions, ctx);
   entry.inode->major = major;
   entry.inode->minor = minor;
   tree.Put(place->parent, name.name, entry);
   return tree.Report(entry, place->parent);
 }
 
-Result<Changed> MemoryRemoteFs::MakeSymlink(const Name& name, const std::string& target, const OpContext&) {
+Result<Changed> MemoryRemoteFs::MakeSymlink(const Name& name, const std::string& target, const OpContext& ctx) {
   E2BFS_MEMORY_ENTER("MakeSymlink");
   auto place = tree.Find(name, false);
   if (!place) return Forward(place.error());
   if (place->entry.inode) return Errno(EEXIST, name.name);
   if ((tree.AccessOf(*place->parent) & 2) == 0) return Errno(EACCES, name.name);
   if (target.empty()) return Errno(ENOENT, "symlink");
-  MemoryEntry entry = tree.NewEntry(FileType::kSymlink, 0777, false);
+  MemoryEntry entry = tree.NewEntryIn(*place->parent, FileType::kSymlink, 0777, ctx);
   entry.inode->content = target;
   tree.Put(place->parent, name.name, entry);
   return tree.Report(entry, place->parent);
@@ -843,7 +865,7 @@ Handle MemoryRemoteFs::OpenSoon(const Node& node, const transport::OpenRequest& 
   return tree.last_handle;
 }
 
-Result<Opened> MemoryRemoteFs::Create(const Name& name, const transport::CreateRequest& request, const OpContext&) {
+Result<Opened> MemoryRemoteFs::Create(const Name& name, const transport::CreateRequest& request, const OpContext& ctx) {
   E2BFS_MEMORY_ENTER("Create");
   auto place = tree.Find(name, false);
   if (!place) return Forward(place.error());
@@ -856,7 +878,7 @@ Result<Opened> MemoryRemoteFs::Create(const Name& name, const transport::CreateR
     return opened;
   }
   if ((tree.AccessOf(*place->parent) & 2) == 0) return Errno(EACCES, name.name);
-  MemoryEntry entry = tree.NewEntry(FileType::kRegular, request.permissions, false);
+  MemoryEntry entry = tree.NewEntryIn(*place->parent, FileType::kRegular, request.permissions, ctx);
   tree.Put(place->parent, name.name, entry);
   Opened opened = tree.OpenEntry(entry, true, true);
   opened.created = true;
@@ -941,6 +963,7 @@ Result<Attributes> MemoryRemoteFs::Store(Handle handle, const Node& node, const 
   if (auto space = tree.CheckSpace(inode, int64_t(content.size())); !space) return Forward(space.error());
   bool touched = !pieces.empty() || request.append || content.size() != inode.content.size();
   inode.content = std::move(content);
+  if (touched && tree.options.uid != 0) inode.permissions = WithoutSetId(inode.permissions);
   if (touched) inode.mtime = inode.ctime = tree.Tick();
   if (!attributes.empty()) tree.Apply(inode, attributes);
   return tree.AttributesOf(*entry);

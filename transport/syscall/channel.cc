@@ -98,12 +98,12 @@ struct Channel::Request {
   }
 };
 
-Channel::Channel(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen)
-    : client_(std::move(client)), options_(std::move(options)), reopen_(std::move(reopen)) {}
+Channel::Channel(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen, News news)
+    : client_(std::move(client)), options_(std::move(options)), reopen_(std::move(reopen)), news_(std::move(news)) {}
 
-Result<std::unique_ptr<Channel>> Channel::Open(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen,
+Result<std::unique_ptr<Channel>> Channel::Open(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen, News news,
                                                const OpContext& ctx) {
-  std::unique_ptr<Channel> channel(new Channel(std::move(client), std::move(options), std::move(reopen)));
+  std::unique_ptr<Channel> channel(new Channel(std::move(client), std::move(options), std::move(reopen), std::move(news)));
   if (auto started = channel->StartServer(ctx); !started) return Forward(started.error());
   {
     Lock lock(channel->mutex_);
@@ -301,7 +301,7 @@ void Channel::Take(Reply reply) {
     unanswered_bytes_ -= std::min(unanswered_bytes_, withdrawn_.begin()->second);
     withdrawn_.erase(withdrawn_.begin());
   }
-  if (reply.echo) {
+  if (reply.echo || reply.news) {
     SendQueued(lock);
     return;
   }
@@ -355,6 +355,12 @@ void Channel::Pump(std::stop_token stop) {
         break;
       }
       if (!*reply) break;
+      if ((*reply)->news && !news_(&(*reply)->rest)) {
+        error = Failure(ErrorKind::kProtocol, EIO, "the syscall server's news make no sense").value();
+        Lock lock(mutex_);
+        process_ended_ = true;
+        break;
+      }
       Take(std::move(**reply));
     }
     if (error) break;
@@ -382,6 +388,7 @@ void Channel::Pump(std::stop_token stop) {
 void Channel::Run(std::stop_token stop) {
   while (!stop.stop_requested()) {
     Pump(stop);
+    news_(nullptr);
     FindAgain(stop);
   }
 }

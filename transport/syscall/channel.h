@@ -74,9 +74,13 @@ class Channel {
   // A new server is there: what was open has to be opened again. Called by the channel's thread, without locks.
   using Reopen = std::function<void(uint32_t old_pid, const Transact& transact)>;
 
+  // What the server says unasked: the bytes of one frame of news. Unset: some may have been lost, since the way was. Called by the channel's
+  // thread, without locks, in order with the replies; false: it makes no sense, and the server is replaced.
+  using News = std::function<bool(const std::string* news)>;
+
   // Starts the server; two or three round trips. Errors: those of envd; ENOENT, ENOTDIR, EACCES (kErrno) for the root; ENOEXEC/kErrno where the
   // program does not run (no perl).
-  static Result<std::unique_ptr<Channel>> Open(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen,
+  static Result<std::unique_ptr<Channel>> Open(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen, News news,
                                                const OpContext& ctx);
   // Lets the server end, if the way is open. What is in flight fails.
   ~Channel();
@@ -100,7 +104,7 @@ class Channel {
   enum class State { kReady, kLost, kClosed };
   using Lock = std::unique_lock<std::mutex>;
 
-  Channel(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen);
+  Channel(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen, News news);
   void Enqueue(Lock& lock, const std::shared_ptr<Request>& request, const std::vector<Call>& calls);  // mutex_ held
   void SendQueued(Lock& lock);                       // mutex_ held; not while it writes
   void LoseWay();                                    // mutex_ held
@@ -121,6 +125,7 @@ class Channel {
   const std::shared_ptr<envd::Client> client_;
   const ChannelOptions options_;
   const Reopen reopen_;
+  const News news_;
 
   mutable std::mutex mutex_;  // innermost
   std::condition_variable_any changed_;   // state_, sending_, wanted; nobody waits for it while all is well

@@ -13,8 +13,11 @@ constexpr std::string_view kReplyMagic = "e2R1";
 constexpr size_t kStatxBytes = 144;
 constexpr size_t kCheckedFrom = 12;
 
-enum AttributeFlag : uint8_t { kSizeless = 1, kXattrNames = 2, kAccess = 4 };
-enum ReplyFlag : uint8_t { kMore = 1, kEchoed = 2 };
+enum AttributeFlag : uint8_t { kSizeless = 1, kXattrNames = 2, kAccess = 4, kWatched = 8 };
+enum ReplyFlag : uint8_t { kMore = 1, kEchoed = 2, kNews = 4 };
+enum NewsKind : uint8_t { kNameChanged = 1, kDirectoryChanged = 2, kUnwatched = 3, kLost = 4 };
+enum NameState : uint8_t { kGone = 0, kThere = 1, kAsk = 2 };
+constexpr size_t kIdentityBytes = 28;
 
 template <typename T>
 void AppendBig(std::string& to, T value) {
@@ -234,8 +237,9 @@ Result<std::optional<Reply>> ReplyParser::Next() {
   const uint16_t count = fields.U16();
   reply.more = (flags & kMore) != 0;
   reply.echo = (flags & kEchoed) != 0;
-  if (reply.echo) reply.echoed = std::string(fields.Rest());
-  for (uint16_t i = 0; !reply.echo && i < count; ++i) {
+  reply.news = (flags & kNews) != 0;
+  if (reply.echo || reply.news) reply.rest = std::string(fields.Rest());
+  for (uint16_t i = 0; !reply.echo && !reply.news && i < count; ++i) {
     Reply::Outcome outcome;
     outcome.errno_value = static_cast<int>(fields.U32());
     outcome.result = std::string(fields.Text());
@@ -298,6 +302,7 @@ std::optional<Attributes> DecodeAttributes(Fields& fields, const Actor& actor) {
   // Device, inode number, birth time: inode numbers alone are used again at once. As server.pl's identity_of makes it.
   attributes.id.value.append(statx.substr(136, 8)).append(statx.substr(32, 8)).append(statx.substr(80, 12));
   attributes.size_unreliable = (flags & kSizeless) != 0;
+  attributes.watched = (flags & kWatched) != 0;
   attributes.access = AccessByMode(attributes, actor);
   if ((flags & kXattrNames) != 0) {
     static const auto none = std::make_shared<const std::vector<std::string>>();
@@ -315,6 +320,45 @@ std::optional<Attributes> DecodeAttributes(Fields& fields, const Actor& actor) {
   if ((flags & kAccess) != 0) attributes.access = fields.U8() & 7U;
   if (!fields.ok()) return std::nullopt;
   return attributes;
+}
+
+bool DecodeEntryBody(Fields& fields, const Actor& actor, Entry& entry) {
+  auto attributes = DecodeAttributes(fields, actor);
+  if (!attributes) return false;
+  entry.attributes = std::move(*attributes);
+  if (fields.U8() != 0) {
+    entry.link_target = std::string(fields.Text());
+    if (entry.link_target->empty() || entry.link_target->find('\0') != std::string::npos) entry.link_target.reset();
+  }
+  return fields.ok();
+}
+
+bool DecodeNews(std::string_view news, const Actor& actor, ChangeListener* listener) {
+  Fields fields(news);
+  while (!fields.ended()) {
+    const uint8_t kind = fields.U8();
+    if (kind == kNameChanged) {
+      const FileId directory{std::string(fields.Bytes(kIdentityBytes))};
+      Entry entry;
+      entry.name = std::string(fields.ShortText());
+      const uint8_t state = fields.U8();
+      if (!fields.ok() || state > kAsk || (state == kThere && !DecodeEntryBody(fields, actor, entry))) return false;
+      if (listener) listener->NameChanged(directory, entry.name, state == kThere ? std::optional(entry) : std::nullopt, state == kGone);
+    } else if (kind == kDirectoryChanged) {
+      const auto attributes = DecodeAttributes(fields, actor);
+      if (!attributes || attributes->type != FileType::kDirectory) return false;
+      if (listener) listener->DirectoryChanged(*attributes);
+    } else if (kind == kUnwatched) {
+      const FileId directory{std::string(fields.Bytes(kIdentityBytes))};
+      if (!fields.ok()) return false;
+      if (listener) listener->Unwatched(directory);
+    } else if (kind == kLost) {
+      if (listener) listener->ChangesLost();
+    } else {
+      return false;
+    }
+  }
+  return fields.ok();
 }
 
 std::optional<Changed> DecodeChanged(Fields& fields, const Actor& actor) {

@@ -5,7 +5,10 @@
 //   request: u64 low-water mark (all numbers up to it are done with), u8 kind
 //            kOperations: u16 count, then for each u8 operation, u32 length, arguments
 //            kEcho: any bytes, which come back; kCancel: u64 numbers that must not be done any more; kLeave: nothing
-//   reply:   u8 flags (1: more replies to this number follow, 2: an echo), u16 count, then for each u32 errno, u32 length, result
+//   reply:   u8 flags (1: more replies to this number follow, 2: an echo, 4: news, number 0), u16 count, then for each u32 errno, u32 length, result
+//
+//   news:    for each u8 kind: 1 a name: 28 bytes identity of the directory, u16 length and name, u8 state: 0 gone, 1 attributes and link text
+//            follow, 2 has to be asked for; 2 a directory: attributes; 3 not watched any more: 28 bytes identity; 4 some was lost
 //
 // Integers are big-endian, texts are u32 length and bytes, but struct statx comes as the sandbox's kernel made it: little-endian
 // on both machines that there are (x86_64, aarch64). The checksum is the sum of big-endian 32-bit words: it tells frames from what is
@@ -86,7 +89,8 @@ struct Reply {
   uint64_t number = 0;
   bool more = false;   // further replies to the number follow
   bool echo = false;
-  std::string echoed;
+  bool news = false;
+  std::string rest;    // of an echo what was sent, of news what DecodeNews takes apart
   struct Outcome {
     int errno_value = 0;
     std::string result;
@@ -146,6 +150,10 @@ struct Actor {
 
 // nullopt (and the fields' ok() false) for what no kernel says: a type that is none, a negative size, wrong nanoseconds.
 std::optional<Attributes> DecodeAttributes(Fields& fields, const Actor& actor);
+// An entry of a listing or a name in the news: attributes, then the link's text where there is one.
+bool DecodeEntryBody(Fields& fields, const Actor& actor, Entry& entry);
+// Tells the listener (which may be null) all of it; false for nonsense.
+bool DecodeNews(std::string_view news, const Actor& actor, ChangeListener* listener);
 // u8 which of object, parent and old parent follow.
 std::optional<Changed> DecodeChanged(Fields& fields, const Actor& actor);
 

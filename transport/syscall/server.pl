@@ -29,7 +29,8 @@ my %NR;
     [faccessat => 269, 48], [fallocate => 285, 47], [lseek => 8, 62], [pread64 => 17, 67], [pwrite64 => 18, 68],
     [copy_file_range => 326, 285], [fsync => 74, 82], [fcntl => 72, 25], [fstatfs => 138, 44], [setxattr => 188, 5],
     [getxattr => 191, 8], [listxattr => 194, 11], [removexattr => 197, 14], [setfsuid => 122, 151], [setfsgid => 123, 152],
-    [capget => 125, 90], [capset => 126, 91], [prlimit64 => 302, 261], [prctl => 157, 167], [clock_gettime => 228, 113], [exit_group => 231, 94],
+    [capget => 125, 90], [capset => 126, 91], [prlimit64 => 302, 261], [prctl => 157, 167], [clock_gettime => 228, 113], [exit_group => 231, 94], [read => 0, 63],
+    [inotify_init1 => 294, 26], [inotify_add_watch => 254, 27], [inotify_rm_watch => 255, 28],
   );
   $NR{$_->[0]} = $_->[$ARM ? 2 : 1] for @table;
 }
@@ -54,6 +55,8 @@ my $INLINE_COPY = 1 << 20;      # more than this is copied by a child
 my $MAX_DIRECTORIES = 256;      # kept open
 my $FIRST_HANDLE_FD = 64;       # handles' numbers only grow, up to the limit: a late request must not meet another file
 my $KEPT_BYTES = 8 << 20;       # of replies to changes
+my $MAX_WATCHES = 8192;         # and at most a quarter of what the user may have
+my $EVENT_PAUSE = 0.01;         # seconds between two looks at the events, if nothing is asked: a busy writer is one event then
 
 # --- state
 
@@ -69,6 +72,15 @@ my %children;                   # fd of its pipe -> [pid, sequence number, what 
 my ($in, $out, $heard) = ('', '', 0);
 my ($openat2_works, $use_counter) = (1, 0);
 my %sizeless;                   # device -> whether its files have no true size
+
+# Directories that we hold are watched, so that the client need not ask again what it knows of them.
+my $inotify = -1;
+my $watch_limit = 0;
+my (%watch_of, %watched);       # identity -> [number of the watch, when it was last used]; the other way
+my %descriptor_identity;        # of the directories' descriptors
+# What the replies at hand tell: the events of our own changes are no news.
+my (%told_object, %told_gone);  # identity -> statx; "identity name" of what is gone
+my $replies = '';               # they go out after the news that is older
 
 # --- what the kernel is asked
 
@@ -114,13 +126,17 @@ sub has_no_sizes {
   return $sizeless{$device} = $NO_SIZES{unpack 'Q', $buffer} ? 1 : 0;
 }
 
-# Attributes as a reply carries them: statx, flags (1: sizeless, 2: names of extended attributes follow, 4: access follows).
+# Attributes as a reply carries them: statx, flags (1: sizeless, 2: names of extended attributes follow, 4: access follows, 8: a
+# directory that is watched).
 # ($fd, $name) leads to the object.
 sub attributes {
   my ($fd, $name, $statx) = @_;
   my ($flags, $more) = (0, '');
   my $type = type_of($statx);
   $flags |= 1 if $type == $S_IFREG && size_of($statx) <= 4096 && has_no_sizes($fd, substr $statx, 136, 8);
+  my $identity = identity_of($statx);
+  $flags |= 8 if $type == $S_IFDIR && $watch_of{$identity};
+  $told_object{$identity} = $statx if $inotify != -1;
   my $path = $name eq '' ? fd_path($fd) : fd_path($fd) . "/$name";
   my $names;
   if ($type == $S_IFLNK && $name ne '') {
@@ -208,9 +224,13 @@ sub open_below {
 # renamed meanwhile is still itself, and something else there is ESTALE.
 sub directory {
   my ($path, $identity) = @_;
-  return $root if $path eq '' && ($identity eq '' || $directories{''} && $directories{''}[2] eq $identity);
+  if ($path eq '' && ($identity eq '' || $directories{''} && $directories{''}[2] eq $identity)) {
+    watch($directories{''}[2], $root);
+    return $root;
+  }
   if ($identity ne '' && (my $known = $directories{$identity})) {
     $known->[1] = ++$use_counter;
+    watch($identity, $known->[0]);
     return $known->[0];
   }
   my $fd = eval { open_below($path, $O_PATH | $O_DIRECTORY | $O_NOFOLLOW) };
@@ -225,29 +245,37 @@ sub directory {
     sys_close($fd);
     fail($ESTALE);
   }
-  if (my $known = $directories{$found}) {    # an operation may be using that descriptor
-    sys_close($fd);
+  return keep_directory($found, $fd);
+}
+
+# The descriptor becomes ours; another one that is known already is used in its place.
+sub keep_directory {
+  my ($identity, $fd) = @_;
+  if (my $known = $directories{$identity}) {    # an operation may be using that descriptor
+    sys_close($fd) if $fd != $known->[0];
     $known->[1] = ++$use_counter;
-    return $known->[0];
+    $fd = $known->[0];
+  } else {
+    forget_directories(keys(%directories) / 2) if keys %directories >= $MAX_DIRECTORIES;
+    $directories{$identity} = [$fd, ++$use_counter];
+    $descriptor_identity{$fd} = $identity;
   }
-  forget_directories(keys(%directories) / 2) if keys %directories >= $MAX_DIRECTORIES;
-  $directories{$found} = [$fd, ++$use_counter];
+  watch($identity, $fd);
   return $fd;
+}
+
+sub close_directory {
+  my ($identity) = @_;
+  my $known = delete $directories{$identity} or return;
+  delete $descriptor_identity{$known->[0]};
+  sys_close($known->[0]);
 }
 
 # So many, those that were not used for longest: never what the operation at hand uses.
 sub forget_directories {
   my ($count) = @_;
   my @old = sort { $directories{$a}[1] <=> $directories{$b}[1] } grep { $_ ne '' } keys %directories;
-  for my $identity (grep { defined } @old[0 .. $count - 1]) {
-    sys_close((delete $directories{$identity})->[0]);
-  }
-}
-
-sub forget_directory {
-  my ($identity) = @_;
-  my $known = delete $directories{$identity} or return;
-  sys_close($known->[0]);
+  close_directory($_) for grep { defined } @old[0 .. $count - 1];
 }
 
 # An object that is no handle: an O_PATH descriptor and its statx. The caller closes it (with_node does).
@@ -318,7 +346,133 @@ sub keep_handle {
 
 sub close_handle {
   my $handle = delete $handles{$_[0]} or return;
+  if ($handle->[1] && $inotify != -1) {    # that a file open for writing was closed is an event
+    my $statx = sys_statx($handle->[0], '');
+    $told_object{identity_of($statx)} = $statx if defined $statx;
+  }
   sys_close($handle->[0]);
+}
+
+# --- watching: what changes in the directories that we hold is told without being asked for
+
+# IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF; IN_EXCL_UNLINK, IN_ONLYDIR.
+my $WATCHED_EVENTS = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x04000000 | 0x01000000;
+my ($IN_Q_OVERFLOW, $IN_IGNORED, $IN_UNMOUNT, $IN_ISDIR) = (0x4000, 0x8000, 0x2000, 0x40000000);
+# Others change what is there, and no event tells: NFS, SMB, FUSE, 9P, Ceph, AFS, and the kernel's own.
+my %SILENT = map { $_ => 1 } (0x6969, 0x517b, 0xfe534d42, 0xff534d42, 0x65735546, 0x01021997, 0x00c36400, 0x5346414f, keys %NO_SIZES);
+my %silent;    # device -> whether it is one of those
+
+sub begin_watching {
+  my $most = 0;
+  if (open my $file, '<', '/proc/sys/fs/inotify/max_user_watches') { $most = int((<$file> // 0) / 4); close $file }
+  $watch_limit = $most < $MAX_WATCHES ? $most : $MAX_WATCHES;
+  return if $watch_limit < 1;
+  $inotify = syscall $NR{inotify_init1}, $O_NONBLOCK | $O_CLOEXEC;
+}
+
+sub watch {
+  my ($identity, $fd) = @_;
+  return if $inotify == -1;
+  if (my $known = $watch_of{$identity}) { $known->[1] = $use_counter; return }
+  my $device = substr $identity, 0, 8;
+  if (!exists $silent{$device}) {
+    my $buffer = "\0" x 256;
+    $silent{$device} = syscall($NR{fstatfs}, 0 + $fd, $buffer) == -1 || $SILENT{unpack 'Q', $buffer} ? 1 : 0;
+  }
+  return if $silent{$device};
+  unwatch_oldest() if keys %watch_of >= $watch_limit;
+  my $path = fd_path($fd);
+  my $number = syscall $NR{inotify_add_watch}, 0 + $inotify, "$path", $WATCHED_EVENTS;
+  if ($number == -1) {
+    $watch_limit = keys %watch_of if $! == $ENOSPC && keys %watch_of;    # others use theirs
+    return;
+  }
+  $watch_of{$identity} = [$number, $use_counter];
+  $watched{$number} = $identity;
+}
+
+sub unwatch_oldest {
+  my @old = sort { $watch_of{$a}[1] <=> $watch_of{$b}[1] } keys %watch_of;
+  for my $identity (@old[0 .. @old / 8]) {
+    my ($number) = @{delete $watch_of{$identity}};
+    delete $watched{$number};
+    syscall $NR{inotify_rm_watch}, 0 + $inotify, 0 + $number;
+    add_news(pack 'C a28', 3, $identity);
+  }
+}
+
+sub told_gone {
+  my ($directory, $name) = @_;
+  $told_gone{($descriptor_identity{$directory} // '') . $name} = 1;
+}
+
+my ($news, $news_count) = ('', 0);
+
+sub add_news {
+  $news .= $_[0];
+  ++$news_count;
+  send_news() if length $news > $MAX_READ / 2;
+}
+
+sub send_news {
+  return unless $news_count;
+  my $checked = $ID . pack('Q>', 0) . pack('Cn', 4, $news_count) . $news;
+  $out .= 'e2R1' . pack('NN', length($checked) - 16, checksum($checked)) . $checked;
+  ($news, $news_count) = ('', 0);
+}
+
+# All that has happened by now; then the replies, which may know of it.
+sub send_all {
+  look_at_events() if $inotify != -1;
+  $out .= $replies;
+  $replies = '';
+  %told_object = ();
+  %told_gone = ();
+}
+
+sub look_at_events {
+  my (%names, %changed);
+  while (1) {
+    my $buffer = "\0" x 65536;
+    my $got = syscall $NR{read}, 0 + $inotify, $buffer, 65536;
+    last if $got == -1 || $got == 0;
+    for (my $at = 0; $at + 16 <= $got;) {
+      my ($number, $mask, undef, $length) = unpack 'l L L L', substr $buffer, $at, 16;
+      my $name = $length ? unpack 'Z*', substr $buffer, $at + 16, $length : '';
+      $at += 16 + $length;
+      if ($mask & $IN_Q_OVERFLOW) { add_news(pack 'C', 4); next }
+      my $identity = $watched{$number} // next;
+      if ($mask & ($IN_IGNORED | $IN_UNMOUNT)) {
+        delete $watch_of{$identity};
+        delete $watched{$number};
+        add_news(pack 'C a28', 3, $identity);
+        next;
+      }
+      # What comes and goes changes the directory too; what is written to does not.
+      $changed{$identity} ||= $name eq '' || $mask & (0x40 | 0x80 | 0x100 | 0x200) ? 1 : 0;
+      $names{$identity}{$name} = 1 if $name ne '';
+    }
+    last if $got < 32768;
+  }
+  for my $identity (keys %changed) {
+    my $known = $directories{$identity} // ($directories{''}[2] eq $identity ? $directories{''} : undef);
+    for my $name (keys %{$names{$identity}}) {
+      if (!$known) { add_news(pack 'C a28 n/a* C', 1, $identity, $name, 2); next }    # it has to be asked for
+      my $statx = sys_statx($known->[0], $name);
+      if (!defined $statx) {
+        add_news(pack 'C a28 n/a* C', 1, $identity, $name, 0) unless $told_gone{$identity . $name};
+        next;
+      }
+      my $told = $told_object{identity_of($statx)};
+      next if defined $told && $told eq $statx;
+      add_news(pack('C a28 n/a* C', 1, $identity, $name, 1) . attributes($known->[0], $name, $statx) . link_text($known->[0], $name, $statx));
+    }
+    next unless $known && $changed{$identity};
+    my $statx = sys_statx($known->[0], '') // next;
+    my $told = $told_object{$identity};
+    add_news(pack('C', 2) . attributes($known->[0], '', $statx)) unless defined $told && $told eq $statx;
+  }
+  send_news();
 }
 
 # --- arguments of operations, taken from the front of $$args
@@ -570,8 +724,19 @@ $OPERATIONS[2] = sub {    # Lookup: the object, a link's text
   my ($args) = @_;
   my ($directory, $name) = place($args);
   my $statx = sys_statx($directory, $name) // fail(0 + $!);
+  $statx = look_into($directory, $name) // $statx if type_of($statx) == $S_IFDIR && !$watch_of{identity_of($statx)};
   return attributes($directory, $name, $statx) . link_text($directory, $name, $statx);
 };
+
+# A directory that was found will be looked into: it is watched from now on. Its statx after that.
+sub look_into {
+  my ($directory, $name) = @_;
+  my $fd = sys_openat($directory, $name, $O_PATH | $O_DIRECTORY | $O_NOFOLLOW | $O_CLOEXEC);
+  return undef if $fd == -1;
+  my $before = sys_statx($fd, '') // do { sys_close($fd); return undef };
+  $fd = keep_directory(identity_of($before), $fd);
+  return sys_statx($fd, '');
+}
 
 sub link_text {
   my ($fd, $name, $statx) = @_;
@@ -626,6 +791,7 @@ $OPERATIONS[6] = sub {    # MakeDirectory
   my ($directory, $name) = place($args);
   my $mode = number32($args);
   as_creator($args, sub { check(syscall $NR{mkdirat}, 0 + $directory, "$name", 0 + $mode) });
+  look_into($directory, $name);
   return made($directory, $name);
 };
 
@@ -669,6 +835,7 @@ $OPERATIONS[10] = sub {    # Unlink: never a directory
   my $object = $other != -1 && $done != -1 ? attributes_at($other, '') : undef;
   sys_close($other) if $other != -1;
   fail($error) if $done == -1;
+  told_gone($directory, $name);
   return changed($object, attributes_at($directory, ''));
 };
 
@@ -677,7 +844,8 @@ $OPERATIONS[11] = sub {    # RemoveDirectory
   my ($directory, $name) = place($args);
   my $statx = sys_statx($directory, $name);
   check(syscall $NR{unlinkat}, 0 + $directory, "$name", $AT_REMOVEDIR);
-  forget_directory(identity_of($statx)) if defined $statx;
+  told_gone($directory, $name);
+  close_directory(identity_of($statx)) if defined $statx;
   return changed(undef, attributes_at($directory, ''));
 };
 
@@ -687,6 +855,7 @@ $OPERATIONS[12] = sub {    # Rename
   my ($to_directory, $to) = place($args);
   my $flags = number32($args);
   check(syscall $NR{renameat2}, 0 + $from_directory, "$from", 0 + $to_directory, "$to", 0 + $flags);
+  told_gone($from_directory, $from) unless $flags & 2;
   return changed(attributes_at($to_directory, $to), attributes_at($to_directory, ''),
     $from_directory != $to_directory ? attributes_at($from_directory, '') : undef);
 };
@@ -969,6 +1138,9 @@ $OPERATIONS[29] = sub {    # Initialize: where the mount begins, and who we are
   $root_path = readlink(fd_path($root)) // fail(0 + $!);
   my $statx = sys_statx($root, '') // fail(0 + $!);
   $directories{''} = [$root, 0, identity_of($statx)];
+  $descriptor_identity{$root} = identity_of($statx);
+  begin_watching();
+  watch(identity_of($statx), $root);
   my $limits = "\0" x 16;
   if (syscall($NR{prlimit64}, 0, 7, 0, $limits) == 0) {    # RLIMIT_NOFILE: as many as may be
     my ($soft, $hard) = unpack 'QQ', $limits;
@@ -992,7 +1164,7 @@ my %CHANGES = map { $_ => 1 } (6 .. 13, 16, 17, 19, 21 .. 23, 27, 28);
 sub send_frame {
   my ($number, $body) = @_;
   my $checked = $ID . pack('Q>', $number) . $body;
-  $out .= 'e2R1' . pack('NN', length $body, checksum($checked)) . $checked;
+  $replies .= 'e2R1' . pack('NN', length $body, checksum($checked)) . $checked;
 }
 
 sub checksum { my $bytes = $_[0] . "\0" x (-length($_[0]) & 3); return unpack '%32N*', $bytes }
@@ -1072,7 +1244,7 @@ sub take_frames {
   }
 }
 
-sub seconds { my $now = "\0" x 16; syscall $NR{clock_gettime}, 1, $now; return unpack 'q', $now }    # monotonic
+sub seconds { my $now = "\0" x 16; syscall $NR{clock_gettime}, 1, $now; my ($s, $ns) = unpack 'qq', $now; return $s + $ns / 1e9 }    # monotonic
 
 # --- the loop
 
@@ -1087,23 +1259,22 @@ $SIG{HUP} = 'IGNORE';
   syscall $NR{fcntl}, 1, 4, $flags | $O_NONBLOCK if $flags != -1;
 }
 $heard = seconds();
+my $looked = 0;    # at the events, in seconds with a fraction
 while (1) {
   my ($readable, $writable) = ('', '');
   # A client that takes no replies gets no more of them.
-  vec($readable, 0, 1) = 1 if length $out < 4 << 20;
+  my $room = length $out < 4 << 20;
+  vec($readable, 0, 1) = 1 if $room;
   vec($readable, $_, 1) = 1 for keys %children;
+  my $pause = $looked + $EVENT_PAUSE - seconds();
+  vec($readable, $inotify, 1) = 1 if $inotify != -1 && $room && $pause <= 0;
   vec($writable, 1, 1) = 1 if length $out;
-  my $ready = select $readable, length $out ? $writable : undef, undef, 60;
+  my $ready = select $readable, length $out ? $writable : undef, undef, $pause > 0 && $inotify != -1 ? $pause : 60;
   my $now = seconds();
   exit 0 if $now - $heard > $silence;
   # What is kept open keeps file systems from being unmounted.
-  forget_directories(scalar keys %directories) if $ready == 0;
+  forget_directories(scalar keys %directories) if $ready == 0 && $pause <= 0;
   next if $ready <= 0;
-  if (length $out && vec $writable, 1, 1) {
-    my $wrote = syswrite STDOUT, $out, 65536;
-    if (defined $wrote) { substr $out, 0, $wrote, '' }
-    elsif ($! != $EAGAIN && $! != $EINTR) { exit 0 }
-  }
   child_said($_) for grep { vec $readable, $_, 1 } keys %children;
   if (vec $readable, 0, 1) {
     my $got = sysread STDIN, $in, 65536, length $in;
@@ -1111,11 +1282,14 @@ while (1) {
       exit 0 if $got == 0;
       $heard = $now;
       take_frames();
-      # Most replies go out at once.
-      if (length $out) {
-        my $wrote = syswrite STDOUT, $out, 65536;
-        substr $out, 0, $wrote, '' if defined $wrote;
-      }
     } elsif ($! != $EAGAIN && $! != $EINTR) { exit 0 }
   }
+  if (length $replies || $inotify != -1 && vec $readable, $inotify, 1) {
+    send_all();
+    $looked = $now;
+  }
+  next unless length $out;
+  my $wrote = syswrite STDOUT, $out, 65536;
+  if (defined $wrote) { substr $out, 0, $wrote, '' }
+  elsif ($! != $EAGAIN && $! != $EINTR) { exit 0 }
 }

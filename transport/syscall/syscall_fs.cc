@@ -89,7 +89,8 @@ class SyscallFsImpl final : public RemoteFs {
 
   Result<void> Start(const OpContext& ctx) {
     auto channel = syscall::Channel::Open(
-        client_, options_.channel, [this](uint32_t old_pid, const syscall::Channel::Transact& transact) { Reopen(old_pid, transact); }, ctx);
+        client_, options_.channel, [this](uint32_t old_pid, const syscall::Channel::Transact& transact) { Reopen(old_pid, transact); },
+        [this](const std::string* news) { return Tell(news); }, ctx);
     if (!channel) return Forward(channel.error());
     channel_ = std::move(*channel);
     const syscall::ServerFacts facts = channel_->facts();
@@ -107,6 +108,11 @@ class SyscallFsImpl final : public RemoteFs {
   }
 
   const Description& description() const override { return description_; }
+
+  void SetListener(ChangeListener* listener) override {
+    std::lock_guard lock(listener_mutex_);
+    listener_ = listener;
+  }
 
   // --- names and attributes
 
@@ -494,15 +500,15 @@ class SyscallFsImpl final : public RemoteFs {
   std::optional<Entry> DecodeEntry(Fields& fields) const {
     Entry entry;
     entry.name = std::string(fields.ShortText());
-    auto attributes = syscall::DecodeAttributes(fields, actor_);
-    if (!attributes || CheckName(entry.name) != 0) return std::nullopt;
-    entry.attributes = std::move(*attributes);
-    if (fields.U8() != 0) {
-      entry.link_target = std::string(fields.Text());
-      if (entry.link_target->empty() || entry.link_target->find('\0') != std::string::npos) entry.link_target.reset();
-    }
-    if (!fields.ok()) return std::nullopt;
+    if (!syscall::DecodeEntryBody(fields, actor_, entry) || CheckName(entry.name) != 0) return std::nullopt;
     return entry;
+  }
+
+  bool Tell(const std::string* news) {
+    std::lock_guard lock(listener_mutex_);
+    if (news) return syscall::DecodeNews(*news, actor_, listener_);
+    if (listener_) listener_->ChangesLost();
+    return true;
   }
 
   // readdir may give a name twice while entries come and go; the later one is the newer.
@@ -731,6 +737,9 @@ class SyscallFsImpl final : public RemoteFs {
   std::condition_variable_any confirmed_;
   std::map<Handle, OpenHandle> handles_;
   Handle next_handle_ = 1;
+
+  std::mutex listener_mutex_;  // held while the listener is told
+  ChangeListener* listener_ = nullptr;
 
   std::unique_ptr<syscall::Channel> channel_;  // last: its thread uses the others
 };
