@@ -342,7 +342,8 @@ bool DecodeNews(std::string_view news, const Actor& actor, ChangeListener* liste
       Entry entry;
       entry.name = std::string(fields.ShortText());
       const uint8_t state = fields.U8();
-      if (!fields.ok() || state > kAsk || (state == kThere && !DecodeEntryBody(fields, actor, entry))) return false;
+      const bool named = !entry.name.empty() && entry.name != "." && entry.name != ".." && entry.name.find_first_of(std::string_view("/\0", 2)) == entry.name.npos;
+      if (!fields.ok() || !named || state > kAsk || (state == kThere && !DecodeEntryBody(fields, actor, entry))) return false;
       if (listener) listener->NameChanged(directory, entry.name, state == kThere ? std::optional(entry) : std::nullopt, state == kGone);
     } else if (kind == kDirectoryChanged) {
       const auto attributes = DecodeAttributes(fields, actor);

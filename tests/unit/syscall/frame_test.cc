@@ -117,7 +117,7 @@ Parsed Parse(const std::string& bytes, const std::vector<size_t>& splits = {}) {
 }
 
 bool Same(const Reply& a, const Reply& b) {
-  if (a.number != b.number || a.more != b.more || a.echo != b.echo || a.echoed != b.echoed || a.outcomes.size() != b.outcomes.size()) return false;
+  if (a.number != b.number || a.more != b.more || a.echo != b.echo || a.rest != b.rest || a.outcomes.size() != b.outcomes.size()) return false;
   for (size_t i = 0; i < a.outcomes.size(); ++i) {
     if (a.outcomes[i].errno_value != b.outcomes[i].errno_value || a.outcomes[i].result != b.outcomes[i].result) return false;
   }
@@ -203,7 +203,7 @@ TEST(ReplyParser, WholeSession) {
   ASSERT_FALSE(parsed.broken);
   ASSERT_EQ(parsed.replies.size(), 8U);
   EXPECT_TRUE(parsed.replies[0].echo);
-  EXPECT_EQ(parsed.replies[0].echoed, "pulse");
+  EXPECT_EQ(parsed.replies[0].rest, "pulse");
   EXPECT_EQ(parsed.replies[1].outcomes.at(0).errno_value, 0);
   EXPECT_EQ(parsed.replies[2].outcomes.at(0).errno_value, ENOENT);
   EXPECT_TRUE(parsed.replies[3].more);
@@ -211,7 +211,7 @@ TEST(ReplyParser, WholeSession) {
   EXPECT_EQ(parsed.replies[5].outcomes.size(), 3U);
   EXPECT_EQ(parsed.replies[5].outcomes[2].errno_value, ESTALE);
   EXPECT_EQ(parsed.replies[6].number, 0xffffffffffffffffULL);
-  EXPECT_EQ(parsed.replies[7].echoed, "");
+  EXPECT_EQ(parsed.replies[7].rest, "");
 }
 
 TEST(ReplyParser, SplitAtEachByte) {
@@ -387,7 +387,7 @@ TEST(DiscardUntilEcho, BeginsInTheMiddleOfAFrame) {
     ASSERT_FALSE(parsed.broken) << begin;
     ASSERT_EQ(parsed.replies.size(), 2U) << begin;
     EXPECT_EQ(parsed.replies[0].number, 4U);
-    EXPECT_EQ(parsed.replies[0].echoed, nonce);
+    EXPECT_EQ(parsed.replies[0].rest, nonce);
     EXPECT_EQ(parsed.replies[1].number, 5U);
   }
 }
