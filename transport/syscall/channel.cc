@@ -26,12 +26,6 @@ constexpr int kStartTries = 3;                         // of a server that ends 
 constexpr std::chrono::hours kLongTime{1};
 constexpr size_t kCancelsOfFrame = 512;
 
-// Reads the program that follows on its standard input, and runs it; ends when it does not come. The only text of ours that envd logs.
-constexpr char kLoader[] =
-    "alarm 60;binmode STDIN;my$h='';while(length$h<24){sysread(STDIN,$h,24-length$h,length$h)||exit 1}"
-    "our$ID=pack'H16',$h;my$n=hex substr$h,16;my$p='';"
-    "while(length$p<$n){sysread(STDIN,$p,$n-length$p,length$p)||exit 1}alarm 0;eval$p;print STDERR$@;exit 1";
-
 std::string RandomBytes(size_t count) {
   std::random_device device;
   std::string bytes;
@@ -84,6 +78,11 @@ Result<ServerFacts> DecodeFacts(const Outcomes& outcomes) {
 }
 
 }  // namespace
+
+const char kServerLoader[] =
+    "alarm 60;binmode STDIN;my$h='';while(length$h<24){sysread(STDIN,$h,24-length$h,length$h)||exit 1}"
+    "our$ID=pack'H16',$h;my$n=hex substr$h,16;my$p='';"
+    "while(length$p<$n){sysread(STDIN,$p,$n-length$p,length$p)||exit 1}alarm 0;eval$p;print STDERR$@;exit 1";
 
 struct Channel::Request {
   uint64_t number = 0;
@@ -638,7 +637,7 @@ Result<void> Channel::StartServer(const OpContext& context) {
   }
   envd::StartRequest start;
   start.process.command = "/usr/bin/perl";
-  start.process.arguments = {"-e", kLoader};
+  start.process.arguments = {"-e", kServerLoader};
   start.process.environment = ServerEnvironment();
   start.stdin_open = true;
   auto output = client_->StartProcess(start, ctx);

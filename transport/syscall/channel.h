@@ -35,6 +35,9 @@ namespace e2bfs::transport::syscall {
 
 // server.pl, as it is.
 extern const char kServerProgram[];
+// Reads the server's id, the program's length and the program on its standard input, and runs it; ends when they do not come. The only text of ours
+// that envd logs.
+extern const char kServerLoader[];
 
 struct ChannelOptions {
   std::string root;  // absolute, or relative to the user's home; empty: the home
