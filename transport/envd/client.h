@@ -49,6 +49,8 @@ class ProcessStream {
   // (from the end-of-stream envelope: as of a unary call), kProtocol/EIO torn or rubbish, kBroken, kTimeout: nothing, not even a
   // keep-alive, for 2 minutes; also when ctx's deadline passes. Start's first event is kStart; a failed start is an error here.
   virtual Result<std::optional<ProcessEvent>> Next(const OpContext& ctx) = 0;
+  // When the connection is lost, do not ask for the sandbox's health: nobody waits for the answer, and asking could resume a paused sandbox.
+  virtual void SkipProbes() = 0;
   virtual void Cancel() = 0;
 };
 

@@ -181,7 +181,7 @@ Result<std::optional<std::string>> MessageStream::Next(const OpContext& ctx) {
   if (ended_) return std::nullopt;
   auto message = Pull(ctx);
   if (!message) {
-    error_ = core_->Examine(std::move(message.error()), ctx);
+    error_ = probes_ ? core_->Examine(std::move(message.error()), ctx) : std::move(message.error());
     exchange_->Cancel();
     return Forward(*error_);
   }

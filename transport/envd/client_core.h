@@ -30,6 +30,8 @@ class MessageStream {
       : core_(std::move(core)), exchange_(std::move(exchange)) {}
   // The next message's payload; nullopt at the proven end without an error. An error is given again by every later call.
   Result<std::optional<std::string>> Next(const OpContext& ctx);
+  // A lost connection is no reason to ask for the sandbox's health.
+  void SkipProbes() { probes_ = false; }
   void Cancel() { exchange_->Cancel(); }
 
  private:
@@ -39,6 +41,7 @@ class MessageStream {
   const std::unique_ptr<http::Exchange> exchange_;
   EnvelopeDecoder decoder_;
   bool ended_ = false;
+  bool probes_ = true;
   std::optional<Error> error_;
 };
 

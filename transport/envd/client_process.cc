@@ -37,6 +37,7 @@ class EnvdProcessStream final : public ProcessStream {
       if (*event) return event;
     }
   }
+  void SkipProbes() override { messages_->SkipProbes(); }
   void Cancel() override { messages_->Cancel(); }
 
  private:

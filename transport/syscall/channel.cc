@@ -18,17 +18,13 @@ using std::chrono::milliseconds;
 constexpr size_t kWindowBytes = size_t{48} << 10;
 constexpr size_t kMaxAnswerBytes = size_t{256} << 20;  // of one listing, all pieces
 constexpr size_t kLowWaterBytes = 8;                   // at the front of a request's body
-constexpr milliseconds kWriteTime{10'000};
 constexpr milliseconds kSignalTime{5'000};
 constexpr milliseconds kLeaveTime{2'000};
 constexpr size_t kLongestWord = 300;                    // of the server's standard error, in the log
 constexpr milliseconds kFirstWait{50}, kLongestWait{2'000};
-
-// Reads the program that follows on its standard input, and runs it. The only text of ours that envd logs.
-constexpr char kLoader[] =
-    "binmode STDIN;my$h='';while(length$h<24){sysread(STDIN,$h,24-length$h,length$h)||exit 1}"
-    "our$ID=pack'H16',$h;my$n=hex substr$h,16;my$p='';"
-    "while(length$p<$n){sysread(STDIN,$p,$n-length$p,length$p)||exit 1}eval$p;print STDERR$@;exit 1";
+constexpr int kStartTries = 3;                         // of a server that ends while it starts
+constexpr std::chrono::hours kLongTime{1};
+constexpr size_t kCancelsOfFrame = 512;
 
 std::string RandomBytes(size_t count) {
   std::random_device device;
@@ -51,6 +47,12 @@ std::map<std::string, std::string> ServerEnvironment() {
 bool IsFinal(const Error& error) {
   return error.kind == ErrorKind::kNotRunning || error.kind == ErrorKind::kUnauthorized || error.kind == ErrorKind::kErrno ||
          error.kind == ErrorKind::kBadRequest || error.kind == ErrorKind::kLocal;
+}
+
+bool FitsFrame(const std::vector<Call>& calls) {
+  size_t bytes = kFrameHeaderBytes + kLowWaterBytes + 3;
+  for (const Call& call : calls) bytes += 5 + call.arguments.size();
+  return bytes <= kMaxRequestBytes;
 }
 
 Result<ServerFacts> DecodeFacts(const Outcomes& outcomes) {
@@ -77,20 +79,28 @@ Result<ServerFacts> DecodeFacts(const Outcomes& outcomes) {
 
 }  // namespace
 
+const char kServerLoader[] =
+    "alarm 60;binmode STDIN;my$h='';while(length$h<24){sysread(STDIN,$h,24-length$h,length$h)||exit 1}"
+    "our$ID=pack'H16',$h;my$n=hex substr$h,16;my$p='';"
+    "while(length$p<$n){sysread(STDIN,$p,$n-length$p,length$p)||exit 1}alarm 0;eval$p;print STDERR$@;exit 1";
+
 struct Channel::Request {
   uint64_t number = 0;
   Effect effect = Effect::kNone;
   std::string operations;  // the body without its low-water mark
   bool queued = true;   // waits in queue_
   bool sent = false;    // at least once
+  uint64_t low = 0;     // the low-water mark that went with it
   bool finished = false;
   size_t answer_bytes = 0;
   Outcomes outcomes;
+  uint32_t server_pid = 0;  // whose they are
   std::optional<Error> error;
   std::condition_variable_any answered;  // with the channel's mutex
   std::function<void(Result<Outcomes>)> done;
   bool posted = false;
 
+  bool wanted() const { return !posted || done; }
   size_t frame_bytes() const { return kFrameHeaderBytes + kLowWaterBytes + operations.size(); }
   Result<Outcomes> TakeResult() {
     if (error) return Forward(*error);
@@ -110,29 +120,29 @@ Result<std::unique_ptr<Channel>> Channel::Open(std::shared_ptr<envd::Client> cli
     channel->state_ = State::kReady;
   }
   channel->keeper_ = std::jthread([owner = channel.get()](std::stop_token stop) { owner->Run(stop); });
-  channel->pulse_ = std::jthread([owner = channel.get()](std::stop_token stop) { owner->Pulse(stop); });
+  channel->watch_ = std::jthread([owner = channel.get()](std::stop_token stop) { owner->Watch(stop); });
   return channel;
 }
 
 Channel::~Channel() {
-  pulse_.request_stop();
-  if (pulse_.joinable()) pulse_.join();
+  watch_.request_stop();
+  if (watch_.joinable()) watch_.join();
   if (!keeper_.joinable()) return;  // never opened
   {
     Lock lock(mutex_);
-    if (state_ == State::kReady && !process_ended_) {
-      std::string body(8, '\0');
-      body.push_back(char(RequestKind::kLeave));
-      controls_ += EncodeFrame(server_id_, next_number_++, body);
+    leaving_ = true;  // nothing is begun any more
+    if (state_ == State::kReady) {
+      controls_.push_back(EncodeFrame(server_id_, next_number_++, EncodeLeave()));
       SendQueued(lock);
       changed_.wait_for(lock, kLeaveTime, [this] { return process_ended_ || state_ != State::kReady; });
     }
     state_ = State::kClosed;
+    // Before the cancelling: whatever the keeper puts in their place then, it does not wait for.
+    keeper_.request_stop();
     if (output_) output_->Cancel();
     if (input_) input_->Cancel();
     changed_.notify_all();
   }
-  keeper_.request_stop();
   keeper_.join();
   Lock lock(mutex_);
   FinishAll(lock, Failure(ErrorKind::kCancelled, EIO, "the mount ends").value(), false);
@@ -141,6 +151,11 @@ Channel::~Channel() {
 ServerFacts Channel::facts() const {
   Lock lock(mutex_);
   return facts_;
+}
+
+uint32_t Channel::server_pid() const {
+  Lock lock(mutex_);
+  return facts_.pid;
 }
 
 ChannelCounts Channel::counts() const {
@@ -159,6 +174,8 @@ void Channel::Enqueue(Lock& lock, const std::shared_ptr<Request>& request, const
   in_flight_.emplace(request->number, request);
   queue_.push_back(request->number);
   ++counts_.requests;
+  active_ = true;
+  if (!alert_) WakeWatch();
   if (state_ == State::kReady) {
     SendQueued(lock);
   } else {
@@ -166,29 +183,41 @@ void Channel::Enqueue(Lock& lock, const std::shared_ptr<Request>& request, const
   }
 }
 
+// One message of StreamInput at a time, which envd gives to the server as a whole or not at all.
+std::string Channel::NextBatch() {
+  std::string batch;
+  while (!controls_.empty() && batch.size() + controls_.front().size() <= kMaxRequestBytes) {
+    batch += controls_.front();
+    controls_.pop_front();
+  }
+  while (!queue_.empty()) {
+    Request& request = *in_flight_.at(queue_.front());
+    const size_t bytes = request.frame_bytes();
+    if (!batch.empty() && batch.size() + bytes > kMaxRequestBytes) break;
+    if (unanswered_bytes_ > 0 && unanswered_bytes_ + bytes > kWindowBytes) break;
+    std::string body;
+    request.low = LowWater();
+    for (int shift = 56; shift >= 0; shift -= 8) body.push_back(char(request.low >> shift));
+    batch += EncodeFrame(server_id_, request.number, body.append(request.operations));
+    request.sent = true;
+    request.queued = false;
+    in_pipe_.emplace_back(request.number, bytes);
+    unanswered_bytes_ += bytes;
+    queue_.pop_front();
+  }
+  return batch;
+}
+
 void Channel::SendQueued(Lock& lock) {
   if (sending_) return;
   sending_ = true;
   while (state_ == State::kReady) {
-    std::string batch = std::exchange(controls_, {});
-    while (!queue_.empty()) {
-      Request& request = *in_flight_.at(queue_.front());
-      const size_t bytes = request.frame_bytes();
-      if (!batch.empty() && batch.size() + bytes > kMaxRequestBytes) break;
-      if (unanswered_bytes_ > 0 && unanswered_bytes_ + bytes > kWindowBytes) break;
-      std::string body;
-      const uint64_t low = LowWater();
-      for (int shift = 56; shift >= 0; shift -= 8) body.push_back(char(low >> shift));
-      batch += EncodeFrame(server_id_, request.number, body.append(request.operations));
-      request.sent = true;
-      request.queued = false;
-      unanswered_bytes_ += bytes;
-      queue_.pop_front();
-    }
+    const std::string batch = NextBatch();
     if (batch.empty()) break;
     const std::shared_ptr<envd::InputStream> input = input_;
     lock.unlock();
-    auto written = input->Write(batch, OpContext::Within(kWriteTime, ServiceClass::kStream));
+    // The connection takes more than our window ahead, so this never waits; and where it fails, nobody is asked why: the time is over.
+    auto written = input->Write(batch, OpContext{Clock::now(), {}, ServiceClass::kStream, {}});
     lock.lock();
     if (!written) {
       log::Debug("syscall", "sending to the server: {}", ToString(written.error()));
@@ -208,78 +237,110 @@ void Channel::LoseWay() {
   changed_.notify_all();
 }
 
-void Channel::CheckQuiet(Lock& lock) {
-  if (state_ != State::kReady) return;
-  const TimePoint now = Clock::now();
-  if (echo_asked_ && now - *echo_asked_ >= options_.echo_timeout) {
-    log::Info("syscall", "no word from the server for {} ms", std::chrono::duration_cast<milliseconds>(now - heard_).count());
-    LoseWay();
-  } else if (!echo_asked_ && now - quiet_since_ >= options_.quiet_time) {
-    echo_asked_ = now;
-    controls_ += EncodeFrame(server_id_, next_number_++, EncodeEcho(0, "quiet"));
-    SendQueued(lock);
+void Channel::WakeWatch() {
+  woken_ = true;
+  tick_.notify_all();
+}
+
+void Channel::AskEcho(Lock& lock, const char* why) {
+  echo_asked_ = Clock::now();
+  controls_.push_back(EncodeFrame(server_id_, next_number_++, EncodeEcho(0, why)));
+  SendQueued(lock);
+}
+
+// Looks after the way: echoes are asked for when nothing was heard, and a way without them is lost.
+void Channel::Watch(std::stop_token stop) {
+  Lock lock(mutex_);
+  while (!stop.stop_requested()) {
+    const TimePoint now = Clock::now();
+    TimePoint next = now + kLongTime;
+    alert_ = false;
+    if (state_ == State::kReady) {
+      if (echo_asked_) {
+        next = *echo_asked_ + options_.echo_timeout;
+      } else if (!in_flight_.empty()) {
+        next = quiet_since_ + options_.quiet_time;
+      } else {
+        next = heard_ + options_.pulse;
+      }
+      if (next <= now) {
+        if (echo_asked_) {
+          log::Info("syscall", "no word from the server for {} ms", std::chrono::duration_cast<milliseconds>(now - heard_).count());
+          LoseWay();
+        } else {
+          AskEcho(lock, in_flight_.empty() ? "pulse" : "quiet");
+        }
+        continue;
+      }
+      // While requests come and go, not each of them has to wake this thread.
+      if (std::exchange(active_, false)) next = std::min(next, now + options_.quiet_time);
+      alert_ = next <= now + options_.quiet_time;
+    }
+    tick_.wait_until(lock, stop, next, [this] { return woken_; });
+    woken_ = false;
   }
 }
 
-void Channel::Withdraw(uint64_t number) {
+bool Channel::IsWanted() const {
+  return std::any_of(in_flight_.begin(), in_flight_.end(), [](const auto& entry) { return entry.second->wanted(); });
+}
+
+// Nobody wants it any more. If it was sent, it may still be on its way: it is barred.
+void Channel::Abandon(const Request& request) {
+  if (request.sent) abandoned_.insert(request.number);
+  if (request.queued) queue_.erase(std::find(queue_.begin(), queue_.end(), request.number));
+}
+
+void Channel::Withdraw(Lock& lock, uint64_t number) {
   auto found = in_flight_.find(number);
   if (found == in_flight_.end()) return;
-  const Request& request = *found->second;
-  if (request.queued) {
-    queue_.erase(std::find(queue_.begin(), queue_.end(), number));
-  } else {
-    withdrawn_[number] = request.frame_bytes();
-    if (request.effect == Effect::kChange && state_ == State::kReady) {
-      controls_ += EncodeFrame(server_id_, next_number_++, EncodeCancel(0, number));
-    }
-  }
+  const std::shared_ptr<Request> request = found->second;
+  Abandon(*request);
   in_flight_.erase(found);
+  if (request->sent && state_ == State::kReady) controls_.push_back(EncodeFrame(server_id_, next_number_++, EncodeCancel(0, {number})));
+  SendQueued(lock);
 }
 
-Result<Outcomes> Channel::Do(const std::vector<Call>& calls, Effect effect, const OpContext& ctx) {
-  size_t bytes = kFrameHeaderBytes + 11;
-  for (const Call& call : calls) bytes += 5 + call.arguments.size();
-  if (bytes > kMaxRequestBytes) return Failure(ErrorKind::kBadRequest, E2BIG, "a request longer than a frame");
+Result<Outcomes> Channel::Do(const std::vector<Call>& calls, Effect effect, const OpContext& ctx, uint32_t* server_pid) {
+  if (!FitsFrame(calls)) return Failure(ErrorKind::kBadRequest, E2BIG, "a request longer than a frame");
   Lock lock(mutex_);
-  if (state_ == State::kClosed) return Failure(ErrorKind::kCancelled, EIO, "the mount ends");
+  if (leaving_) return Failure(ErrorKind::kCancelled, EIO, "the mount ends");
   ++counts_.round_trips;
   auto request = std::make_shared<Request>();
   request->effect = effect;
   Enqueue(lock, request, calls);
   while (!request->finished) {
+    const TimePoint now = Clock::now();
     const bool may_stop = effect == Effect::kNone || !request->sent;
-    const TimePoint look = Clock::now() + std::max<Clock::duration>(
-        milliseconds(1), (echo_asked_ ? *echo_asked_ + options_.echo_timeout : quiet_since_ + options_.quiet_time) - Clock::now());
-    const TimePoint until = std::min(ctx.deadline, look);
+    if (may_stop && ctx.stop.stop_requested()) {
+      Withdraw(lock, request->number);
+      return Failure(ErrorKind::kCancelled, EINTR, "interrupted");
+    }
+    if (now >= ctx.deadline) {
+      const bool unsent = !request->sent;
+      Withdraw(lock, request->number);
+      // What was never sent was not done: but whoever waited so long need not know.
+      return Failure(ErrorKind::kTimeout, ETIMEDOUT, unsent ? "no way to the sandbox" : "no answer from the sandbox");
+    }
+    const TimePoint until = std::min(ctx.deadline, now + kLongTime);
     auto over = [&] { return request->finished; };
     if (may_stop) {
       request->answered.wait_until(lock, ctx.stop, until, over);
     } else {
       request->answered.wait_until(lock, until, over);
     }
-    if (request->finished) break;
-    if (ctx.stop.stop_requested() && (effect == Effect::kNone || !request->sent)) {
-      Withdraw(request->number);
-      SendQueued(lock);
-      return Failure(ErrorKind::kCancelled, EINTR, "interrupted");
-    }
-    if (Clock::now() >= ctx.deadline) {
-      const bool unsent = !request->sent;
-      Withdraw(request->number);
-      SendQueued(lock);
-      // What was never sent was not done: but whoever waited so long need not know.
-      return Failure(ErrorKind::kTimeout, ETIMEDOUT, unsent ? "no way to the sandbox" : "no answer from the sandbox");
-    }
-    CheckQuiet(lock);
   }
+  if (server_pid) *server_pid = request->server_pid;
   return request->TakeResult();
 }
 
 void Channel::Post(const std::vector<Call>& calls, std::function<void(Result<Outcomes>)> done) {
   Lock lock(mutex_);
-  if (state_ == State::kClosed) {
+  const bool fits = FitsFrame(calls);
+  if (leaving_ || !fits) {
     lock.unlock();
-    if (done) done(Failure(ErrorKind::kCancelled, EIO, "the mount ends"));
+    if (done && fits) done(Failure(ErrorKind::kCancelled, EIO, "the mount ends"));
+    if (done && !fits) done(Failure(ErrorKind::kBadRequest, E2BIG, "a request longer than a frame"));
     return;
   }
   auto request = std::make_shared<Request>();
@@ -294,19 +355,13 @@ void Channel::Take(Reply reply) {
   std::function<void(Result<Outcomes>)> done;
   Result<Outcomes> result = Outcomes{};
   Lock lock(mutex_);
-  heard_ = quiet_since_ = Clock::now();
-  echo_asked_.reset();
   // Requests are taken from the pipe in order: whatever came before the one that is answered is out of it.
-  while (!withdrawn_.empty() && withdrawn_.begin()->first <= reply.number) {
-    unanswered_bytes_ -= std::min(unanswered_bytes_, withdrawn_.begin()->second);
-    withdrawn_.erase(withdrawn_.begin());
+  while (!in_pipe_.empty() && in_pipe_.front().first <= reply.number) {
+    unanswered_bytes_ -= in_pipe_.front().second;
+    in_pipe_.pop_front();
   }
-  if (reply.echo || reply.news) {
-    SendQueued(lock);
-    return;
-  }
-  auto found = in_flight_.find(reply.number);
-  if (found == in_flight_.end()) {  // whoever asked has gone
+  auto found = reply.echo || reply.news ? in_flight_.end() : in_flight_.find(reply.number);
+  if (found == in_flight_.end()) {  // not an answer, or whoever asked has gone
     SendQueued(lock);
     return;
   }
@@ -318,12 +373,15 @@ void Channel::Take(Reply reply) {
   if (request->answer_bytes > kMaxAnswerBytes) {
     request->error = Failure(ErrorKind::kProtocol, EFBIG, "an answer without an end").value();
   } else if (reply.more) {
+    SendQueued(lock);
     return;
   } else if (request->outcomes.empty()) {
     request->error = Failure(ErrorKind::kProtocol, EIO, "a reply without an outcome").value();
   }
   request->finished = true;
-  if (!request->queued) unanswered_bytes_ -= std::min(unanswered_bytes_, request->frame_bytes());
+  request->server_pid = facts_.pid;
+  // The server has seen its low-water mark: nothing up to there is done any more, however late it comes.
+  abandoned_.erase(abandoned_.begin(), abandoned_.upper_bound(request->low));
   if (request->queued) queue_.erase(std::find(queue_.begin(), queue_.end(), request->number));
   in_flight_.erase(found);
   if (request->posted) {
@@ -332,7 +390,7 @@ void Channel::Take(Reply reply) {
   } else {
     request->answered.notify_all();
   }
-  if (!queue_.empty()) SendQueued(lock);
+  SendQueued(lock);
   lock.unlock();
   if (done) done(std::move(result));
 }
@@ -343,6 +401,8 @@ void Channel::Pump(std::stop_token stop) {
     Lock lock(mutex_);
     output = output_;
   }
+  OpContext ctx;
+  ctx.stop = stop;
   std::optional<Error> error;
   while (!stop.stop_requested() && !error) {
     while (true) {
@@ -351,26 +411,29 @@ void Channel::Pump(std::stop_token stop) {
         error = reply.error();
         // Whatever it is, it is not the server that we started.
         Lock lock(mutex_);
-        process_ended_ = true;
+        distrusted_ = true;
         break;
       }
       if (!*reply) break;
       if ((*reply)->news && !news_(&(*reply)->rest)) {
         error = Failure(ErrorKind::kProtocol, EIO, "the syscall server's news make no sense").value();
         Lock lock(mutex_);
-        process_ended_ = true;
+        distrusted_ = true;
         break;
       }
       Take(std::move(**reply));
     }
     if (error) break;
-    auto event = output->Next(OpContext{});
+    auto event = output->Next(ctx);
     if (!event) {
       error = event.error();
     } else if (!*event) {
       error = Failure(ErrorKind::kBroken, EIO, "the stream of replies ended").value();
     } else if ((*event)->kind == envd::ProcessEvent::Kind::kStdout) {
       parser_->Feed((*event)->data);
+      Lock lock(mutex_);
+      heard_ = quiet_since_ = Clock::now();
+      echo_asked_.reset();
     } else if ((*event)->kind == envd::ProcessEvent::Kind::kStderr) {
       log::Warning("syscall", "the server says: {}", (*event)->data.substr(0, kLongestWord));
     } else if ((*event)->kind == envd::ProcessEvent::Kind::kEnd) {
@@ -381,7 +444,7 @@ void Channel::Pump(std::stop_token stop) {
     }
   }
   Lock lock(mutex_);
-  if (state_ == State::kReady) log::Info("syscall", "the way to the server is lost: {}", ToString(*error));
+  if (state_ == State::kReady && error) log::Info("syscall", "the way to the server is lost: {}", ToString(*error));
   LoseWay();
 }
 
@@ -401,11 +464,11 @@ void Channel::FinishAll(Lock& lock, const Error& error, bool only_sent_changes) 
       ++at;
       continue;
     }
+    Abandon(request);
+    if (request.posted && request.done) told.push_back(std::move(request.done));
     request.error = error;
     request.finished = true;
-    if (request.posted && request.done) told.push_back(std::move(request.done));
     request.answered.notify_all();
-    if (request.queued) queue_.erase(std::find(queue_.begin(), queue_.end(), at->first));
     at = in_flight_.erase(at);
   }
   lock.unlock();
@@ -417,14 +480,15 @@ void Channel::FinishAll(Lock& lock, const Error& error, bool only_sent_changes) 
 
 void Channel::FindAgain(std::stop_token stop) {
   milliseconds wait = kFirstWait;
+  int failed_starts = 0;
   while (!stop.stop_requested()) {
     bool new_server;
     {
       Lock lock(mutex_);
       // Nothing is tried while nobody waits.
-      changed_.wait(lock, stop, [&] { return !sending_ && (!in_flight_.empty() || state_ == State::kClosed); });
-      if (stop.stop_requested() || state_ == State::kClosed) return;
-      new_server = process_ended_;
+      changed_.wait(lock, stop, [&] { return !leaving_ && !sending_ && IsWanted(); });
+      if (stop.stop_requested()) return;
+      new_server = process_ended_ || distrusted_;
     }
     Result<void> found;
     if (!new_server) {
@@ -432,7 +496,7 @@ void Channel::FindAgain(std::stop_token stop) {
       // No echo where there is a way: the process is stuck, or another listener keeps its output. As good as gone.
       const bool silent = !found && (found.error().kind == ErrorKind::kTimeout || found.error().kind == ErrorKind::kProtocol ||
                                      found.error().kind == ErrorKind::kErrno);
-      if (silent) {
+      if (silent && !stop.stop_requested()) {
         log::Info("syscall", "the server does not answer any more: {}", ToString(found.error()));
         new_server = true;
       }
@@ -442,11 +506,13 @@ void Channel::FindAgain(std::stop_token stop) {
       ctx.stop = stop;
       found = StartServer(ctx);
     }
+    if (found) KillCondemned();
     Lock lock(mutex_);
-    if (state_ == State::kClosed) return;
+    if (leaving_ || stop.stop_requested()) continue;
     if (found) {
       if (new_server) {
         FinishAll(lock, Failure(ErrorKind::kBroken, EIO, "the syscall server was lost before it answered").value(), true);
+        abandoned_.clear();  // the one that could have got them later is dead
       } else {
         ++counts_.reattached;
       }
@@ -458,26 +524,38 @@ void Channel::FindAgain(std::stop_token stop) {
         request->answer_bytes = 0;
         queue_.push_back(number);
       }
-      withdrawn_.clear();
+      in_pipe_.clear();
       unanswered_bytes_ = 0;
       controls_.clear();
       heard_ = quiet_since_ = Clock::now();
       echo_asked_.reset();
       state_ = State::kReady;
+      WakeWatch();
       SendQueued(lock);
       return;
     }
     Error error = found.error();
     log::Info("syscall", "no way to the server: {}", ToString(error));
-    if (IsFinal(error)) {
+    // Whatever ends it while it starts may have passed.
+    const bool ended = error.kind == ErrorKind::kErrno && error.errno_value == ENOEXEC && ++failed_starts < kStartTries;
+    if (IsFinal(error) && !ended) {
       if (error.kind == ErrorKind::kErrno) error.errno_value = EIO;  // it is not the answer to what was asked
       FinishAll(lock, error, false);
       wait = kFirstWait;
+      failed_starts = 0;
       continue;
     }
-    changed_.wait_for(lock, stop, wait, [&] { return state_ == State::kClosed; });
+    changed_.wait_for(lock, stop, wait, [&] { return leaving_; });
     wait = std::min(2 * wait, kLongestWait);
   }
+}
+
+// Servers that could not be killed when they had to be.
+void Channel::KillCondemned() {
+  std::erase_if(condemned_, [&](uint32_t pid) {
+    auto killed = client_->SendSignal({pid, {}}, SIGKILL, OpContext::Within(kSignalTime));
+    return killed || killed.error().kind == ErrorKind::kErrno;
+  });
 }
 
 namespace {
@@ -512,10 +590,12 @@ uint64_t Channel::TakeNumber() {
 Result<void> Channel::Reattach(std::stop_token stop) {
   uint32_t pid;
   std::string id;
+  std::vector<uint64_t> barred;
   {
     Lock lock(mutex_);
     pid = facts_.pid;
     id = server_id_;
+    barred.assign(abandoned_.begin(), abandoned_.end());
   }
   OpContext ctx = OpContext::Within(options_.echo_timeout, ServiceClass::kStream);
   ctx.stop = stop;
@@ -525,12 +605,18 @@ Result<void> Channel::Reattach(std::stop_token stop) {
   auto input = client_->StreamInput(selector, ctx);
   if (!input) return Forward(input.error());
   const std::string nonce = "echo " + RandomBytes(16);
-  const uint64_t number = TakeNumber();
   auto parser = std::make_unique<ReplyParser>(id);
   parser->DiscardUntilEcho(nonce);
+  // What was given up meanwhile, and may be on its way still, is barred before anything else.
+  for (size_t i = 0; i < barred.size(); i += kCancelsOfFrame) {
+    const std::vector<uint64_t> numbers(barred.begin() + ptrdiff_t(i), barred.begin() + ptrdiff_t(std::min(i + kCancelsOfFrame, barred.size())));
+    if (auto sent = (*input)->Write(EncodeFrame(id, TakeNumber(), EncodeCancel(0, numbers)), ctx); !sent) return sent;
+  }
+  const uint64_t number = TakeNumber();
   if (auto sent = (*input)->Write(EncodeFrame(id, number, EncodeEcho(0, nonce)), ctx); !sent) return sent;
   Outcomes none;
   if (auto echoed = AwaitReply(**output, *parser, number, none, ctx); !echoed) return echoed;
+  (*output)->SkipProbes();  // from now on nobody may be waiting
   Lock lock(mutex_);
   input_ = std::move(*input);
   output_ = std::move(*output);
@@ -543,13 +629,15 @@ Result<void> Channel::StartServer(const OpContext& context) {
   ctx.deadline = std::min(ctx.deadline, Clock::now() + options_.start_timeout);
   ctx.service_class = ServiceClass::kStream;
   uint32_t old_pid;
+  bool old_ended;
   {
     Lock lock(mutex_);
     old_pid = facts_.pid;
+    old_ended = process_ended_;
   }
   envd::StartRequest start;
   start.process.command = "/usr/bin/perl";
-  start.process.arguments = {"-e", kLoader};
+  start.process.arguments = {"-e", kServerLoader};
   start.process.environment = ServerEnvironment();
   start.stdin_open = true;
   auto output = client_->StartProcess(start, ctx);
@@ -558,7 +646,10 @@ Result<void> Channel::StartServer(const OpContext& context) {
   if (!first) return Forward(first.error());
   if (!*first || (*first)->kind != envd::ProcessEvent::Kind::kStart) return Failure(ErrorKind::kProtocol, EIO, "a process without a start");
   const uint32_t pid = (*first)->pid;
-  auto kill_new = [&] { (void)client_->SendSignal({pid, {}}, SIGKILL, OpContext::Within(kSignalTime)); };
+  auto kill_new = [&] {
+    condemned_.push_back(pid);
+    KillCondemned();
+  };
   auto begin = [&]() -> Result<void> {
     auto input = client_->StreamInput({pid, {}}, ctx);
     if (!input) return Forward(input.error());
@@ -566,7 +657,8 @@ Result<void> Channel::StartServer(const OpContext& context) {
     const std::string_view program = kServerProgram;
     if (auto sent = (*input)->Write(fmt::format("{}{:08x}{}", Hex(id), program.size(), program), ctx); !sent) return sent;
     auto parser = std::make_unique<ReplyParser>(id);
-    auto transact = [&](const std::vector<Call>& calls) -> Result<Outcomes> {
+    std::optional<Error> lost;
+    auto exchange = [&](const std::vector<Call>& calls) -> Result<Outcomes> {
       Outcomes outcomes;
       for (size_t begun = 0; begun < calls.size();) {
         // As many as the pipe holds, then their answers.
@@ -584,6 +676,11 @@ Result<void> Channel::StartServer(const OpContext& context) {
       if (outcomes.size() != calls.size()) return Failure(ErrorKind::kProtocol, EIO, "replies without an outcome");
       return outcomes;
     };
+    auto transact = [&](const std::vector<Call>& calls) {
+      auto outcomes = exchange(calls);
+      if (!outcomes) lost = outcomes.error();
+      return outcomes;
+    };
     Arguments arguments;
     arguments.Text(options_.root).U32(static_cast<uint32_t>(options_.server_silence.count()));
     auto said = transact({{Operation::kInitialize, arguments.bytes()}});
@@ -591,19 +688,26 @@ Result<void> Channel::StartServer(const OpContext& context) {
     auto facts = DecodeFacts(*said);
     if (!facts) return Forward(facts.error());
     facts->pid = pid;  // as envd knows it
+    std::function<void()> take_over;
     if (old_pid != 0) {
-      reopen_(old_pid, transact);
+      take_over = reopen_(old_pid, pid, transact);
+      if (lost) return Forward(*lost);
       // Before anything is done by the new one: what the old one has not done by now it never does.
-      auto killed = client_->SendSignal({old_pid, {}}, SIGKILL, OpContext::Within(kSignalTime));
-      if (!killed && killed.error().kind != ErrorKind::kErrno) return Forward(killed.error());
+      for (int tries = 1; !old_ended; ++tries) {
+        auto killed = client_->SendSignal({old_pid, {}}, SIGKILL, OpContext::Within(kSignalTime));
+        if (killed || killed.error().kind == ErrorKind::kErrno) break;
+        if (tries == kStartTries || ctx.stop.stop_requested()) return Forward(killed.error());
+      }
     }
+    if (take_over) take_over();
+    (*output)->SkipProbes();
     Lock lock(mutex_);
     input_ = std::move(*input);
     output_ = std::move(*output);
     parser_ = std::move(parser);
     server_id_ = id;
     facts_ = std::move(*facts);
-    process_ended_ = false;
+    process_ended_ = distrusted_ = false;
     heard_ = Clock::now();
     ++counts_.servers;
     return {};
@@ -611,16 +715,6 @@ Result<void> Channel::StartServer(const OpContext& context) {
   auto begun = begin();
   if (!begun) kill_new();
   return begun;
-}
-
-void Channel::Pulse(std::stop_token stop) {
-  Lock lock(mutex_);
-  while (!stop.stop_requested()) {
-    tick_.wait_for(lock, stop, options_.pulse, [] { return false; });
-    if (stop.stop_requested() || state_ != State::kReady || Clock::now() - heard_ < options_.pulse / 2) continue;
-    controls_ += EncodeFrame(server_id_, next_number_++, EncodeEcho(0, "pulse"));
-    SendQueued(lock);
-  }
 }
 
 }  // namespace e2bfs::transport::syscall

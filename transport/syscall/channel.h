@@ -11,7 +11,8 @@
 // mark of a later request. With a new server, a change that was sent and not answered is EIO/kBroken: it may have been done, and nobody
 // repeats it. What only reads is done again. Nothing is attempted while nobody waits: a request could resume a paused sandbox.
 //
-// Any thread may call it. One thread of its own reads replies and finds the way again; another keeps an idle channel alive.
+// Any thread may call it. One thread of its own reads replies and finds the way again; another asks for echoes, which keep an idle channel
+// alive and tell that a silent one is dead.
 #pragma once
 
 #include <atomic>
@@ -22,6 +23,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -33,6 +35,9 @@ namespace e2bfs::transport::syscall {
 
 // server.pl, as it is.
 extern const char kServerProgram[];
+// Reads the server's id, the program's length and the program on its standard input, and runs it; ends when they do not come. The only text of ours
+// that envd logs.
+extern const char kServerLoader[];
 
 struct ChannelOptions {
   std::string root;  // absolute, or relative to the user's home; empty: the home
@@ -71,8 +76,9 @@ class Channel {
  public:
   // Runs calls, each a request of its own, on a new server before anybody else does: an outcome for each, or an error when that one is lost, too.
   using Transact = std::function<Result<Outcomes>(const std::vector<Call>& calls)>;
-  // A new server is there: what was open has to be opened again. Called by the channel's thread, without locks.
-  using Reopen = std::function<void(uint32_t old_pid, const Transact& transact)>;
+  // A new server is there: what was open has to be opened again. What it returns is called once the new server has taken the old one's place, before
+  // anybody else uses it; if it never does, it is forgotten, and so are the descriptors. Both called by the channel's thread, without locks.
+  using Reopen = std::function<std::function<void()>(uint32_t old_pid, uint32_t new_pid, const Transact& transact)>;
 
   // What the server says unasked: the bytes of one frame of news. Unset: some may have been lost, since the way was. Called by the channel's
   // thread, without locks, in order with the replies; false: it makes no sense, and the server is replaced.
@@ -89,12 +95,14 @@ class Channel {
 
   // Of the server that runs now.
   ServerFacts facts() const;
+  uint32_t server_pid() const;
 
   // Sends the calls as one request, which run in order up to the first that fails, and waits: at least one outcome, of a listing as many as there
   // are pieces. Errors: EIO/kBroken (a change that may have been done), ETIMEDOUT/kTimeout (ctx's deadline; a change is cancelled, but may have
   // been done), EINTR/kCancelled (ctx.stop: never of a change that was sent), ENOTCONN/kNotRunning, E2BIG/kBadRequest for a request that is too long.
-  Result<Outcomes> Do(const std::vector<Call>& calls, Effect effect, const OpContext& ctx);
-  // Sends and does not wait. `done` (may be empty) is called by the channel's thread, or by the destructor, without locks; it must not block.
+  // `server_pid`: whose outcomes they are. It may be another server by now.
+  Result<Outcomes> Do(const std::vector<Call>& calls, Effect effect, const OpContext& ctx, uint32_t* server_pid = nullptr);
+  // Sends and does not wait; without `done`, nobody does, and a lost way is not looked for. `done` is called by the channel's thread, or by the destructor, without locks; it must not block.
   void Post(const std::vector<Call>& calls, std::function<void(Result<Outcomes>)> done);
 
   ChannelCounts counts() const;
@@ -107,9 +115,13 @@ class Channel {
   Channel(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen, News news);
   void Enqueue(Lock& lock, const std::shared_ptr<Request>& request, const std::vector<Call>& calls);  // mutex_ held
   void SendQueued(Lock& lock);                       // mutex_ held; not while it writes
+  std::string NextBatch();                           // mutex_ held
   void LoseWay();                                    // mutex_ held
-  void CheckQuiet(Lock& lock);                       // mutex_ held
-  void Withdraw(uint64_t number);                    // mutex_ held
+  void AskEcho(Lock& lock, const char* why);         // mutex_ held; not while it writes
+  void Abandon(const Request& request);              // mutex_ held
+  void Withdraw(Lock& lock, uint64_t number);        // mutex_ held; not while it writes
+  bool IsWanted() const;                             // mutex_ held
+  void WakeWatch();                                  // mutex_ held
   uint64_t LowWater() const;                         // mutex_ held
   void FinishAll(Lock& lock, const Error& error, bool only_sent_changes);  // mutex_ held; not while it calls `done`s
 
@@ -119,8 +131,9 @@ class Channel {
   void FindAgain(std::stop_token stop);
   Result<void> Reattach(std::stop_token stop);
   Result<void> StartServer(const OpContext& ctx);
+  void KillCondemned();
   uint64_t TakeNumber();
-  void Pulse(std::stop_token stop);
+  void Watch(std::stop_token stop);
 
   const std::shared_ptr<envd::Client> client_;
   const ChannelOptions options_;
@@ -129,28 +142,35 @@ class Channel {
 
   mutable std::mutex mutex_;  // innermost
   std::condition_variable_any changed_;   // state_, sending_, wanted; nobody waits for it while all is well
-  std::condition_variable_any tick_;      // the pulse's
+  std::condition_variable_any tick_;      // the watch's: woken_
   State state_ = State::kLost;
   std::shared_ptr<envd::InputStream> input_;
   std::shared_ptr<envd::ProcessStream> output_;
   std::string server_id_;
   ServerFacts facts_;
-  bool process_ended_ = false;
+  bool process_ended_ = false;            // for sure
+  bool distrusted_ = false;               // it said what makes no sense: there has to be another
+  bool leaving_ = false;
   bool sending_ = false;                  // a thread is in input_->Write
   uint64_t next_number_ = 1;
   std::map<uint64_t, std::shared_ptr<Request>> in_flight_;
   std::deque<uint64_t> queue_;            // of in_flight_, not sent yet; in order
-  std::string controls_;                  // echo and cancel frames to go out first
-  size_t unanswered_bytes_ = 0;
-  std::map<uint64_t, size_t> withdrawn_;  // given up, but maybe still in the pipe: number and bytes, counted in unanswered_bytes_
+  std::deque<std::string> controls_;      // echo and cancel frames, to go out first
+  std::deque<std::pair<uint64_t, size_t>> in_pipe_;  // number and bytes of what was sent, and is not known to be out of the server's pipe
+  size_t unanswered_bytes_ = 0;           // of in_pipe_
+  std::set<uint64_t> abandoned_;          // sent and given up; not known to be barred by a low-water mark yet
   TimePoint heard_{};
   TimePoint quiet_since_{};               // the later of heard_ and when something to wait for came
   std::optional<TimePoint> echo_asked_;
+  bool active_ = false;                   // there were requests since the watch looked
+  bool alert_ = false;                    // the watch looks again soon by itself
+  bool woken_ = false;
   ChannelCounts counts_;
 
-  std::unique_ptr<ReplyParser> parser_;   // the channel's thread only, once it runs
+  std::unique_ptr<ReplyParser> parser_;   // the channel's thread only, once it runs; as what follows
+  std::vector<uint32_t> condemned_;
   std::jthread keeper_;                   // last: use the others
-  std::jthread pulse_;
+  std::jthread watch_;
 };
 
 }  // namespace e2bfs::transport::syscall

@@ -165,13 +165,16 @@ std::string EncodeEcho(uint64_t low_water, std::string_view bytes) {
   return RequestBody(low_water, RequestKind::kEcho).append(bytes);
 }
 
-std::string EncodeCancel(uint64_t low_water, uint64_t number) {
+std::string EncodeCancel(uint64_t low_water, const std::vector<uint64_t>& numbers) {
   std::string body = RequestBody(low_water, RequestKind::kCancel);
-  AppendBig(body, number);
+  for (const uint64_t number : numbers) AppendBig(body, number);
   return body;
 }
 
+std::string EncodeLeave() { return RequestBody(0, RequestKind::kLeave); }
+
 void ReplyParser::Feed(std::string_view bytes) {
+  if (broken_) return;
   if (taken_ > (size_t{64} << 10)) {
     buffer_.erase(0, taken_);
     taken_ = 0;
@@ -180,26 +183,44 @@ void ReplyParser::Feed(std::string_view bytes) {
 }
 
 void ReplyParser::DiscardUntilEcho(std::string nonce) {
+  broken_ = false;
   buffer_.clear();
   taken_ = 0;
   nonce_ = std::move(nonce);
 }
 
+// Whether the reply that echoes the nonce is here; everything before it is dropped then. Its body is known, so the frame is, but for its number: the
+// same text inside of content is none.
+bool ReplyParser::FindEcho() {
+  constexpr size_t kBefore = kFrameHeaderBytes + 3;
+  const std::string_view bytes(buffer_);
+  size_t found = taken_;
+  while ((found = bytes.find(nonce_, found)) != std::string_view::npos) {
+    if (found >= taken_ + kBefore) {
+      const std::string_view frame = bytes.substr(found - kBefore, kBefore + nonce_.size());
+      if (frame.starts_with(kReplyMagic) && ReadBig<uint32_t>(frame.substr(4)) == 3 + nonce_.size() &&
+          frame.substr(kCheckedFrom, kServerIdBytes) == server_id_ && (frame[kFrameHeaderBytes] & kEchoed) != 0 &&
+          Checksum(frame.substr(kCheckedFrom)) == ReadBig<uint32_t>(frame.substr(8))) {
+        taken_ = found - kBefore;
+        nonce_.clear();
+        return true;
+      }
+    }
+    ++found;
+  }
+  // What can be the beginning of it stays.
+  const size_t kept = kBefore + nonce_.size() - 1;
+  if (buffer_.size() - taken_ > kept) taken_ = buffer_.size() - kept;
+  return false;
+}
+
 Result<std::optional<Reply>> ReplyParser::Next() {
-  auto rubbish = [](const char* what) {
+  auto rubbish = [this](const char* what) {
+    broken_ = true;
     return Failure(ErrorKind::kProtocol, EIO, std::string("the syscall server's answer makes no sense: ") + what);
   };
-  if (!nonce_.empty()) {
-    // The echo's body is known, so the frame is, but for its number.
-    const size_t found = buffer_.find(nonce_, taken_);
-    if (found == std::string::npos) {
-      if (buffer_.size() - taken_ > 4 * kMaxBodyBytes) taken_ = buffer_.size() - nonce_.size() - kFrameHeaderBytes - 3;
-      return std::nullopt;
-    }
-    if (found < taken_ + kFrameHeaderBytes + 3) return rubbish("an echo without a frame");
-    taken_ = found - kFrameHeaderBytes - 3;
-    nonce_.clear();
-  }
+  if (broken_) return rubbish("after what made none");
+  if (!nonce_.empty() && !FindEcho()) return std::nullopt;
   const std::string_view rest = std::string_view(buffer_).substr(taken_);
   if (rest.size() < kFrameHeaderBytes) return std::nullopt;
   const auto length = ReadBig<uint32_t>(rest.substr(4));
@@ -322,7 +343,8 @@ bool DecodeNews(std::string_view news, const Actor& actor, ChangeListener* liste
       Entry entry;
       entry.name = std::string(fields.ShortText());
       const uint8_t state = fields.U8();
-      if (!fields.ok() || state > kAsk || (state == kThere && !DecodeEntryBody(fields, actor, entry))) return false;
+      const bool named = !entry.name.empty() && entry.name != "." && entry.name != ".." && entry.name.find_first_of(std::string_view("/\0", 2)) == entry.name.npos;
+      if (!fields.ok() || !named || state > kAsk || (state == kThere && !DecodeEntryBody(fields, actor, entry))) return false;
       if (listener) listener->NameChanged(directory, entry.name, state == kThere ? std::optional(entry) : std::nullopt, state == kGone);
     } else if (kind == kDirectoryChanged) {
       const auto attributes = DecodeAttributes(fields, actor);

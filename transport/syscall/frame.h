@@ -82,7 +82,8 @@ std::string EncodeFrame(std::string_view server_id, uint64_t number, std::string
 // `bytes` of a request: the frame's whole length if it is made of these calls.
 std::string EncodeOperations(uint64_t low_water, const std::vector<Call>& calls);
 std::string EncodeEcho(uint64_t low_water, std::string_view bytes);
-std::string EncodeCancel(uint64_t low_water, uint64_t number);
+std::string EncodeCancel(uint64_t low_water, const std::vector<uint64_t>& numbers);
+std::string EncodeLeave();
 
 struct Reply {
   uint64_t number = 0;
@@ -108,10 +109,16 @@ class ReplyParser {
   // given by Next.
   void DiscardUntilEcho(std::string nonce);
 
+  // Held now: never more than a frame and what was fed last.
+  size_t held_bytes() const { return buffer_.size() - taken_; }
+
  private:
+  bool FindEcho();
+
   const std::string server_id_;
   std::string buffer_;
   size_t taken_ = 0;
+  bool broken_ = false;
   std::string nonce_;  // not empty: discarding
 };
 

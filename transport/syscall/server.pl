@@ -67,7 +67,7 @@ my %handles;                    # number -> [fd, may write, path of a directory 
 my $next_fd = $FIRST_HANDLE_FD;
 my $max_fd = 1024;
 my ($low, %kept, %running, %barred) = (0);
-my $kept_bytes = 0;
+my ($kept_bytes, $forgotten) = (0, 0);    # changes up to number $forgotten have no kept replies any more
 my %children;                   # fd of its pipe -> [pid, sequence number, what to do with its answer, what it said]
 my ($in, $out, $heard) = ('', '', 0);
 my ($openat2_works, $use_counter) = (1, 0);
@@ -1203,7 +1203,8 @@ $OPERATIONS[29] = sub {    # Initialize: where the mount begins, and who we are
 };
 
 # Those that change something: their replies are kept, and they are never done twice.
-my %CHANGES = map { $_ => 1 } (6 .. 13, 16, 17, 19, 21 .. 23, 27, 28);
+# An open is one: done again, it would truncate again, and the client would know a descriptor that is closed.
+my %CHANGES = map { $_ => 1 } (6 .. 13, 16 .. 19, 21 .. 23, 27, 28);
 
 # --- frames
 
@@ -1227,7 +1228,7 @@ sub reply {
   if ($kept_bytes > $KEPT_BYTES) {
     for my $old (sort { $a <=> $b } keys %kept) {
       last if $kept_bytes <= $KEPT_BYTES / 2;
-      $low = $old if $old > $low;
+      $forgotten = $old;
       $kept_bytes -= length delete $kept{$old};
     }
   }
@@ -1244,14 +1245,15 @@ sub answer {
   if ($kind == 1) { return send_frame($number, pack('Cn', 2, 0) . $body) }    # an echo
   if ($kind == 2) { $barred{$_} = 1 for unpack '(Q>)*', $body; return }       # cancelled: also if it comes later
   exit 0 if $kind == 3;
+  my @calls = $kind == 0 && length $body >= 2 ? operations_of($body) : ();
+  if (!@calls) { print STDERR "e2bfs: a bad request\n"; leave(3) }
   if ($number <= $low || $barred{$number} || $running{$number}) { return }
   if (exists $kept{$number}) { return send_frame($number, $kept{$number}) }
-  my $count = unpack 'n', substr $body, 0, 2, '';
-  my ($results, $finished, $change) = ('', 0, 0);
-  for my $i (1 .. $count) {
-    my ($operation, $length) = unpack 'C N', substr $body, 0, 5, '';
-    my $args = substr $body, 0, $length, '';
-    $change ||= $CHANGES{$operation};
+  my ($results, $finished, $change) = ('', 0, scalar grep { $CHANGES{$_->[0]} } @calls);
+  # It may have been done, and what came of it is not known any more.
+  if ($change && $number <= $forgotten) { return reply($number, pack('NN', $EIO, 0), 1, 0) }
+  for my $call (@calls) {
+    my ($operation, $args) = @$call;
     my $result = eval {
       if ($operation == 3) {
         my ($piece, $entries, $bytes) = list_directory(\$args, sub { reply($number, pack('NN/a*', 0, $_[0]), 1, 0, 1) });
@@ -1276,6 +1278,20 @@ sub answer {
     $results .= pack 'NN/a*', 0, $result;
   }
   reply($number, $results, $finished, $change);
+}
+
+# [number, arguments] of each; none if the request does not hold what it says.
+sub operations_of {
+  my ($body) = @_;
+  my $count = unpack 'n', substr $body, 0, 2, '';
+  my @calls;
+  for my $i (1 .. $count) {
+    return () if length $body < 5;
+    my ($operation, $length) = unpack 'C N', substr $body, 0, 5, '';
+    return () if length $body < $length;
+    push @calls, [$operation, substr $body, 0, $length, ''];
+  }
+  return length $body ? () : @calls;
 }
 
 # Takes whole frames from the front of what came in. A bad one ends the server: nobody knows what would follow.
@@ -1315,7 +1331,7 @@ while (1) {
   my $pause = $looked + $EVENT_PAUSE - seconds();
   vec($readable, $inotify, 1) = 1 if $inotify != -1 && $room && $pause <= 0;
   vec($writable, 1, 1) = 1 if length $out;
-  my $ready = select $readable, length $out ? $writable : undef, undef, $pause > 0 && $inotify != -1 ? $pause : 60;
+  my $ready = select $readable, length $out ? $writable : undef, undef, $pause > 0 && $inotify != -1 ? $pause : $silence < 60 ? $silence : 60;
   my $now = seconds();
   exit 0 if $now - $heard > $silence;
   # What is kept open keeps file systems from being unmounted.

@@ -78,7 +78,7 @@ struct OpenHandle {
   State state = State::kOpening;
   Node node;             // as it was opened
   uint8_t flags = 0;     // OpenFlag, without truncation
-  uint32_t descriptor = 0;
+  uint32_t server_pid = 0, descriptor = 0;  // where it is open
   std::optional<Error> error;
   bool ours_only = false;  // a stage: cannot be opened again
 };
@@ -89,12 +89,16 @@ class SyscallFsImpl final : public RemoteFs {
 
   Result<void> Start(const OpContext& ctx) {
     auto channel = syscall::Channel::Open(
-        client_, options_.channel, [this](uint32_t old_pid, const syscall::Channel::Transact& transact) { Reopen(old_pid, transact); },
+        client_, options_.channel, [this](uint32_t old_pid, uint32_t new_pid, const syscall::Channel::Transact& transact) { return Reopen(old_pid, new_pid, transact); },
         [this](const std::string* news) { return Tell(news); }, ctx);
     if (!channel) return Forward(channel.error());
     channel_ = std::move(*channel);
     const syscall::ServerFacts facts = channel_->facts();
     actor_ = facts.actor;
+    {
+      std::lock_guard lock(mutex_);
+      server_pid_ = facts.pid;
+    }
     description_.tier = "syscall";
     description_.user = facts.user;
     description_.uid = facts.actor.uid;
@@ -277,8 +281,9 @@ class SyscallFsImpl final : public RemoteFs {
   Result<Opened> Open(const Node& node, const OpenRequest& request, const OpContext& ctx) override {
     if (request.write && options_.read_only) return Errno(EROFS, node.path);
     const Handle handle = NewHandle(node, FlagsOf(request));
+    uint32_t pid = 0;
     auto result = Ask(Operation::kOpen, OpenArguments(handle, node, FlagsOf(request) | (request.truncate ? syscall::kOpenTruncate : 0)),
-                      request.truncate ? Effect::kChange : Effect::kNone, ctx);
+                      request.truncate ? Effect::kChange : Effect::kNone, ctx, &pid);
     if (!result) {
       DropRecord(handle);
       // It may have been opened there all the same.
@@ -290,7 +295,7 @@ class SyscallFsImpl final : public RemoteFs {
     fields.U32();
     auto attributes = syscall::DecodeAttributes(fields, actor_);
     if (!attributes) return Nonsense("open");
-    Confirm(handle, descriptor, attributes->id);
+    if (auto confirmed = Confirm(handle, pid, descriptor, attributes->id, {}, ctx); !confirmed) return Forward(confirmed.error());
     Opened opened;
     opened.handle = handle;
     opened.attributes = std::move(*attributes);
@@ -308,7 +313,8 @@ class SyscallFsImpl final : public RemoteFs {
       fields.U32();
       auto attributes = syscall::DecodeAttributes(fields, actor_);
       if (!attributes) return Refuse(handle, Nonsense("open").value());
-      Confirm(handle, descriptor, attributes->id);
+      // Called in order with what happens to servers: it is the one of now.
+      TryConfirm(handle, channel_->server_pid(), descriptor, attributes->id, {});
     });
     return handle;
   }
@@ -317,9 +323,10 @@ class SyscallFsImpl final : public RemoteFs {
     if (options_.read_only) return Errno(EROFS, name.name);
     Node node{JoinPath(name.parent.path, name.name), {}};
     const Handle handle = NewHandle(node, syscall::kOpenRead | syscall::kOpenWrite);
+    uint32_t pid = 0;
     auto result = Ask(Operation::kCreate,
-                      Arguments().U64(handle).U8(request.exclusive ? 1 : 0).Place(name).U32(request.permissions).Owner(ctx.creator),
-                      Effect::kChange, ctx);
+                      Arguments().U64(handle).U8(request.exclusive ? 1 : 0).Place(name).U32(request.permissions).Owner(ctx.creator).bytes(),
+                      Effect::kChange, ctx, &pid);
     if (!result) {
       DropRecord(handle);
       if (result.error().kind != ErrorKind::kErrno) channel_->Post({{Operation::kClose, Arguments().U64(handle).bytes()}}, {});
@@ -333,7 +340,9 @@ class SyscallFsImpl final : public RemoteFs {
     auto attributes = syscall::DecodeAttributes(fields, actor_);
     auto parent = attributes ? syscall::DecodeAttributes(fields, actor_) : std::nullopt;
     if (!parent || !fields.ended()) return Nonsense("create");
-    Confirm(handle, descriptor, attributes->id, static_cast<uint8_t>(rights & 3));
+    if (auto confirmed = Confirm(handle, pid, descriptor, attributes->id, static_cast<uint8_t>(rights & 3), ctx); !confirmed) {
+      return Forward(confirmed.error());
+    }
     opened.handle = handle;
     opened.attributes = std::move(*attributes);
     opened.parent = std::move(*parent);
@@ -447,7 +456,7 @@ class SyscallFsImpl final : public RemoteFs {
       open = handles_.size();
     }
     return {{"tier", "syscall"},
-            {"syscall server", "perl " + perl_version_ + ", pid " + std::to_string(channel_->facts().pid)},
+            {"syscall server", "perl " + perl_version_ + ", pid " + std::to_string(channel_->server_pid())},
             {"round trips", std::to_string(counts.round_trips)},
             {"frames", std::to_string(counts.requests)},
             {"servers started", std::to_string(counts.servers)},
@@ -476,8 +485,8 @@ class SyscallFsImpl final : public RemoteFs {
     return std::move(outcomes[0].result);
   }
 
-  Result<std::string> Ask(Operation operation, const std::string& arguments, Effect effect, const OpContext& ctx) {
-    auto outcomes = channel_->Do({{operation, arguments}}, effect, ctx);
+  Result<std::string> Ask(Operation operation, const std::string& arguments, Effect effect, const OpContext& ctx, uint32_t* server_pid = nullptr) {
+    auto outcomes = channel_->Do({{operation, arguments}}, effect, ctx, server_pid);
     if (!outcomes) return Forward(outcomes.error());
     return FirstResult(*outcomes);
   }
@@ -541,15 +550,44 @@ class SyscallFsImpl final : public RemoteFs {
     return handle;
   }
 
-  void Confirm(Handle handle, uint32_t descriptor, const FileId& id, std::optional<uint8_t> flags = {}) {
+  // False: that server is gone, and its successor did not know of the handle.
+  bool TryConfirm(Handle handle, uint32_t pid, uint32_t descriptor, const FileId& id, std::optional<uint8_t> flags) {
     std::lock_guard lock(mutex_);
     auto found = handles_.find(handle);
-    if (found == handles_.end()) return;
-    found->second.state = OpenHandle::State::kOpen;
-    found->second.descriptor = descriptor;
+    if (found == handles_.end()) return true;
     found->second.node.id = id;
     if (flags) found->second.flags = *flags;
+    if (pid != server_pid_) return false;
+    found->second.state = OpenHandle::State::kOpen;
+    found->second.server_pid = pid;
+    found->second.descriptor = descriptor;
     confirmed_.notify_all();
+    return true;
+  }
+
+  Result<void> Confirm(Handle handle, uint32_t pid, uint32_t descriptor, const FileId& id, std::optional<uint8_t> flags, const OpContext& ctx) {
+    for (int tries = 1; !TryConfirm(handle, pid, descriptor, id, flags); ++tries) {
+      Node node;
+      uint8_t wanted = 0;
+      {
+        std::lock_guard lock(mutex_);
+        auto found = handles_.find(handle);
+        if (found == handles_.end()) return {};
+        node = found->second.node;
+        wanted = found->second.flags;
+      }
+      Result<std::string> result = Failure(ErrorKind::kBroken, EIO, "the syscall server was lost");
+      if (tries <= kStoreTries) result = Ask(Operation::kOpen, OpenArguments(handle, node, wanted, pid, descriptor), Effect::kNone, ctx, &pid);
+      Fields fields(result ? std::string_view(*result) : std::string_view());
+      descriptor = fields.U32();
+      if (result && !fields.ok()) result = Nonsense("open");
+      if (!result) {
+        DropRecord(handle);
+        channel_->Post({{Operation::kClose, Arguments().U64(handle).bytes()}}, {});
+        return Forward(result.error());
+      }
+    }
+    return {};
   }
 
   void Refuse(Handle handle, const Error& error) {
@@ -592,42 +630,47 @@ class SyscallFsImpl final : public RemoteFs {
       if (ctx.stop.stop_requested()) return Failure(ErrorKind::kCancelled, EINTR, "interrupted");
       return Failure(ErrorKind::kTimeout, ETIMEDOUT, "opening takes too long");
     }
-    const uint32_t descriptor = opened->descriptor;
-    lock.unlock();
-    return "/proc/" + std::to_string(channel_->facts().pid) + "/fd/" + std::to_string(descriptor);
+    return DescriptorPath(opened->server_pid, opened->descriptor);
+  }
+
+  static std::string DescriptorPath(uint32_t pid, uint32_t descriptor) {
+    return "/proc/" + std::to_string(pid) + "/fd/" + std::to_string(descriptor);
   }
 
   // A new server has to open what the old one had open.
-  void Reopen(uint32_t old_pid, const syscall::Channel::Transact& transact) {
+  std::function<void()> Reopen(uint32_t, uint32_t new_pid, const syscall::Channel::Transact& transact) {
     std::vector<Handle> numbers;
     std::vector<Call> calls;
     {
       std::lock_guard lock(mutex_);
+      server_pid_ = new_pid;
       for (const auto& [handle, opened] : handles_) {
         if (opened.state != OpenHandle::State::kOpen) continue;  // its open is still in flight, and sent again
         numbers.push_back(handle);
-        calls.push_back({Operation::kOpen, OpenArguments(handle, opened.node, opened.flags, old_pid, opened.descriptor)});
+        calls.push_back({Operation::kOpen, OpenArguments(handle, opened.node, opened.flags, opened.server_pid, opened.descriptor)});
       }
     }
     auto outcomes = transact(calls);
-    if (!outcomes) return;  // that server is lost, too: the next one tries again
-    for (size_t i = 0; i < numbers.size(); ++i) {
-      auto result = (*outcomes)[i].errno_value == 0 ? Result<std::string>(std::move((*outcomes)[i].result))
-                                                    : Errno((*outcomes)[i].errno_value == ENOENT ? ESTALE : (*outcomes)[i].errno_value);
-      if (!result) {
-        Refuse(numbers[i], result.error());
-        continue;
+    if (!outcomes) return {};  // that server is lost, too: the next one tries again
+    return [this, new_pid, numbers = std::move(numbers), outcomes = std::make_shared<Outcomes>(std::move(*outcomes))] {
+      for (size_t i = 0; i < numbers.size(); ++i) {
+        auto result = (*outcomes)[i].errno_value == 0 ? Result<std::string>(std::move((*outcomes)[i].result))
+                                                      : Errno((*outcomes)[i].errno_value == ENOENT ? ESTALE : (*outcomes)[i].errno_value);
+        if (!result) {
+          Refuse(numbers[i], result.error());
+          continue;
+        }
+        Fields fields(*result);
+        const uint32_t descriptor = fields.U32();
+        fields.U32();
+        auto attributes = syscall::DecodeAttributes(fields, actor_);
+        if (attributes) {
+          TryConfirm(numbers[i], new_pid, descriptor, attributes->id, {});
+        } else {
+          Refuse(numbers[i], Nonsense("reopen").value());
+        }
       }
-      Fields fields(*result);
-      const uint32_t descriptor = fields.U32();
-      fields.U32();
-      auto attributes = syscall::DecodeAttributes(fields, actor_);
-      if (attributes) {
-        Confirm(numbers[i], descriptor, attributes->id);
-      } else {
-        Refuse(numbers[i], Nonsense("reopen").value());
-      }
-    }
+    };
   }
 
   // --- content
@@ -693,7 +736,8 @@ class SyscallFsImpl final : public RemoteFs {
 
   Result<Attributes> StoreStaged(Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {
     const Handle stage = NewHandle({}, syscall::kOpenRead | syscall::kOpenWrite);
-    auto result = Ask(Operation::kStage, Arguments().U64(stage).Text(ParentPath(node.path)).Text({}), Effect::kChange, ctx);
+    uint32_t pid = 0;
+    auto result = Ask(Operation::kStage, Arguments().U64(stage).Text(ParentPath(node.path)).Text({}).bytes(), Effect::kChange, ctx, &pid);
     auto discard = [&] {
       DropRecord(stage);
       channel_->Post({{Operation::kClose, Arguments().U64(stage).bytes()}}, {});
@@ -704,7 +748,7 @@ class SyscallFsImpl final : public RemoteFs {
     }
     Fields fields(*result);
     const uint32_t descriptor = fields.U32();
-    const std::string path = "/proc/" + std::to_string(channel_->facts().pid) + "/fd/" + std::to_string(descriptor);
+    const std::string path = DescriptorPath(pid, descriptor);
     auto uploaded = syscall::UploadStage(*client_, path, plan, request, ctx);
     if (!uploaded) {
       discard();
@@ -744,6 +788,7 @@ class SyscallFsImpl final : public RemoteFs {
   std::condition_variable_any confirmed_;
   std::map<Handle, OpenHandle> handles_;
   Handle next_handle_ = 1;
+  uint32_t server_pid_ = 0;  // of the server that knows of all handles, or will
 
   std::mutex listener_mutex_;  // held while the listener is told
   ChangeListener* listener_ = nullptr;

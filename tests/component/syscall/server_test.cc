@@ -1,0 +1,539 @@
+// server.pl on pipes: what it refuses, what it does once, what ends it, what it answers.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include "tests/component/syscall/server_process.h"
+
+namespace e2bfs::testing {
+namespace {
+
+using namespace transport;
+using namespace transport::syscall;
+using ::testing::HasSubstr;
+namespace fs = std::filesystem;
+
+class SyscallServer : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::temp_directory_path() / "e2bfs-server-XXXXXX").string();
+    ASSERT_TRUE(mkdtemp(pattern.data()));
+    root_ = fs::canonical(pattern).string();
+    fs::permissions(root_, fs::perms(0777));
+    server_ = std::make_unique<ServerProcess>(ServerProcessOptions{root_});
+  }
+  void TearDown() override {
+    server_.reset();
+    std::error_code ignored;
+    fs::remove_all(root_, ignored);
+  }
+
+  ServerProcess& server() { return *server_; }
+  std::string Path(const std::string& name) const { return root_ + "/" + name; }
+  void Write(const std::string& name, const std::string& content) { std::ofstream(Path(name)) << content; }
+  std::string Content(const std::string& name) const {
+    std::ifstream file(Path(name));
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  }
+  static Node At(const std::string& path, FileId id = {}) { return {path, std::move(id)}; }
+  static Name In(const std::string& directory, const std::string& name, FileId id = {}) { return {{directory, std::move(id)}, name}; }
+  static Arguments Making(const Name& name, uint32_t mode = 0755) { return std::move(Arguments().Place(name).U32(mode).U8(0)); }
+  static Arguments Opening(uint64_t handle, uint8_t flags, const Node& node, uint32_t old_pid = 0, uint32_t old_fd = 0) {
+    return std::move(Arguments().U64(handle).U8(flags).Text(node.path).Text(node.id.value).U32(old_pid).U32(old_fd));
+  }
+  static Arguments Reading(uint64_t handle, const Node& node) { return std::move(Arguments().Object(handle, node).I64(0).U32(1000)); }
+  static Arguments Appending(uint64_t handle, const Node& node, const std::string& bytes) {
+    return std::move(Arguments().Object(handle, node).I64(-1).I64(-1).U32(0).Text(bytes).U32(0));
+  }
+  FileId IdOf(const std::string& path) {
+    std::string result;
+    EXPECT_EQ(server().Ask(Operation::kStat, Arguments().Object(At(path)), &result), 0) << path;
+    Fields fields(result);
+    auto attributes = DecodeAttributes(fields, {});
+    EXPECT_TRUE(attributes);
+    return attributes ? attributes->id : FileId{};
+  }
+  // A copy that is stopped in its child; 0 where it was over too soon.
+  pid_t StoppedCopy(uint64_t* number) {
+    Write("source", "x");
+    Write("target", "");
+    EXPECT_EQ(truncate(Path("source").c_str(), 64 << 20), 0);
+    EXPECT_EQ(server().Ask(Operation::kOpen, Opening(901, kOpenRead, At("source"))), 0);
+    EXPECT_EQ(server().Ask(Operation::kOpen, Opening(902, kOpenRead | kOpenWrite, At("target"))), 0);
+    for (int tries = 0; tries < 20; ++tries) {
+      *number = server().NextNumber();
+      server().Send(*number, EncodeOperations(0, {{Operation::kCopyRange, Arguments().U64(901).I64(0).U64(902).I64(0).I64(64 << 20).bytes()}}));
+      for (int looks = 0; looks < 20'000; ++looks) {
+        const auto children = server().Children();
+        if (children.empty()) continue;
+        if (kill(children[0], SIGSTOP) == 0) return children[0];
+        break;
+      }
+      server().Receive(*number);
+    }
+    return 0;
+  }
+
+  std::string root_;
+  std::unique_ptr<ServerProcess> server_;
+};
+
+TEST_F(SyscallServer, RunsWithPerlBaseAlone) {
+  if (PerlBaseDirectory().empty()) GTEST_SKIP() << "no perl-base here";
+  EXPECT_TRUE(fs::exists(PerlBaseDirectory() + "/strict.pm"));
+  EXPECT_FALSE(fs::exists(PerlBaseDirectory() + "/Time/HiRes.pm"));
+  EXPECT_TRUE(server().Echo());
+  // One of each kind, so that what is loaded late is loaded here.
+  Write("file", "content");
+  EXPECT_EQ(server().Ask(Operation::kList, Arguments().Text("").Text("")), 0);
+  EXPECT_EQ(server().Ask(Operation::kMakeDirectory, Making(In("", "d"))), 0);
+  EXPECT_EQ(server().Ask(Operation::kStatFs, Arguments()), 0);
+  EXPECT_EQ(server().Ask(Operation::kSync, Arguments().Object(At("file"))), 0);
+}
+
+// --- what ends it
+
+TEST_F(SyscallServer, NonsenseEndsItBeforeAnythingFollows) {
+  const std::string good = EncodeFrame(server().id(), 50, EncodeOperations(0, {{Operation::kMakeDirectory, Making(In("", "never")).bytes()}}));
+  auto with = [&](size_t at, const std::string& bytes) { return std::string(good).replace(at, bytes.size(), bytes); };
+  const std::vector<std::pair<const char*, std::string>> cases = {
+      {"magic", with(0, "e2R1")},
+      {"length 0", with(4, std::string(4, '\0'))},
+      {"length beyond all", with(4, "\xff\xff\xff\xff")},
+      {"length of 256 KiB and one", with(4, std::string("\0\4\0\1", 4))},
+      {"checksum", with(8, "abcd")},
+      {"foreign id", EncodeFrame("foreign!", 50, EncodeOperations(0, {}))},
+      {"a flipped bit", with(good.size() - 1, "\x7f")},
+      {"an unknown kind", EncodeFrame(server().id(), 50, std::string(8, '\0') + "\x07")},
+      {"no count", EncodeFrame(server().id(), 50, std::string(9, '\0'))},
+      {"no operations", EncodeFrame(server().id(), 50, EncodeOperations(0, {}))},
+      {"fewer than counted", EncodeFrame(server().id(), 50, std::string(9, '\0') + std::string("\0\2\6\0\0\0\0", 7))},
+      {"arguments that are not there", EncodeFrame(server().id(), 50, std::string(9, '\0') + std::string("\0\1\6\0\0\1\0", 7))},
+      {"more than counted", EncodeFrame(server().id(), 50, EncodeOperations(0, {{Operation::kStatFs, ""}}) + "x")},
+  };
+  for (const auto& [name, bytes] : cases) {
+    SCOPED_TRACE(name);
+    ServerProcess server({root_});
+    ASSERT_TRUE(server.Echo());
+    server.SendBytes(bytes + good);
+    EXPECT_EQ(server.WaitEnd(), 3);
+    EXPECT_THAT(server.TakeWords(), HasSubstr("e2bfs: "));
+    EXPECT_FALSE(fs::exists(Path("never")));
+  }
+}
+
+TEST_F(SyscallServer, ArgumentsThatLieAreEinvalAndNothingWorse) {
+  for (int operation = 1; operation <= 28; ++operation) {
+    for (const std::string& arguments : {std::string(), std::string("\0\0\0\xff", 4), std::string(40, '\xff'), std::string(200, '\0')}) {
+      const int code = server().Ask(Operation(operation), Arguments().Raw(arguments));
+      EXPECT_GE(code, 0) << operation;
+    }
+  }
+  EXPECT_EQ(server().Ask(Operation(200), Arguments()), ENOSYS);
+  EXPECT_EQ(server().Ask(Operation(0), Arguments()), ENOSYS);
+  EXPECT_TRUE(server().Echo());
+}
+
+TEST_F(SyscallServer, EndOfInputEndsIt) {
+  server().CloseInput();
+  EXPECT_EQ(server().WaitEnd(), 0);
+}
+
+TEST_F(SyscallServer, LeaveEndsIt) {
+  server().Send(server().NextNumber(), EncodeLeave());
+  EXPECT_EQ(server().WaitEnd(), 0);
+}
+
+TEST_F(SyscallServer, SilenceEndsIt) {
+  ServerProcess server({root_, 1});
+  EXPECT_EQ(server.WaitEnd(), 0);
+}
+
+TEST_F(SyscallServer, ItsChildrenDieWithIt) {
+  uint64_t number = 0;
+  const pid_t child = StoppedCopy(&number);
+  if (child == 0) GTEST_SKIP() << "copies too fast to be caught";
+  kill(server().pid(), SIGKILL);
+  EXPECT_EQ(server().WaitEnd(), 128 + SIGKILL);
+  bool gone = false;
+  for (int i = 0; i < 5000 && !gone; ++i) {
+    std::ifstream stat("/proc/" + std::to_string(child) + "/stat");
+    std::string text;
+    std::getline(stat, text);
+    gone = text.empty() || text.find(") Z") != std::string::npos;
+    usleep(1000);
+  }
+  EXPECT_TRUE(gone);
+  if (!gone) kill(child, SIGKILL);
+}
+
+// --- at most once
+
+TEST_F(SyscallServer, ARepeatOfAChangeGetsTheKeptReply) {
+  const uint64_t number = server().NextNumber();
+  const std::string make = EncodeOperations(0, {{Operation::kMakeDirectory, Making(In("", "once")).bytes()}});
+  server().Send(number, make);
+  const auto first = server().Receive(number);
+  ASSERT_EQ(first.size(), 1U);
+  EXPECT_EQ(first[0].outcomes.at(0).errno_value, 0);
+  ASSERT_EQ(rmdir(Path("once").c_str()), 0);
+  server().Send(number, make);
+  const auto second = server().Receive(number);
+  ASSERT_EQ(second.size(), 1U);
+  EXPECT_EQ(second[0].outcomes.at(0).errno_value, 0);
+  EXPECT_EQ(second[0].outcomes[0].result, first[0].outcomes[0].result);
+  EXPECT_FALSE(fs::exists(Path("once")));
+}
+
+TEST_F(SyscallServer, AFailureIsKeptToo) {
+  const uint64_t number = server().NextNumber();
+  const std::string make = EncodeOperations(0, {{Operation::kUnlink, Arguments().Place(In("", "later")).bytes()}});
+  server().Send(number, make);
+  EXPECT_EQ(server().Receive(number).at(0).outcomes.at(0).errno_value, ENOENT);
+  Write("later", "");
+  server().Send(number, make);
+  EXPECT_EQ(server().Receive(number).at(0).outcomes.at(0).errno_value, ENOENT);
+  EXPECT_TRUE(fs::exists(Path("later")));
+}
+
+TEST_F(SyscallServer, AppendsAndOpensAreDoneOnce) {
+  Write("log", "0\n");
+  const uint64_t append = server().NextNumber();
+  for (int i = 0; i < 5; ++i) server().Send(append, EncodeOperations(0, {{Operation::kStore, Appending(0, At("log"), "1\n").bytes()}}));
+  EXPECT_TRUE(server().Echo());
+  EXPECT_EQ(Content("log"), "0\n1\n");
+
+  const uint64_t open = server().NextNumber();
+  const std::string truncating = EncodeOperations(0, {{Operation::kOpen, Opening(7, kOpenRead | kOpenWrite | kOpenTruncate, At("log")).bytes()}});
+  server().Send(open, truncating);
+  const auto first = server().Receive(open);
+  EXPECT_EQ(Content("log"), "");
+  Write("log", "written since");
+  server().Send(open, truncating);
+  const auto second = server().Receive(open);
+  EXPECT_EQ(Content("log"), "written since");
+  // The same descriptor: the client has its number.
+  EXPECT_EQ(first.at(0).outcomes.at(0).result.substr(0, 4), second.at(0).outcomes.at(0).result.substr(0, 4));
+  Fields fields(first[0].outcomes[0].result);
+  EXPECT_TRUE(fs::exists("/proc/" + std::to_string(server().pid()) + "/fd/" + std::to_string(fields.U32())));
+}
+
+TEST_F(SyscallServer, NumbersThatAreDoneWithAreRefused) {
+  EXPECT_TRUE(server().Echo(100));
+  server().Send(100, EncodeOperations(0, {{Operation::kMakeDirectory, Making(In("", "late")).bytes()}}));
+  server().Send(57, EncodeOperations(0, {{Operation::kMakeDirectory, Making(In("", "later")).bytes()}}));
+  server().Send(99, EncodeOperations(100, {{Operation::kMakeDirectory, Making(In("", "latest")).bytes()}}));
+  EXPECT_TRUE(server().Echo());
+  EXPECT_FALSE(server().HasReply(100) || server().HasReply(57) || server().HasReply(99));
+  EXPECT_TRUE(fs::is_empty(root_));
+  server().Send(101, EncodeOperations(100, {{Operation::kMakeDirectory, Making(In("", "in time")).bytes()}}));
+  EXPECT_EQ(server().Receive(101).at(0).outcomes.at(0).errno_value, 0);
+}
+
+TEST_F(SyscallServer, WhatIsCancelledNeverComes) {
+  server().Send(server().NextNumber(), EncodeCancel(0, {200, 202}));
+  for (const uint64_t number : {200, 201, 202}) {
+    server().Send(number, EncodeOperations(0, {{Operation::kMakeDirectory, Making(In("", std::to_string(number))).bytes()}}));
+  }
+  EXPECT_EQ(server().Receive(201).at(0).outcomes.at(0).errno_value, 0);
+  EXPECT_TRUE(server().Echo());
+  EXPECT_FALSE(server().HasReply(200) || server().HasReply(202));
+  EXPECT_FALSE(fs::exists(Path("200")) || fs::exists(Path("202")));
+}
+
+TEST_F(SyscallServer, ForgottenRepliesAreNoSecondTry) {
+  // More replies to changes than are kept, and none acknowledged.
+  Write("file", "");
+  const uint64_t first = server().NextNumber();
+  const std::string append = EncodeOperations(0, {{Operation::kStore, Appending(0, At("file"), "x").bytes()}});
+  server().Send(first, append);
+  ASSERT_EQ(server().Receive(first).size(), 1U);
+  const std::string names(60, 'a');
+  for (int i = 0; i < 15; ++i) setxattr(Path("file").c_str(), ("user." + names + std::to_string(i)).c_str(), "", 0, 0);
+  std::string many;
+  uint64_t last = 0;
+  const std::string change = EncodeOperations(0, std::vector<Call>(20, {Operation::kSetAttributes, Arguments().Object(At("file")).U32(0).bytes()}));
+  for (int i = 0; i < 3000; ++i) {
+    last = server().NextNumber();
+    server().Send(last, change);
+    if (i % 16 == 15) {
+      ASSERT_EQ(server().Receive(last).size(), 1U);
+    }
+  }
+  server().Send(first, append);
+  EXPECT_EQ(server().Receive(first).at(0).outcomes.at(0).errno_value, EIO);
+  EXPECT_EQ(Content("file"), "x");
+}
+
+// --- the loop
+
+TEST_F(SyscallServer, LongCopiesHoldNobodyUp) {
+  uint64_t number = 0;
+  const pid_t child = StoppedCopy(&number);
+  if (child == 0) GTEST_SKIP() << "copies too fast to be caught";
+  EXPECT_TRUE(server().Echo());
+  EXPECT_EQ(server().Ask(Operation::kMakeDirectory, Making(In("", "meanwhile"))), 0);
+  EXPECT_EQ(server().Ask(Operation::kSync, Arguments().Object(At("source"))), 0);
+  // A repeat of what runs is not begun again.
+  server().Send(number, EncodeOperations(0, {{Operation::kCopyRange, Arguments().U64(901).I64(0).U64(902).I64(0).I64(64 << 20).bytes()}}));
+  EXPECT_TRUE(server().Echo());
+  EXPECT_EQ(server().Children().size(), 1U);
+  EXPECT_FALSE(server().HasReply(number));
+  kill(child, SIGCONT);
+  const auto replies = server().Receive(number);
+  ASSERT_EQ(replies.size(), 1U);
+  EXPECT_EQ(replies[0].outcomes.at(0).errno_value, 0);
+  Fields fields(replies[0].outcomes[0].result);
+  EXPECT_EQ(fields.I64(), 64 << 20);
+  EXPECT_EQ(fs::file_size(Path("target")), size_t{64} << 20);
+}
+
+TEST_F(SyscallServer, ADeadChildIsAnErrorNotASilence) {
+  uint64_t number = 0;
+  const pid_t child = StoppedCopy(&number);
+  if (child == 0) GTEST_SKIP() << "copies too fast to be caught";
+  kill(child, SIGKILL);
+  EXPECT_EQ(server().Receive(number).at(0).outcomes.at(0).errno_value, EIO);
+  EXPECT_TRUE(server().Echo());
+}
+
+// --- addresses
+
+TEST_F(SyscallServer, ADirectoryIsWhatItIsWhereverItWent) {
+  ASSERT_TRUE(fs::create_directory(Path("a")));
+  const FileId id = IdOf("a");
+  // Held from here on.
+  EXPECT_EQ(server().Ask(Operation::kMakeDirectory, Making(In("a", "one", id))), 0);
+  fs::rename(Path("a"), Path("b"));
+  ASSERT_TRUE(fs::create_directory(Path("a")));
+  EXPECT_EQ(server().Ask(Operation::kMakeDirectory, Making(In("a", "two", id))), 0);
+  EXPECT_TRUE(fs::exists(Path("b/two")));
+  EXPECT_TRUE(fs::is_empty(Path("a")));
+  // With the path alone it is the new one.
+  EXPECT_EQ(server().Ask(Operation::kMakeDirectory, Making(In("a", "three"))), 0);
+  EXPECT_TRUE(fs::exists(Path("a/three")));
+}
+
+TEST_F(SyscallServer, AnotherObjectIsStale) {
+  ASSERT_TRUE(fs::create_directory(Path("a")));
+  Write("file", "old");
+  const FileId directory = IdOf("a"), file = IdOf("file");
+  ServerProcess fresh({root_});  // holds nothing
+  fs::rename(Path("a"), Path("elsewhere"));
+  fs::rename(Path("file"), Path("elsewhere file"));
+  EXPECT_EQ(fresh.Ask(Operation::kMakeDirectory, Making(In("a", "x", directory))), ESTALE);
+  EXPECT_EQ(fresh.Ask(Operation::kStat, Arguments().Object(At("a/below", file))), ENOENT);
+  ASSERT_TRUE(fs::create_directory(Path("a")));
+  Write("file", "new");
+  EXPECT_EQ(fresh.Ask(Operation::kMakeDirectory, Making(In("a", "x", directory))), ESTALE);
+  EXPECT_EQ(fresh.Ask(Operation::kUnlink, Arguments().Place(In("a", "x", directory))), ESTALE);
+  EXPECT_EQ(fresh.Ask(Operation::kList, Arguments().Text("a").Text(directory.value)), ESTALE);
+  EXPECT_EQ(fresh.Ask(Operation::kStat, Arguments().Object(At("file", file))), ESTALE);
+  EXPECT_EQ(fresh.Ask(Operation::kOpen, Opening(1, kOpenRead | kOpenWrite | kOpenTruncate, At("file", file))), ESTALE);
+  EXPECT_EQ(fresh.Ask(Operation::kStore, Appending(0, At("file", file), "x")), ESTALE);
+  EXPECT_EQ(Content("file"), "new");
+  // A link in the way is not followed.
+  fs::remove(Path("a"));
+  fs::create_directory_symlink("elsewhere", Path("a"));
+  EXPECT_EQ(fresh.Ask(Operation::kMakeDirectory, Making(In("a", "x", directory))), ESTALE);
+  EXPECT_TRUE(fs::is_empty(Path("elsewhere")));
+}
+
+TEST_F(SyscallServer, OpenFilesAreTakenOverFromAServerThatIsStuck) {
+  Write("file", "the very file");
+  Write("other", "");
+  std::string result;
+  ASSERT_EQ(server().Ask(Operation::kOpen, Opening(5, kOpenRead | kOpenWrite, At("file")), &result), 0);
+  Fields fields(result);
+  const uint32_t descriptor = fields.U32();
+  const FileId id = IdOf("file"), other = IdOf("other");
+  fs::remove(Path("file"));
+  kill(server().pid(), SIGSTOP);
+  ServerProcess next({root_});
+  EXPECT_EQ(next.Ask(Operation::kOpen, Opening(5, kOpenRead | kOpenWrite, At("file", id), uint32_t(server().pid()), descriptor)), 0);
+  ASSERT_EQ(next.Ask(Operation::kRead, Reading(5, {}), &result), 0);
+  EXPECT_THAT(result, HasSubstr("the very file"));
+  EXPECT_EQ(next.Ask(Operation::kStore, Appending(5, {}, "!")), 0);
+  // What is open there under that number is another one: by its path then.
+  EXPECT_EQ(next.Ask(Operation::kOpen, Opening(6, kOpenRead, At("other", other), uint32_t(server().pid()), descriptor)), 0);
+  EXPECT_EQ(next.Ask(Operation::kOpen, Opening(7, kOpenRead, At("gone", id), uint32_t(server().pid()), descriptor + 1)), ENOENT);
+}
+
+TEST_F(SyscallServer, PathsBeyondPathMax) {
+  std::string path;
+  const std::string name(240, 'n');
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_EQ(server().Ask(Operation::kMakeDirectory, Making(In(path, name))), 0) << i;
+    path += (path.empty() ? "" : "/") + name;
+  }
+  ASSERT_GT(path.size(), 4096U);
+  std::string result;
+  EXPECT_EQ(server().Ask(Operation::kStat, Arguments().Object(At(path))), 0);
+  EXPECT_EQ(server().Ask(Operation::kCreate, Arguments().U64(3).U8(1).Place(In(path, "file")).U32(0644).U8(0)), 0);
+  EXPECT_EQ(server().Ask(Operation::kStore, Appending(3, {}, "deep")), 0);
+  EXPECT_EQ(server().Ask(Operation::kRead, Reading(0, At(path + "/file")), &result), 0);
+  EXPECT_THAT(result, HasSubstr("deep"));
+  EXPECT_EQ(server().Ask(Operation::kList, Arguments().Text(path).Text("")), 0);
+  EXPECT_EQ(server().Ask(Operation::kRename, Arguments().Place(In(path, "file")).Place(In("", "up")).U32(0)), 0);
+  EXPECT_EQ(Content("up"), "deep");
+  // A name that is too long is one, wherever.
+  EXPECT_EQ(server().Ask(Operation::kMakeDirectory, Making(In(path, std::string(256, 'x')))), ENAMETOOLONG);
+  EXPECT_EQ(server().Ask(Operation::kStat, Arguments().Object(At(std::string(5000, 'x')))), ENAMETOOLONG);
+}
+
+TEST_F(SyscallServer, ManyEntriesComeInPieces) {
+  constexpr int kEntries = 32'000;
+  ASSERT_TRUE(fs::create_directory(Path("many")));
+  for (int i = 0; i < kEntries; ++i) ASSERT_EQ(mknod(Path("many/entry number " + std::to_string(i)).c_str(), S_IFREG | 0644, 0), 0);
+  const uint64_t number = server().NextNumber();
+  server().Send(number, EncodeOperations(0, {{Operation::kList, Arguments().Text("many").Text("").bytes()}}));
+  const auto replies = server().Receive(number, 60'000);
+  ASSERT_GT(replies.size(), 10U);
+  std::set<std::string> names;
+  for (size_t i = 0; i < replies.size(); ++i) {
+    EXPECT_EQ(replies[i].more, i + 1 < replies.size());
+    Fields fields(replies[i].outcomes.at(0).result);
+    if (i == 0) {
+      ASSERT_TRUE(DecodeAttributes(fields, {}));
+    }
+    const uint32_t count = fields.U32();
+    for (uint32_t j = 0; j < count; ++j) {
+      Entry entry;
+      entry.name = std::string(fields.ShortText());
+      ASSERT_TRUE(DecodeEntryBody(fields, {}, entry));
+      EXPECT_TRUE(names.insert(entry.name).second);
+    }
+    EXPECT_TRUE(fields.ok() && fields.ended());
+  }
+  EXPECT_EQ(names.size(), size_t{kEntries});
+}
+
+TEST_F(SyscallServer, AFifoIsNeverOpened) {
+  ASSERT_EQ(mkfifo(Path("fifo").c_str(), 0666), 0);
+  EXPECT_EQ(server().Ask(Operation::kOpen, Opening(1, kOpenRead, At("fifo"))), ENXIO);
+  EXPECT_EQ(server().Ask(Operation::kOpen, Opening(1, kOpenWrite, At("fifo"))), ENXIO);
+  EXPECT_EQ(server().Ask(Operation::kRead, Reading(0, At("fifo"))), ENXIO);
+  EXPECT_EQ(server().Ask(Operation::kStore, Appending(0, At("fifo"), "x")), ENXIO);
+  EXPECT_EQ(server().Ask(Operation::kSync, Arguments().Object(At("fifo"))), ENXIO);
+  EXPECT_EQ(server().Ask(Operation::kCreate, Arguments().U64(3).U8(0).Place(In("", "fifo")).U32(0644).U8(0)), ENXIO);
+  EXPECT_EQ(server().Ask(Operation::kStat, Arguments().Object(At("fifo"))), 0);
+  EXPECT_EQ(server().Ask(Operation::kList, Arguments().Text("").Text("")), 0);
+  EXPECT_TRUE(server().Echo());
+}
+
+// --- errno of the obvious failures
+
+TEST_F(SyscallServer, Errnos) {
+  ASSERT_TRUE(fs::create_directories(Path("full/inner")));
+  ASSERT_TRUE(fs::create_directory(Path("empty")));
+  Write("file", "content");
+  fs::create_symlink("nowhere", Path("link"));
+  struct Case {
+    const char* what;
+    Operation operation;
+    Arguments arguments;
+    int expected;
+  };
+  const std::string nul("a\0b", 3);
+  const Case cases[] = {
+      {"stat of nothing", Operation::kStat, Arguments().Object(At("none")), ENOENT},
+      {"stat below a file", Operation::kStat, Arguments().Object(At("file/x")), ENOTDIR},
+      {"stat of an unknown handle", Operation::kStat, Arguments().Object(77, {}), EBADF},
+      {"stat upwards", Operation::kStat, Arguments().Object(At("../x")), EINVAL},
+      {"stat of an absolute path", Operation::kStat, Arguments().Object(At("/etc/passwd")), EINVAL},
+      {"stat with a NUL", Operation::kStat, Arguments().Object(At(nul)), EINVAL},
+      {"lookup of nothing", Operation::kLookup, Arguments().Place(In("", "none")), ENOENT},
+      {"lookup of ..", Operation::kLookup, Arguments().Place(In("empty", "..")), EINVAL},
+      {"lookup of a path", Operation::kLookup, Arguments().Place(In("", "full/inner")), EINVAL},
+      {"lookup in a file", Operation::kLookup, Arguments().Place(In("file", "x")), ENOTDIR},
+      {"list of nothing", Operation::kList, Arguments().Text("none").Text(""), ENOENT},
+      {"list of a file", Operation::kList, Arguments().Text("file").Text(""), ENOTDIR},
+      {"readlink of a file", Operation::kReadLink, Arguments().Object(At("file")), EINVAL},
+      {"mkdir of what is there", Operation::kMakeDirectory, Making(In("", "file")), EEXIST},
+      {"mkdir in nothing", Operation::kMakeDirectory, Making(In("none", "x")), ENOENT},
+      {"mkdir through a link", Operation::kMakeDirectory, Making(In("link", "x")), ENOTDIR},
+      {"mknod of what is there", Operation::kMakeNode, Arguments().Place(In("", "file")).U32(S_IFREG).U32(0).U32(0).U8(0), EEXIST},
+      {"symlink of what is there", Operation::kMakeSymlink, Arguments().Place(In("", "link")).Text("x").U8(0), EEXIST},
+      {"symlink to nothing at all", Operation::kMakeSymlink, Arguments().Place(In("", "new")).Text("").U8(0), ENOENT},
+      {"link of a directory", Operation::kMakeLink, Arguments().Object(At("empty")).Place(In("", "new")), EPERM},
+      {"link of nothing", Operation::kMakeLink, Arguments().Object(At("none")).Place(In("", "new")), ENOENT},
+      {"link onto what is there", Operation::kMakeLink, Arguments().Object(At("file")).Place(In("", "link")), EEXIST},
+      {"unlink of nothing", Operation::kUnlink, Arguments().Place(In("", "none")), ENOENT},
+      {"unlink of a directory", Operation::kUnlink, Arguments().Place(In("", "empty")), EISDIR},
+      {"rmdir of a file", Operation::kRemoveDirectory, Arguments().Place(In("", "file")), ENOTDIR},
+      {"rmdir of what is full", Operation::kRemoveDirectory, Arguments().Place(In("", "full")), ENOTEMPTY},
+      {"rmdir of nothing", Operation::kRemoveDirectory, Arguments().Place(In("", "none")), ENOENT},
+      {"rename of nothing", Operation::kRename, Arguments().Place(In("", "none")).Place(In("", "x")).U32(0), ENOENT},
+      {"rename onto what is full", Operation::kRename, Arguments().Place(In("", "empty")).Place(In("", "full")).U32(0), ENOTEMPTY},
+      {"rename of a file onto a directory", Operation::kRename, Arguments().Place(In("", "file")).Place(In("", "empty")).U32(0), EISDIR},
+      {"rename of a directory onto a file", Operation::kRename, Arguments().Place(In("", "empty")).Place(In("", "file")).U32(0), ENOTDIR},
+      {"rename into itself", Operation::kRename, Arguments().Place(In("", "full")).Place(In("full/inner", "x")).U32(0), EINVAL},
+      {"rename that replaces nothing", Operation::kRename, Arguments().Place(In("", "file")).Place(In("", "link")).U32(1), EEXIST},
+      {"exchange with nothing", Operation::kRename, Arguments().Place(In("", "file")).Place(In("", "none")).U32(2), ENOENT},
+      {"truncate of a directory", Operation::kSetAttributes, Arguments().Object(At("empty")).U32(8).I64(0), EISDIR},
+      {"truncate of a link", Operation::kSetAttributes, Arguments().Object(At("link")).U32(8).I64(0), EINVAL},
+      {"truncate to less than nothing", Operation::kSetAttributes, Arguments().Object(At("file")).U32(8).I64(-1), EINVAL},
+      {"chmod of a link", Operation::kSetAttributes, Arguments().Object(At("link")).U32(1).U32(0600), EOPNOTSUPP},
+      {"chmod of nothing", Operation::kSetAttributes, Arguments().Object(At("none")).U32(1).U32(0600), ENOENT},
+      {"getxattr of what is not there", Operation::kGetXattr, Arguments().Object(At("file")).Text("user.none"), ENODATA},
+      {"setxattr to replace nothing", Operation::kSetXattr, Arguments().Object(At("file")).Text("user.x").Text("v").U32(2), ENODATA},
+      {"removexattr of nothing", Operation::kRemoveXattr, Arguments().Object(At("file")).Text("user.none"), ENODATA},
+      {"open of nothing", Operation::kOpen, Opening(1, kOpenRead, At("none")), ENOENT},
+      {"open of a directory", Operation::kOpen, Opening(1, kOpenRead, At("empty")), EISDIR},
+      {"open of a link", Operation::kOpen, Opening(1, kOpenRead, At("link")), ELOOP},
+      {"create exclusively", Operation::kCreate, Arguments().U64(1).U8(1).Place(In("", "file")).U32(0600).U8(0), EEXIST},
+      {"create over a directory", Operation::kCreate, Arguments().U64(1).U8(0).Place(In("", "empty")).U32(0600).U8(0), EISDIR},
+      {"create over a link", Operation::kCreate, Arguments().U64(1).U8(0).Place(In("", "link")).U32(0600).U8(0), ELOOP},
+      {"create in nothing", Operation::kCreate, Arguments().U64(1).U8(0).Place(In("none", "x")).U32(0600).U8(0), ENOENT},
+      {"read of a directory", Operation::kRead, Reading(0, At("empty")), EISDIR},
+      {"read of an unknown handle", Operation::kRead, Reading(78, {}), EBADF},
+      {"store into a directory", Operation::kStore, Appending(0, At("empty"), "x"), EISDIR},
+      {"commit of an unknown stage", Operation::kCommit, Arguments().U64(79).I64(0).Object(At("file")), EBADF},
+      {"sync of nothing", Operation::kSync, Arguments().Object(At("none")), ENOENT},
+      {"seek beyond the end", Operation::kSeek, Arguments().Object(At("file")).I64(1000).U8(3), ENXIO},
+      {"allocate of nothing", Operation::kAllocate, Arguments().Object(At("file")).U32(0).I64(0).I64(0), EINVAL},
+      {"copy of an unknown handle", Operation::kCopyRange, Arguments().U64(80).I64(0).U64(81).I64(0).I64(1), EBADF},
+      {"close of an unknown handle", Operation::kClose, Arguments().U64(82), 0},
+  };
+  for (const Case& one : cases) EXPECT_EQ(server().Ask(one.operation, one.arguments), one.expected) << one.what;
+  EXPECT_EQ(Content("file"), "content");
+}
+
+TEST_F(SyscallServer, ErrnosOfNobodySpecial) {
+  if (getuid() != 0) GTEST_SKIP() << "needs root to become somebody else";
+  fs::create_directory(Path("closed"));
+  Write("closed/file", "x");
+  Write("mine", "x");
+  ASSERT_EQ(chmod(Path("closed").c_str(), 0700), 0);
+  ASSERT_EQ(chmod(Path("mine").c_str(), 0600), 0);
+  ServerProcess server({root_, 3600, true});
+  EXPECT_EQ(server.Ask(Operation::kList, Arguments().Text("closed").Text("")), EACCES);
+  EXPECT_EQ(server.Ask(Operation::kStat, Arguments().Object(At("closed/file"))), EACCES);
+  EXPECT_EQ(server.Ask(Operation::kMakeDirectory, Making(In("closed", "x"))), EACCES);
+  EXPECT_EQ(server.Ask(Operation::kOpen, Opening(1, kOpenRead, At("mine"))), EACCES);
+  EXPECT_EQ(server.Ask(Operation::kOpen, Opening(1, kOpenWrite | kOpenTruncate, At("mine"))), EACCES);
+  EXPECT_EQ(server.Ask(Operation::kStore, Appending(0, At("mine"), "x")), EACCES);
+  EXPECT_EQ(server.Ask(Operation::kSetAttributes, Arguments().Object(At("mine")).U32(1).U32(0666)), EPERM);
+  EXPECT_EQ(server.Ask(Operation::kSetAttributes, Arguments().Object(At("mine")).U32(2).U32(65534)), EPERM);
+  EXPECT_EQ(server.Ask(Operation::kMakeNode, Arguments().Place(In("", "device")).U32(S_IFCHR | 0600).U32(1).U32(3).U8(0)), EPERM);
+  EXPECT_EQ(Content("mine"), "x");
+}
+
+TEST_F(SyscallServer, TheRootHasToBeADirectory) {
+  Write("file", "");
+  for (const auto& [root, expected] : std::vector<std::pair<std::string, int>>{
+           {Path("none"), ENOENT}, {Path("file"), ENOTDIR}, {std::string("a\0b", 3), EINVAL}}) {
+    ServerProcess server({root_, 3600, false, false});
+    EXPECT_EQ(server.Ask(Operation::kInitialize, Arguments().Text(root).U32(60)), expected);
+  }
+}
+
+}  // namespace
+}  // namespace e2bfs::testing
