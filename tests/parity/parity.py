@@ -7,7 +7,7 @@ and the one in the sandbox itself.
 A case that a tier cannot pass says so with the reason: service="...", syscall="...", real="...", or every="..." for what FUSE itself cannot do.
 It then HAS to differ (and, with Cannot(reason, shows), the difference has to show that text); a mark that is no longer true fails the suite.
 """
-import dataclasses, errno, hashlib, os, pickle, select, signal, stat, sys, time, traceback
+import dataclasses, errno, faulthandler, hashlib, os, pickle, select, signal, stat, sys, time, traceback
 from typing import Callable, NamedTuple
 
 PATIENCE = 60  # seconds that one case may take before it counts as hung
@@ -152,6 +152,7 @@ def in_child(function, timeout, uid=None):
     if child == 0:
         status = 1
         try:
+            faulthandler.disable()  # a SIGBUS may be what is asked for
             os.close(reader)
             if uid is not None:
                 os.setgroups([])
