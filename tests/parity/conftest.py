@@ -28,7 +28,7 @@ UNAVAILABLE = f"this e2bfs has no {TIER} tier" if TIER != "service" and not HAS_
     "this e2bfs has no ids=" if TIER == "real" and not HAS_IDS else \
     "ids=real needs root" if TIER == "real" and os.getuid() != 0 else ""
 # What a tier never shows as it is, in every case (docs/semantics.md). Cases about these say what they expect.
-UNSEEN = {"service": {"nlink", "same"}, "syscall": set(), "real": set()}[TIER]
+UNSEEN = {"service": {"nlink", "same", "xattrs"}, "syscall": set(), "real": set()}[TIER]
 
 
 def tier_options(extra=()):
@@ -89,6 +89,8 @@ class Mounts:
                 base = self.scratch / f"double{double}"
                 base.mkdir()
                 self.doubles[double] = Double(base)
+                if double:
+                    os.chown(self.doubles[double].root, NOBODY, NOBODY)  # as a home is its user's
             self.made[name] = Mount(self.doubles[double], name, tier_options(extra))
         return self.made[name]
 
@@ -107,7 +109,7 @@ class Mounts:
         extra = ["attr_timeout=0", "negative_timeout=0"]
         if TIER != "real":
             extra += ["user=nobody", f"uid={NOBODY}", f"gid={NOBODY}", "allow_other"]
-        return self.get("ordinary", extra)
+        return self.get("ordinary", extra, double="-of-nobody")
 
     def close(self):
         problems = []
