@@ -83,7 +83,7 @@ class Mounts:
     def __init__(self, scratch):
         self.scratch, self.doubles, self.made = scratch, {}, {}
 
-    def get(self, name, extra=(), double=""):
+    def get(self, name, extra=(), double="", inside=None):
         if name not in self.made:
             if double not in self.doubles:
                 base = self.scratch / f"double{double}"
@@ -91,7 +91,7 @@ class Mounts:
                 self.doubles[double] = Double(base)
                 if double:
                     os.chown(self.doubles[double].root, NOBODY, NOBODY)  # as a home is its user's
-            self.made[name] = Mount(self.doubles[double], name, tier_options(extra))
+            self.made[name] = Mount(self.doubles[double], name, tier_options(extra), inside)
         return self.made[name]
 
     @property

@@ -37,7 +37,8 @@ class Handle:
 
 
 class Model:
-    def __init__(self):
+    def __init__(self, late_truncate=False):
+        self.late_truncate = late_truncate  # truncate(2) of a file that is open for writing is sent when it is closed
         self.root = Thing("directory", 0o755)
         self.handles = {}  # (actor, number) -> Handle
 
@@ -173,6 +174,8 @@ class Model:
             raise Failure("EISDIR")
         self.changed(actor, thing)
         thing.content = thing.content[:size].ljust(size, b"\0")
+        if self.late_truncate and actor != INSIDE and any(handle.writable for handle in self.held(thing)):
+            thing.dirty = True
         return "ok"
 
     def do_mkdir(self, actor, path):

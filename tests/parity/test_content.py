@@ -685,4 +685,16 @@ def _(t):
     t(os.link, t.inside("theirs"), t.inside("lock")), t(os.unlink, "lock"), t(os.link, t.inside("theirs"), t.inside("lock")), t(os.link, "mine", "lock"), t.read("lock")
 
 
+def test_files_whose_size_says_nothing(mounts):
+    """/proc and /sys: size 0, and content nevertheless."""
+    for name, inside, files in (("proc", "/proc/sys/kernel", ("ostype", "osrelease", "random/poolsize", "pid_max")), ("sys", "/sys/kernel", ("uevent_seqnum", "fscaps"))):
+        mount = mounts.get(name, inside=inside)
+        for file in files:
+            if os.path.exists(f"{inside}/{file}"):
+                with open(f"{inside}/{file}", "rb") as local, open(mount.path / file, "rb") as here:
+                    assert here.read() == local.read(), file
+                with open(mount.path / file, "rb", buffering=0) as here:
+                    assert here.read(3) + here.read(1000) == open(f"{inside}/{file}", "rb").read(), file
+
+
 test_parity = parity_test(__name__)
