@@ -1,9 +1,11 @@
 """Parity of content: opening, reading, writing, sizes, holes, mappings, copies, locks."""
 import errno, fcntl, mmap, os, signal, struct, time
 
+import pytest
+
 import calls
 from calls import FALLOC_COLLAPSE, FALLOC_INSERT, FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO, O_TMPFILE, fallocate
-from conftest import parity_test
+from conftest import TIER, parity_test
 from parity import Cannot, case
 
 NO_HANDLES = "the service tier has no handles on the other side"
@@ -685,16 +687,18 @@ def _(t):
     t(os.link, t.inside("theirs"), t.inside("lock")), t(os.unlink, "lock"), t(os.link, t.inside("theirs"), t.inside("lock")), t(os.link, "mine", "lock"), t.read("lock")
 
 
-def test_files_whose_size_says_nothing(mounts):
-    """/proc and /sys: size 0, and content nevertheless."""
-    for name, inside, files in (("proc", "/proc/sys/kernel", ("ostype", "osrelease", "random/poolsize", "pid_max")), ("sys", "/sys/kernel", ("uevent_seqnum", "fscaps"))):
-        mount = mounts.get(name, inside=inside)
-        for file in files:
-            if os.path.exists(f"{inside}/{file}"):
-                with open(f"{inside}/{file}", "rb") as local, open(mount.path / file, "rb") as here:
-                    assert here.read() == local.read(), file
-                with open(mount.path / file, "rb", buffering=0) as here:
-                    assert here.read(3) + here.read(1000) == open(f"{inside}/{file}", "rb").read(), file
+@pytest.mark.parametrize("top, files", [("/proc/sys/kernel", ("ostype", "osrelease", "random/poolsize", "pid_max")), ("/sys/kernel", ("uevent_seqnum", "fscaps"))])
+def test_files_whose_size_says_nothing(top, files, mounts, request):
+    """/proc says 0 and /sys 4096: content is what reading gives."""
+    if TIER == "service" and top == "/sys/kernel":
+        request.applymarker(pytest.mark.xfail(strict=True, reason="bug: EIO, the answer ends before the size that stat says"))
+    mount = mounts.get(top.strip("/").replace("/", "-"), inside=top)
+    for file in (each for each in files if os.path.exists(f"{top}/{each}")):
+        with open(f"{top}/{file}", "rb", buffering=0) as local, open(mount.path / file, "rb", buffering=0) as here:
+            expected = local.read(10_000)
+            assert here.read(10_000) == expected, file
+            here.seek(0)
+            assert here.read(3) + here.read(1_000) == expected, file
 
 
 test_parity = parity_test(__name__)
