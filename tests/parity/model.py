@@ -307,7 +307,9 @@ class Model:
         return "ok"
 
     def do_hclose(self, actor, number):
-        self.handles.pop((actor, number)).thing.dirty = False
+        handle = self.handles.pop((actor, number))
+        if handle.writable:
+            handle.thing.dirty = False
         return "ok"
 
 
