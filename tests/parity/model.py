@@ -255,11 +255,19 @@ class Model:
     def do_chmod(self, actor, path, mode):
         thing = self.find(path, follow=True)
         thing.mode = mode | 0o700 if thing.kind == "directory" else mode
+        self.sent_later(actor, thing)
         return "ok"
 
     def do_utime(self, actor, path, mtime):
-        self.find(path, follow=True).mtime = mtime
+        thing = self.find(path, follow=True)
+        thing.mtime = mtime
+        self.sent_later(actor, thing)
         return "ok"
+
+    def sent_later(self, actor, thing):
+        """Attributes that are set on a file which is open for writing may go with what that sends (DESIGN.md chapter 5)."""
+        if actor != INSIDE and thing.kind == "file" and any(handle.writable for handle in self.held(thing)):
+            thing.dirty = True
 
     # --- handles
     def do_open(self, actor, number, path, how):
@@ -300,6 +308,7 @@ class Model:
 
     def do_hchmod(self, actor, number, mode):
         self.handles[actor, number].thing.mode = mode
+        self.sent_later(actor, self.handles[actor, number].thing)
         return "ok"
 
     def do_hsync(self, actor, number):
