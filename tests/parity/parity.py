@@ -10,7 +10,7 @@ It then HAS to differ (and, with Cannot(reason, shows), the difference has to sh
 import dataclasses, errno, faulthandler, hashlib, os, pickle, select, signal, stat, sys, time, traceback
 from typing import Callable, NamedTuple
 
-PATIENCE = 60  # seconds that one case may take before it counts as hung
+PATIENCE = 180  # seconds that one case may take before it counts as hung: far above what it takes
 
 
 class Cannot(NamedTuple):
