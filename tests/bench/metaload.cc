@@ -2,7 +2,7 @@
 //
 //   metaload DIRECTORY THREADS SECONDS LIMIT PHASE...
 //
-// Each thread works in its own directory DIRECTORY/t<number>. The phases run in the order given, all threads begin one
+// Each thread works in a directory of its own that it makes, DIRECTORY/t<number>/work. The phases run in the order given, all threads begin one
 // together; a phase ends for a thread after SECONDS, after LIMIT operations, or when nothing is left to work on. What
 // `mkdir` and `create` made is what the phases after them work on. Prints for each phase: name, operations, seconds.
 // `cold` and `listing` need what metadata.py made inside the sandbox before: t<number>/cold/d<k>/f<i> and
@@ -47,8 +47,8 @@ struct Work {
   long files = 0;
   long renamed = 0;  // the first so many files have their second name
 
-  std::string Directory(long i) const { return top + "/d" + std::to_string(i); }
-  std::string File(long i) const { return top + (i < renamed ? "/r" : "/f") + std::to_string(i); }
+  std::string Directory(long i) const { return top + "/work/d" + std::to_string(i); }
+  std::string File(long i) const { return top + (i < renamed ? "/work/r" : "/work/f") + std::to_string(i); }
 };
 
 int Open(const std::string& path, int flags) {
@@ -108,7 +108,7 @@ Phase PhaseOf(const std::string& name) {
   if (name == "rename") {
     return {files, [](Work& work, long i) {
               const std::string from = work.File(i);
-              const std::string to = work.top + "/r" + std::to_string(i);
+              const std::string to = work.top + "/work/r" + std::to_string(i);
               Check("rename", from, rename(from.c_str(), to.c_str()));
               work.renamed = i + 1;
             }};
@@ -171,6 +171,7 @@ int main(int argc, char** argv) {
   for (int t = 0; t < thread_count; ++t) {
     threads.emplace_back([&, t] {
       Work work{.top = top + "/t" + std::to_string(t)};
+      if (mkdir((work.top + "/work").c_str(), 0755) != 0 && errno != EEXIST) Fail("mkdir", work.top + "/work");
       for (size_t p = 0; p < phases.size(); ++p) {
         const long available = phases[p].available(work);
         const long count = available < 0 ? limit : std::min(limit, available);
