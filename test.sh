@@ -26,7 +26,7 @@ summary() {
 }
 
 # The tools that the tests use, and nothing that they do not.
-test_packages='libgtest-dev libgmock-dev nghttp2-proxy python3 python3-pytest git make rsync util-linux'
+test_packages='libgtest-dev libgmock-dev nghttp2-proxy python3 python3-pytest python3-venv git make rsync sqlite3 util-linux vim'
 # These come from elsewhere on some machines (NodeSource has npm inside nodejs), and Debian's would be in their way.
 command -v node >/dev/null || test_packages+=' nodejs'
 command -v npm >/dev/null || test_packages+=' npm'

@@ -28,7 +28,10 @@ void MergeAttributes(transport::AttributeChange& onto, const transport::Attribut
   if (change.uid) onto.uid = change.uid;
   if (change.gid) onto.gid = change.gid;
   if (change.atime) onto.atime = change.atime;
-  if (change.mtime) onto.mtime = change.mtime;
+  if (change.mtime) {
+    onto.mtime = change.mtime;
+    onto.mtime_is_implied = change.mtime_is_implied;
+  }
 }
 
 }  // namespace
@@ -62,7 +65,7 @@ NodeAttributes CachedFsImpl::BuildAttributes(const Node& node, TimePoint now) co
     shown.blocks = std::max(shown.blocks, (shown.size + 511) / 512);
     if (node.content->sending.cut || node.content->current.cut) shown.blocks = (shown.size + 511) / 512;
   } else if (!node.deleted && node.changes_in_flight == 0 && node.fresh_until > now) {
-    built.valid_for = std::chrono::duration_cast<std::chrono::milliseconds>(node.fresh_until - now);
+    built.valid_for = Remaining(node.fresh_until, now);
   }
   if (node.deleted) shown.link_count = 0;
   return built;
@@ -80,8 +83,29 @@ void CachedFsImpl::ContentChanged(Node& node, bool for_the_kernel) {
   DropSentBytes(node);
 }
 
+TimePoint CachedFsImpl::NameUntil(const Node& directory, uint64_t asked_stamp, TimePoint asked, std::chrono::milliseconds ttl) const {
+  const bool covered = directory.watched && asked_stamp >= lost_stamp_ && ttl.count() > 0;
+  return covered ? kWatched : asked + ttl;
+}
+
+TimePoint CachedFsImpl::NodeUntil(const Node& node, uint64_t asked_stamp, TimePoint asked, bool by_directory) const {
+  const TimePoint unwatched = asked + options_.attribute_ttl;
+  if (options_.attribute_ttl.count() == 0 || asked_stamp < lost_stamp_) return unwatched;
+  if (node.is_directory()) return node.watched && asked_stamp >= node.watched_stamp ? kWatched : unwatched;
+  // What is written by another name is told of there.
+  if (node.attributes.link_count != 1 || !node.linked || node.places.size() != 1) return unwatched;
+  const NodePtr directory = tree_.Find(node.places.front().parent);
+  const bool covered = directory && directory->watched && (by_directory || asked_stamp >= directory->watched_stamp);
+  return covered ? kWatched : unwatched;
+}
+
+std::chrono::milliseconds CachedFsImpl::Remaining(TimePoint fresh_until, TimePoint now) const {
+  if (fresh_until == kWatched) return options_.attribute_ttl;
+  return std::chrono::duration_cast<std::chrono::milliseconds>(fresh_until - now);
+}
+
 bool CachedFsImpl::Absorb(Node& node, const transport::Attributes& attributes, uint64_t asked_stamp, TimePoint asked,
-                          Origin origin) {
+                          Origin origin, bool by_directory) {
   if (asked_stamp < node.stamp || node.changes_in_flight > 0 || node.deleted) return false;
   if (attributes.type != node.attributes.type) return false;
   // Where our appends lie depends on the size: only the store's answer moves them.
@@ -91,7 +115,13 @@ bool CachedFsImpl::Absorb(Node& node, const transport::Attributes& attributes, u
     ContentChanged(node, origin == Origin::kAsked);
   }
   TakeAttributes(node, attributes, asked);
-  node.fresh_until = asked + options_.attribute_ttl;
+  if (node.is_directory() && attributes.watched && asked_stamp >= lost_stamp_ && asked_stamp >= node.watched_stamp) {
+    // From the next question on; this answer's own is covered by what it says.
+    if (!node.watched) node.watched_stamp = asked_stamp;
+    node.watched = true;
+  }
+  node.fresh_until = NodeUntil(node, asked_stamp, asked, by_directory);
+  if (attributes.xattr_names) node.xattr_names_until = node.fresh_until;
   return true;
 }
 

@@ -25,11 +25,15 @@ CachedFsImpl::CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options,
       memory_(options_.memory_bytes),
       spool_(options_.spool_directory, options_.spool_bytes),
       tree_(root) {
-  tree_.root()->fresh_until = asked + options_.attribute_ttl;
+  tree_.root()->watched = root.watched;
+  tree_.root()->fresh_until = NodeUntil(*tree_.root(), stamp_, asked, false);
   closer_.SetTick([this] { ReleaseIdleReaders(); });
+  remote_.SetListener(this);
+  ChangesLost();  // what came before it listened
 }
 
 CachedFsImpl::~CachedFsImpl() {
+  remote_.SetListener(nullptr);
   // What is unsent stays in the spool directory, and what is open on the other side is closed.
   Lock lock(mutex_);
   for (const auto& [id, node] : tree_.nodes()) {
@@ -49,7 +53,10 @@ OpContext CachedFsImpl::ForNames(const OpContext& ctx) const {
 
 OpContext CachedFsImpl::ForTransfer(const OpContext& ctx) const {
   OpContext limited = ctx;
-  if (limited.deadline == TimePoint::max()) limited.deadline = Clock::now() + options_.transfer_timeout;
+  if (limited.deadline == TimePoint::max()) {
+    limited.deadline = Clock::now() + options_.transfer_timeout;
+    limited.renewal = options_.transfer_timeout;
+  }
   return limited;
 }
 

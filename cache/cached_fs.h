@@ -32,13 +32,15 @@ struct CachedFsOptions {
   std::chrono::milliseconds attribute_ttl{1000};  // also listings and link texts
   std::chrono::milliseconds negative_ttl{1000};
   std::chrono::milliseconds operation_timeout{60'000};   // for one operation on names or attributes
-  std::chrono::milliseconds transfer_timeout{600'000};   // for one read(2) or one store, retries included; each wait inside has the transport's idle timeout too
+  std::chrono::milliseconds transfer_timeout{600'000};   // for one read(2), retries included, or for a store that does not get on; each wait inside has the transport's idle timeout too
   std::chrono::milliseconds reader_idle{60'000};         // a stream nobody reads from is cancelled after it
   int64_t memory_bytes = 64 << 20;          // read-ahead of the whole process
   int64_t max_window_bytes = 4 << 20;       // read-ahead of one reader
   std::string spool_directory;              // must exist, 0700, ours; files in it are removed at exit unless they hold unsent data
   int64_t spool_bytes = int64_t{10} << 30;  // limit; a write beyond it sends dirty files first, then ENOSPC
   bool read_only = false;
+  // Where the content of a file goes that is not there any more when it is to be sent; made when needed. Empty: it stays unsent.
+  std::string unsent_directory;
 };
 
 struct NodeAttributes {
@@ -88,6 +90,13 @@ struct CacheStatus {
   int64_t memory_bytes = 0;
   std::string last_error;          // of a store or read, with the path; empty if none
   std::vector<UnsentFile> unsent;
+};
+
+// What the kernel may hold and is outdated, since the other side told of a change.
+struct KernelNews {
+  NodeId node = 0;      // its attributes; 0: none
+  NodeId directory = 0; // and the name in it; 0: none
+  std::string name;
 };
 
 class CachedFs {
@@ -169,6 +178,9 @@ class CachedFs {
   // The absolute path in the sandbox of a node, as now known; for messages.
   virtual std::string PathOf(NodeId node) const = 0;
   virtual transport::RemoteFs& remote() = 0;
+  // Called with what changed, by any thread, without locks; it must only queue the work. Unset again: no call is under way
+  // when that returns.
+  virtual void SetKernel(std::function<void(const std::vector<KernelNews>&)> tell) = 0;
 };
 
 }  // namespace e2bfs::cache

@@ -46,7 +46,7 @@ struct OpenDirectoryState {
   std::shared_ptr<const DirectorySnapshot> snapshot;
 };
 
-class CachedFsImpl final : public CachedFs {
+class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
  public:
   CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options, const transport::Attributes& root,
                TimePoint asked);
@@ -99,6 +99,7 @@ class CachedFsImpl final : public CachedFs {
   NodeId ParentOf(NodeId node) const override;
   std::string PathOf(NodeId node) const override;
   transport::RemoteFs& remote() override { return remote_; }
+  void SetKernel(std::function<void(const std::vector<KernelNews>&)> tell) override;
 
  private:
   using Lock = std::unique_lock<std::mutex>;
@@ -124,7 +125,14 @@ class CachedFsImpl final : public CachedFs {
   // The only way attributes get to the kernel: unsent changes laid over what the other side said.
   NodeAttributes BuildAttributes(const Node& node, TimePoint now) const;
   // Takes an answer into the cache: false if it is older than a change made here (asked_stamp: stamp_ when it was asked).
-  bool Absorb(Node& node, const transport::Attributes& attributes, uint64_t asked_stamp, TimePoint asked, Origin origin);
+  // by_directory: the question was asked of the directory that the node is in, which the other side watched before it answered.
+  bool Absorb(Node& node, const transport::Attributes& attributes, uint64_t asked_stamp, TimePoint asked, Origin origin,
+              bool by_directory = false);
+  // Until when an answer is fresh: about a name in the directory, or about the node.
+  TimePoint NameUntil(const Node& directory, uint64_t asked_stamp, TimePoint asked, std::chrono::milliseconds ttl) const;
+  TimePoint NodeUntil(const Node& node, uint64_t asked_stamp, TimePoint asked, bool by_directory) const;
+  // For the kernel, which keeps nothing for longer than the time to live, watched or not.
+  std::chrono::milliseconds Remaining(TimePoint fresh_until, TimePoint now) const;
   void TakeAttributes(Node& node, const transport::Attributes& attributes, TimePoint asked);
   void ContentChanged(Node& node, bool for_the_kernel);
   void BeginChange(Node& node);
@@ -139,6 +147,16 @@ class CachedFsImpl final : public CachedFs {
   Result<void> Refresh(const NodePtr& node, bool even_if_fresh, const OpContext& ctx);
   timespec SandboxNow() const;
   Result<NodeAttributes> SendAttributes(const NodePtr& node, transport::AttributeChange change, const OpContext& ctx);
+
+  // --- watching.cc: transport::ChangeListener
+  void NameChanged(const transport::FileId& directory, const std::string& name, const std::optional<transport::Entry>& now,
+                   bool gone) override;
+  void DirectoryChanged(const transport::Attributes& now) override;
+  void Unwatched(const transport::FileId& directory) override;
+  void ChangesLost() override;
+  void NotWatched(Node& directory, TimePoint until);  // mutex_ held
+  void Outdated(Node& node);                          // mutex_ held
+  void TellKernel(Lock& lock);                        // mutex_ held; not while it tells
 
   // --- names.cc
   struct NameChange {           // a change of one name on its way
@@ -155,6 +173,8 @@ class CachedFsImpl final : public CachedFs {
   Result<NodeAttributes> Make(NodeId parent, const std::string& name, const OpContext& ctx,
                               const std::function<Result<transport::Changed>(const transport::Name&)>& call,
                               const std::string* link_text);
+  // mutex_ held: the node that lost its name, when `known` is what we took it for and `told` what the other side says of it. Null if none.
+  NodePtr WhatLostItsName(const NodePtr& known, const std::optional<transport::Attributes>& told);
   void NodeRemoved(const NodePtr& node, const std::optional<transport::Attributes>& after, const NameChange& change);
   Result<NodePtr> LookupRemote(const NodePtr& parent, const std::string& name, const OpContext& ctx);
   // Its open files keep the object on the other side, if its name or its mode may soon not lead to it any more.
@@ -200,6 +220,7 @@ class CachedFsImpl final : public CachedFs {
   void RecordTruncate(Node& node, int64_t size);                  // mutex_ held
   void ChargeSpool(Node& node);                                   // mutex_ held: what `present` now holds
   void DropSentBytes(Node& node);                                 // mutex_ held: only what is unsent stays spooled
+  void NoteUnsent(Node& node);                                    // mutex_ held: for whoever finds the spool file alone
 
   // --- ranges.cc
   // Of a file that was removed here, and whose changes therefore stay here.
@@ -216,8 +237,18 @@ class CachedFsImpl final : public CachedFs {
   void StoreSucceeded(const NodePtr& node, const Change& sent, const transport::Attributes& after, uint64_t asked_stamp,
                       TimePoint asked);
   void StoreFailed(Node& node, const OpenFile* teller, const Error& error);
+  // The content arrived, its attributes did not: that is told, and nothing is sent again.
+  void AttributesRefused(const NodePtr& node, const OpenFile* teller, const Change& sent, const Error& error,
+                         uint64_t asked_stamp, TimePoint asked);
+  void TellWriters(const Node& node, const OpenFile* teller, const Error& error);  // mutex_ held
   std::optional<Error> TakeUnreported(OpenFile& file);  // mutex_ held
   void DiscardUnsent(Node& node);                       // mutex_ held
+  // One file's share of SaveUnsent; false: nothing was unsent.
+  Result<bool> SaveUnsentOf(const NodePtr& node, const std::string& directory);
+  // The words of UNSENT.txt about a node; mutex_ held.
+  std::string DescribeUnsent(const Node& node, const std::string& content_file) const;
+  // What can never be sent since its file is gone there, and which nobody has open, leaves the mount: no lock.
+  void PutAsideIfGone(const NodePtr& node);
   // Sends before a rename or link; also fails with an error that nobody was told of.
   Result<void> SendForName(const NodePtr& node, const OpContext& ctx);
 
@@ -233,6 +264,10 @@ class CachedFsImpl final : public CachedFs {
   Tree tree_;
   uint64_t stamp_ = 1;        // grows with each change made here
   uint64_t generation_ = 1;
+  uint64_t lost_stamp_ = 0;   // answers to questions asked before are covered by no watch
+  std::vector<KernelNews> kernel_news_;       // for kernel_, which is called without this lock
+  std::mutex kernel_mutex_;                   // a leaf: held while the kernel's notifier is told
+  std::function<void(const std::vector<KernelNews>&)> kernel_;
   std::unordered_map<FileHandle, std::shared_ptr<OpenFile>> files_;
   std::unordered_map<DirectoryHandle, std::shared_ptr<OpenDirectoryState>> directories_;
   uint64_t next_handle_ = 1;

@@ -7,7 +7,8 @@ namespace e2bfs::cache {
 
 void CachedFsImpl::AbsorbListing(Node& directory, const transport::Listing& listing, uint64_t asked_stamp,
                                  TimePoint asked) {
-  const TimePoint fresh_until = asked + options_.attribute_ttl;
+  Absorb(directory, listing.directory, asked_stamp, asked, Origin::kAsked);
+  const TimePoint fresh_until = NameUntil(directory, asked_stamp, asked, options_.attribute_ttl);
   std::set<std::string_view> names;
   for (const transport::Entry& entry : listing.entries) {
     names.insert(entry.name);
@@ -17,19 +18,18 @@ void CachedFsImpl::AbsorbListing(Node& directory, const transport::Listing& list
     NodePtr node = tree_.GetOrMake(entry.attributes, known);
     if (!child || child->node != node->id) child = &tree_.Attach(directory, entry.name, *node);
     child->fresh_until = fresh_until;
-    Absorb(*node, entry.attributes, asked_stamp, asked, Origin::kAsked);
+    Absorb(*node, entry.attributes, asked_stamp, asked, Origin::kAsked, true);
     if (entry.link_target) {
       node->link_text = entry.link_target;
-      node->link_fresh_until = fresh_until;
+      node->link_fresh_until = node->fresh_until;
     }
   }
   std::vector<std::string> gone;
   for (const auto& [name, child] : directory.children) {
     if (child.node != 0 && child.stamp <= asked_stamp && names.count(name) == 0) gone.push_back(name);
   }
-  for (const std::string& name : gone) tree_.Detach(directory, name).fresh_until = asked + options_.negative_ttl;
+  for (const std::string& name : gone) tree_.Detach(directory, name).fresh_until = NameUntil(directory, asked_stamp, asked, options_.negative_ttl);
   if (directory.forgotten_stamp <= asked_stamp) directory.listed_until = fresh_until;
-  Absorb(directory, listing.directory, asked_stamp, asked, Origin::kAsked);
 }
 
 Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(const NodePtr& node,

@@ -68,7 +68,7 @@ Result<NodePtr> CachedFsImpl::LookupRemote(const NodePtr& parent, const std::str
     }
     if (!answer) {
       if (answer.error().errno_value == ENOENT && answer.error().kind == ErrorKind::kErrno && !outdated) {
-        tree_.Detach(*parent, name).fresh_until = asked + options_.negative_ttl;
+        tree_.Detach(*parent, name).fresh_until = NameUntil(*parent, asked_stamp, asked, options_.negative_ttl);
         tree_.SweepIfLarge(Clock::now());
       } else if (child) {
         child->fresh_until = {};
@@ -79,11 +79,11 @@ Result<NodePtr> CachedFsImpl::LookupRemote(const NodePtr& parent, const std::str
     NodePtr node = tree_.GetOrMake(*answer, known);
     if (!outdated) {
       if (!child || child->node != node->id) child = &tree_.Attach(*parent, name, *node);
-      child->fresh_until = asked + options_.attribute_ttl;
+      child->fresh_until = NameUntil(*parent, asked_stamp, asked, options_.attribute_ttl);
     } else if (node->places.empty() && node->id != kRoot) {
       tree_.Attach(*parent, name, *node);  // its path has to be known, even if not for long
     }
-    Absorb(*node, *answer, asked_stamp, asked, Origin::kAsked);
+    Absorb(*node, *answer, asked_stamp, asked, Origin::kAsked, true);
     tree_.SweepIfLarge(Clock::now());
     return node;
   }
@@ -114,7 +114,7 @@ Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string&
             ++node->references;
             NodeAttributes built = BuildAttributes(*node, now);
             // The kernel takes it for the name, too.
-            const auto name_valid_for = std::chrono::duration_cast<std::chrono::milliseconds>(child->fresh_until - now);
+            const auto name_valid_for = Remaining(child->fresh_until, now);
             built.valid_for = std::min(built.valid_for, name_valid_for);
             return built;
           }
@@ -159,12 +159,18 @@ Result<std::string> CachedFsImpl::ReadLink(NodeId id, const OpContext& context) 
     if (node->attributes.type != transport::FileType::kSymlink) return Errno(EINVAL, tree_.PathOf(*node));
     if (node->link_text && node->link_fresh_until > Clock::now()) return *node->link_text;
   }
+  uint64_t asked_stamp;
+  {
+    Lock lock(mutex_);
+    asked_stamp = stamp_;
+  }
   const TimePoint asked = Clock::now();
   auto text = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.ReadLink(at, ctx); });
   if (!text) return text;
   Lock lock(mutex_);
   node->link_text = *text;
-  node->link_fresh_until = asked + options_.attribute_ttl;
+  // A link's text never changes; its identity may be another one's by now.
+  node->link_fresh_until = NodeUntil(*node, asked_stamp, asked, false);
   return text;
 }
 
@@ -193,7 +199,7 @@ NodePtr CachedFsImpl::EndMade(const NameChange& change, const transport::Attribu
   NodePtr node = tree_.GetOrMake(object, known);
   if (!child || child->node != node->id) child = &tree_.Attach(*change.parent, change.name, *node);
   child->stamp = ++stamp_;
-  child->fresh_until = change.asked + options_.attribute_ttl;
+  child->fresh_until = NameUntil(*change.parent, change.stamp, change.asked, options_.attribute_ttl);
   return node;
 }
 
@@ -219,9 +225,9 @@ Result<NodeAttributes> CachedFsImpl::Make(NodeId parent_id, const std::string& n
     } else {
       NodePtr node = EndMade(*begun, *made->object);
       EndParent(*begun, made->parent);
-      Absorb(*node, *made->object, stamp_, begun->asked, Origin::kOwnChange);
+      Absorb(*node, *made->object, stamp_, begun->asked, Origin::kOwnChange, true);
       // What was made just now is empty: no name in it has to be asked for.
-      if (node->is_directory() && node->children.empty()) node->listed_until = begun->asked + options_.attribute_ttl;
+      if (node->is_directory() && node->children.empty()) node->listed_until = NameUntil(*node, begun->stamp, begun->asked, options_.attribute_ttl);
       if (link_text) {
         node->link_text = *link_text;
         node->link_fresh_until = node->fresh_until;
@@ -327,6 +333,14 @@ void CachedFsImpl::BeforeRemoval(const NodePtr& node, const OpContext& ctx) {
   if (paths_only) RescueContent(node, ctx);
 }
 
+NodePtr CachedFsImpl::WhatLostItsName(const NodePtr& known, const std::optional<transport::Attributes>& told) {
+  if (!told || (known && known->file_id == told->id)) return known;
+  if (!remote_.description().identities_survive_renames) return told->id.known() ? known : nullptr;
+  // Another file had got the name in the sandbox: what we took for it may be there by other names.
+  if (known) known->fresh_until = {};
+  return tree_.FindIdentity(told->id);
+}
+
 void CachedFsImpl::NodeRemoved(const NodePtr& node, const std::optional<transport::Attributes>& after,
                                const NameChange& change) {
   const bool newest = change.stamp >= node->stamp;
@@ -369,7 +383,8 @@ Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, con
     node = child->node ? tree_.Find(child->node) : nullptr;
     Child& gone = tree_.Detach(*begun->parent, name);
     gone.stamp = ++stamp_;
-    gone.fresh_until = begun->asked + options_.negative_ttl;
+    gone.fresh_until = NameUntil(*begun->parent, begun->stamp, begun->asked, options_.negative_ttl);
+    node = WhatLostItsName(node, done->object);
     if (node) NodeRemoved(node, done->object, *begun);
   }
   EndParent(*begun, done ? done->parent : std::nullopt);
@@ -391,7 +406,8 @@ Result<void> CachedFsImpl::RemoveDirectory(NodeId parent_id, const std::string& 
     NodePtr node = child->node ? tree_.Find(child->node) : nullptr;
     Child& gone = tree_.Detach(*begun->parent, name);
     gone.stamp = ++stamp_;
-    gone.fresh_until = begun->asked + options_.negative_ttl;
+    gone.fresh_until = NameUntil(*begun->parent, begun->stamp, begun->asked, options_.negative_ttl);
+    node = WhatLostItsName(node, done->object);
     if (node) NodeRemoved(node, std::nullopt, *begun);
   }
   EndParent(*begun, done ? done->parent : std::nullopt);
@@ -458,37 +474,48 @@ Result<void> CachedFsImpl::Rename(NodeId parent_id, const std::string& name, Nod
     Child* to_child = Tree::FindChild(*to->parent, new_name);
     moved = from_child->node ? tree_.Find(from_child->node) : nullptr;
     target = to_child->node ? tree_.Find(to_child->node) : nullptr;
-    const bool nothing = moved && moved == target;  // two links of one file: both names stay
+    // Two links of one file: both names stay.
+    const bool nothing = done->object && done->replaced ? done->object->id == done->replaced->id && done->object->id.known()
+                                                        : moved && moved == target;
     const transport::FileId moved_before = moved ? moved->file_id : transport::FileId{};
     if (!nothing) {
       Child& old_entry = tree_.Detach(*from->parent, name);
       Child& new_entry = tree_.Detach(*to->parent, new_name);
-      if (target && !exchange) NodeRemoved(target, std::nullopt, *to);
+      target = WhatLostItsName(target, done->replaced);
+      if (target && !exchange) NodeRemoved(target, done->replaced, *to);
+      // Where identities stay with their files, another identity is another file, that had got the name in the sandbox.
+      const bool another = moved && done->object && done->object->id.known() && moved->file_id.known() &&
+                           done->object->id != moved->file_id && remote_.description().identities_survive_renames;
+      if (another) {
+        moved->fresh_until = {};
+        moved = nullptr;
+      }
       if (moved) {
         if (!done->object || (done->object->id.known() && done->object->id != moved->file_id)) {
           tree_.IdentitiesChanged(*moved);
         }
         if (done->object) tree_.Rekey(*moved, done->object->id);
-        tree_.Attach(*to->parent, new_name, *moved).fresh_until = to->asked + options_.attribute_ttl;
+        tree_.Attach(*to->parent, new_name, *moved).fresh_until = NameUntil(*to->parent, to->stamp, to->asked, options_.attribute_ttl);
         const bool newest = to->stamp >= moved->stamp;
         moved->stamp = ++stamp_;
         // Its ctime changed.
-        if (!done->object || !newest || !Absorb(*moved, *done->object, stamp_, to->asked, Origin::kOwnChange)) {
+        if (!done->object || !newest || !Absorb(*moved, *done->object, stamp_, to->asked, Origin::kOwnChange, true)) {
           moved->fresh_until = {};
         }
       } else if (done->object) {
         NodePtr node = tree_.GetOrMake(*done->object, nullptr);
-        tree_.Attach(*to->parent, new_name, *node).fresh_until = to->asked + options_.attribute_ttl;
-        Absorb(*node, *done->object, stamp_, to->asked, Origin::kOwnChange);
+        tree_.Attach(*to->parent, new_name, *node).fresh_until = NameUntil(*to->parent, to->stamp, to->asked, options_.attribute_ttl);
+        Absorb(*node, *done->object, stamp_, to->asked, Origin::kOwnChange, true);
       }
       if (exchange) {
         if (target) {
-          if (!done->object || done->object->id != moved_before) tree_.IdentitiesChanged(*target);
+          const bool told = done->replaced && done->replaced->id.known() && done->replaced->id == target->file_id;
+          if (!told && (!done->object || done->object->id != moved_before)) tree_.IdentitiesChanged(*target);
           tree_.Attach(*from->parent, name, *target);
           target->fresh_until = {};
         }
       } else {
-        old_entry.fresh_until = from->asked + options_.negative_ttl;
+        old_entry.fresh_until = NameUntil(*from->parent, from->stamp, from->asked, options_.negative_ttl);
       }
       old_entry.stamp = ++stamp_;
       new_entry.stamp = stamp_;

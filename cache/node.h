@@ -2,6 +2,7 @@
 // Everything is guarded by CachedFsImpl's mutex (level 2 in cache/DESIGN.md) unless it says otherwise.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <map>
 #include <memory>
@@ -15,6 +16,9 @@
 #include "cache/spool.h"
 
 namespace e2bfs::cache {
+
+// The end of freshness of what is watched: until it is told otherwise.
+inline constexpr TimePoint kWatched = TimePoint::max();
 
 struct Place {
   NodeId parent = 0;
@@ -52,6 +56,10 @@ struct Content {
   Change current;
   Change sending;      // not empty while a store runs; clipped by truncates that happen meanwhile
   bool storing = false;
+  std::atomic<TimePoint::rep> store_progress{0};  // when the store that runs last took bytes; no lock
+  bool saved = false;                  // a copy of what is being sent was put aside
+  bool moving = false;                 // a store's success moves bytes in the spool; they are not to be read then
+  TimePoint noted{};                   // the spool file's note says it all as of then
   bool being_written = false;          // bytes go into the spool that are not recorded yet; under write_mutex too
   std::condition_variable_any stored;  // with CachedFsImpl's mutex
   bool untried = false;                // changed since the last store began
@@ -104,6 +112,8 @@ struct Node {
   TimePoint link_fresh_until{};
 
   // Directories.
+  bool watched = false;             // changes of it, and in it, are told: what is known needs no asking (fresh_until is kWatched)
+  uint64_t watched_stamp = 0;       // answers to questions asked before were not covered by the watch
   std::map<std::string, Child> children;
   uint32_t linked_children = 0;     // children with a node
   TimePoint listed_until{};         // until then what is not in `children` does not exist

@@ -116,7 +116,7 @@ Result<OpenedFile> CachedFsImpl::CreateFile(NodeId parent_id, const std::string&
   Lock lock(mutex_);
   --node->pins;
   Absorb(*node, opened->attributes, asked_stamp, begun->asked,
-         opened->created ? Origin::kOwnChange : Origin::kAsked);
+         opened->created ? Origin::kOwnChange : Origin::kAsked, true);
   const bool created = opened->created;
   // A new file's handle serves for both; the other's was opened as far as its mode allows.
   TakeHandle(*node, opened->handle, created || flags.read, created || flags.write);
@@ -241,6 +241,11 @@ void CachedFsImpl::Release(FileHandle handle, const OpContext& context) {
     DropSentBytes(*node);
     if (!node->content->dirty()) node->content->unreported.reset();
     CloseHandlesIfUnused(*node);
+    ++node->pins;
+    lock.unlock();
+    PutAsideIfGone(node);
+    lock.lock();
+    --node->pins;
   }
 }
 

@@ -143,6 +143,7 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
     size_t wanted = length;
     {
       Lock lock(mutex_);
+      if (!WaitWithin(node->content->stored, lock, ctx, [&] { return !node->content->moving; })) return WaitEnded(ctx, "reading");
       reader = ReaderOf(file);
       if (!file->direct || node->content->dirty()) {
         wanted = static_cast<size_t>(std::clamp<int64_t>(node->size() - offset, 0, static_cast<int64_t>(length)));
@@ -155,6 +156,7 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
     // After some tries the file is one that changes all the time: what is there then has to do.
     const bool checked = attempt < kTriesOfAVersion;
     std::optional<Error> failed;
+    bool moved = false;
     for (const ReadPiece& piece : pieces) {
       char* to = buffer + (piece.extent.offset - offset);
       const auto bytes = static_cast<size_t>(piece.extent.length);
@@ -162,6 +164,12 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
         std::memset(to, 0, bytes);
       } else if (piece.from == ReadPiece::From::kSpool) {
         if (auto read = spool->ReadAt(piece.extent.offset, to, bytes); !read) return Forward(read.error());
+        // What was sent meanwhile may have been dropped from it, or moved in it, before it was read.
+        Lock lock(mutex_);
+        const Content& content = *node->content;
+        const auto still = content.present.Within(piece.extent);
+        if (content.spool != spool || content.moving || still != std::vector<transport::Extent>{piece.extent}) moved = true;
+        if (moved) break;
       } else {
         auto read = checked ? reader->Read(version, piece.extent.offset, to, bytes, ctx)
                             : reader->ReadUnchecked(piece.extent.offset, to, bytes, ctx);
@@ -174,6 +182,10 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
         if (&piece == &pieces.back()) return static_cast<size_t>(piece.extent.offset - offset) + *read;
         std::memset(to + *read, 0, bytes - *read);
       }
+    }
+    if (moved) {
+      --attempt;
+      continue;
     }
     if (!failed) return wanted;
     if (failed->errno_value != ESTALE || !checked) {

@@ -28,6 +28,19 @@ SpoolFile::~SpoolFile() {
   spool_.used_ -= charged_.load();
   ::close(fd_);
   if (!keep_) ::unlink(path_.c_str());
+  if (note_fd_ < 0) return;
+  ::close(note_fd_);
+  if (!keep_) ::unlink((path_ + kSpoolNoteSuffix).c_str());
+}
+
+void SpoolFile::Note(const std::string& text) {
+  if (text == noted_) return;
+  if (note_fd_ < 0) note_fd_ = ::open((path_ + kSpoolNoteSuffix).c_str(), O_CREAT | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (note_fd_ < 0) return;
+  const bool shorter = text.size() < noted_.size();
+  const ssize_t written = ::pwrite(note_fd_, text.data(), text.size(), 0);
+  if (shorter && ::ftruncate(note_fd_, static_cast<off_t>(text.size())) != 0) log::Debug("cache", "the note of {}", path_);
+  noted_ = written == static_cast<ssize_t>(text.size()) ? text : std::string();
 }
 
 void SpoolFile::Charge(int64_t bytes) {

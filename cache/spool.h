@@ -16,6 +16,10 @@ namespace e2bfs::cache {
 
 class Spool;
 
+inline constexpr char kSpoolNoteSuffix[] = ".note";
+// The note of a file whose bytes are all in the sandbox, or that nobody misses.
+inline constexpr char kNothingUnsentNote[] = "nothing unsent\n";
+
 class SpoolFile {
  public:
   SpoolFile(Spool& spool, int fd, std::string path);
@@ -33,7 +37,10 @@ class SpoolFile {
   Result<void> CopyTo(const std::string& target) const;
   // Gives the disk space of the range back; it reads as zeros. Best effort.
   void Discard(int64_t offset, int64_t length);
-  // The name stays when the object goes.
+  // What the file beside it (path() + kSpoolNoteSuffix) says of this one, for whoever finds both after a crash. Best effort.
+  // One thread at a time.
+  void Note(const std::string& text);
+  // The name stays when the object goes, and the note's too.
   void Keep() { keep_ = true; }
   const std::string& path() const { return path_; }
   // Bytes that the owner accounts for with Spool::Reserve; given back when the object goes.
@@ -44,6 +51,8 @@ class SpoolFile {
   Spool& spool_;
   const int fd_;
   const std::string path_;
+  int note_fd_ = -1;
+  std::string noted_;
   std::atomic<bool> keep_{false};
   std::atomic<int64_t> charged_{0};
 };

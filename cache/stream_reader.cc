@@ -12,9 +12,10 @@ namespace {
 
 // What the kernel asks for at a time, and so the smallest range that is worth a request.
 constexpr int64_t kFirstRange = 128 << 10;
-// The kernel's pieces come at most so far out of order.
-constexpr int64_t kMostAhead = 512 << 10;
-constexpr int64_t kMostKept = 1 << 20;
+// The kernel's pieces come at most so far out of order: two windows of its read-ahead (1 MiB, see RaiseReadAhead) and two reads of
+// as much, with room to spare.
+constexpr int64_t kMostAhead = 4 << 20;
+constexpr int64_t kMostKept = 4 << 20;
 // Skipped and never asked for: beyond it the reading is not sequential, whatever it looked like.
 constexpr int64_t kMostWasted = 4 << 20;
 // Ranges grow further than the window: between two of them there is a round trip in which nothing flows.
@@ -240,7 +241,8 @@ Result<size_t> StreamReader::Read(const ReadVersion& version, int64_t offset, ch
       next_ = at;
       continue;
     } else {
-      const bool near = random_end_ >= 0 && at - random_end_ <= kFirstRange && random_end_ - at <= 2 * kFirstRange;
+      const int64_t piece = std::max(kFirstRange, static_cast<int64_t>(length));
+      const bool near = random_end_ >= 0 && at - random_end_ <= piece && random_end_ - at <= 2 * piece;
       near_ = near ? near_ + 1 : 0;
       random_end_ = std::max(offset + static_cast<int64_t>(length), near_ > 0 ? random_end_ : 0);
       const transport::Attributes attributes = version.attributes;

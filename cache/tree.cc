@@ -24,6 +24,11 @@ NodePtr Tree::Find(NodeId id) const {
   return at == nodes_.end() ? nullptr : at->second;
 }
 
+NodePtr Tree::FindIdentity(const transport::FileId& id) const {
+  auto at = by_identity_.find(id.value);
+  return id.known() && at != by_identity_.end() ? Find(at->second) : nullptr;
+}
+
 NodePtr Tree::GetOrMake(const transport::Attributes& attributes, const NodePtr& known) {
   if (attributes.id.known()) {
     if (auto at = by_identity_.find(attributes.id.value); at != by_identity_.end()) {
@@ -171,7 +176,7 @@ bool Tree::UseOtherPlace(Node& node) {
 bool Tree::Droppable(const Node& node, TimePoint now) const {
   return node.id != kRoot && node.references == 0 && node.pins == 0 && node.changes_in_flight == 0 &&
          node.open_files == 0 && !node.content->storing && node.linked_children == 0 && node.parked_children == 0 &&
-         node.fresh_until <= now && !node.content->dirty() && !node.content->unreported;
+         (node.fresh_until <= now || node.fresh_until == kWatched) && !node.content->dirty() && !node.content->unreported;
 }
 
 void Tree::Drop(const NodePtr& node) {
@@ -213,7 +218,9 @@ void Tree::Sweep(TimePoint now) {
   }
   for (const auto& [id, node] : nodes_) {
     for (auto at = node->children.begin(); at != node->children.end();) {
-      if (at->second.node == 0 && at->second.fresh_until <= now) {
+      if (at->second.node == 0 && (at->second.fresh_until <= now || at->second.fresh_until == kWatched)) {
+        // Of this name nothing is known any more; a listing could not say that.
+        if (at->second.fresh_until != kWatched) node->listed_until = {};
         node->forgotten_stamp = std::max(node->forgotten_stamp, at->second.stamp);
         at = node->children.erase(at);
         --entries_;

@@ -15,6 +15,7 @@ class Tree {
   explicit Tree(const transport::Attributes& root);
 
   NodePtr Find(NodeId id) const;  // null if not known
+  NodePtr FindIdentity(const transport::FileId& id) const;  // null if no live node has it
   const NodePtr& root() const { return root_; }
   // The node of that identity; made if it is not known. An identity that was known before has the same id again. `known` is
   // used when attributes.id is not known and it is of the same type. Attributes of a new node are set, with no freshness.

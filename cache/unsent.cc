@@ -16,14 +16,16 @@ namespace {
 
 class SpoolSource final : public transport::ContentSource {
  public:
-  explicit SpoolSource(std::shared_ptr<SpoolFile> spool) : spool_(std::move(spool)) {}
+  SpoolSource(std::shared_ptr<SpoolFile> spool, Content& content) : spool_(std::move(spool)), content_(content) {}
   Result<void> ReadAt(int64_t offset, char* buffer, size_t length) override {
     if (!spool_) return Errno(EIO, "nothing is spooled");
+    content_.store_progress = Clock::now().time_since_epoch().count();
     return spool_->ReadAt(offset, buffer, length);
   }
 
  private:
   std::shared_ptr<SpoolFile> spool_;
+  Content& content_;
 };
 
 // What a failed store was to bring, with what came after it laid over. `remote_size`: without both.
@@ -57,8 +59,26 @@ Change MergeChanges(Change first, Change later, int64_t remote_size) {
   if (later.attributes.uid) set.uid = later.attributes.uid;
   if (later.attributes.gid) set.gid = later.attributes.gid;
   if (later.attributes.atime) set.atime = later.attributes.atime;
-  if (later.attributes.mtime) set.mtime = later.attributes.mtime;
+  if (later.attributes.mtime) {
+    set.mtime = later.attributes.mtime;
+    set.mtime_is_implied = later.attributes.mtime_is_implied;
+  }
   return merged;
+}
+
+// Names come from the sandbox: none forges a line.
+std::string PrintableName(const std::string& name) {
+  static constexpr char kDigits[] = "01234567";
+  std::string text;
+  for (const char c : name) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte >= 0x20 && byte != 0x7f && byte != '\\') {
+      text += c;
+    } else {
+      text += {'\\', kDigits[byte >> 6], kDigits[byte >> 3 & 7], kDigits[byte & 7]};
+    }
+  }
+  return text;
 }
 
 // It may have been done all the same.
@@ -90,12 +110,19 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
   {
     Lock lock(mutex_);
     Content& content = *node->content;
-    if (!WaitWithin(content.stored, lock, ctx, [&] { return !content.storing; })) {
-      return WaitEnded(ctx, "waiting for a store of the same file");
+    OpContext waiting = ctx;
+    while (!WaitWithin(content.stored, lock, waiting, [&] { return !content.storing; })) {
+      // Whoever waits for a transfer waits as long as it gets on.
+      const TimePoint progress{TimePoint::duration(content.store_progress.load())};
+      if (ctx.renewal.count() == 0 || ctx.stop.stop_requested() || progress + ctx.renewal <= Clock::now()) {
+        return WaitEnded(ctx, "waiting for a store of the same file");
+      }
+      waiting.deadline = progress + ctx.renewal;
     }
     if (!content.dirty() || node->deleted) return {};
     content.sending = std::exchange(content.current, {});
     content.storing = true;
+    content.saved = false;
     content.untried = false;
     BeginChange(*node);
   }
@@ -117,7 +144,7 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
     if (changed->object) return *changed->object;
     return AtNode(node, ctx, [&](const transport::Node& at) { return remote_.Stat(at, ctx); });
   }
-  SpoolSource source(spool);
+  SpoolSource source(spool, *node->content);
   transport::StoreRequest request;
   request.extents = change.extents.extents();
   request.size = change.size;
@@ -165,9 +192,42 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
     StoreSucceeded(node, sent, *stored, asked_stamp, asked);
     return {};
   }
+  if (stored.error().content_stored) {
+    AttributesRefused(node, teller, sent, stored.error(), asked_stamp, asked);
+    return Forward(stored.error());
+  }
   Lock lock(mutex_);
+  // Attributes alone that were refused are as with chmod: told, and not tried for ever.
+  if (!sent.touches_content() && stored.error().kind == ErrorKind::kErrno) node->content->sending = {};
   StoreFailed(*node, teller, stored.error());
+  lock.unlock();
+  PutAsideIfGone(node);
   return Forward(stored.error());
+}
+
+void CachedFsImpl::AttributesRefused(const NodePtr& node, const OpenFile* teller, const Change& sent, const Error& error,
+                                     uint64_t asked_stamp, TimePoint asked) {
+  OpContext ctx = OpContext::Within(options_.operation_timeout);
+  auto now = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.Stat(at, ctx); });
+  transport::Attributes after;
+  {
+    Lock lock(mutex_);
+    after = now ? *now : node->attributes;
+    if (!now) after.size = sent.SizeAfter(node->attributes.size);
+  }
+  StoreSucceeded(node, sent, after, asked_stamp, asked);
+  Lock lock(mutex_);
+  if (!now) node->fresh_until = {};
+  NoteError(tree_.PathOf(*node), error);
+  TellWriters(*node, teller, error);
+}
+
+void CachedFsImpl::TellWriters(const Node& node, const OpenFile* teller, const Error& error) {
+  for (const auto& [handle, file] : files_) {
+    if (file->node.get() == &node && file.get() != teller && file->flags.write && !file->unreported) {
+      file->unreported = error;
+    }
+  }
 }
 
 void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const transport::Attributes& after,
@@ -181,6 +241,7 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
     Lock lock(mutex_);
     if (shift != 0 && !content.current.size) later = content.current.append;
     spool = content.spool;
+    content.moving = later.has_value();
   }
   // Others appended as well: what we appended since the store began lies further on.
   const bool follows = later && spool && later->offset + shift >= 0;
@@ -191,6 +252,7 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
     moved = done.has_value();
   }
   Lock lock(mutex_);
+  content.moving = false;
   if (moved) {
     content.current.append->offset += shift;
     content.present.Add(*content.current.append);
@@ -202,7 +264,7 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
   // The answer is the file as it is now, whatever else is on its way.
   TakeAttributes(*node, after, asked);
   const bool newest = node->changes_in_flight == 0 && asked_stamp >= node->stamp;
-  node->fresh_until = newest ? asked + options_.attribute_ttl : TimePoint{};
+  node->fresh_until = newest ? NodeUntil(*node, asked_stamp, asked, false) : TimePoint{};
   node->stamp = ++stamp_;
   if (sent.touches_content()) {
     content.fresh = false;
@@ -210,6 +272,7 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
   }
   content.last_error.reset();
   if (!content.dirty()) dirty_.erase(node->id);
+  ChargeSpool(*node);
   if (node->open_files == 0) {
     if (node->deleted) DiscardUnsent(*node);
     DropSentBytes(*node);
@@ -228,11 +291,9 @@ void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& 
   node.stamp = ++stamp_;
   content.last_error = error;
   NoteError(tree_.PathOf(node), error);
-  for (const auto& [handle, file] : files_) {
-    if (file->node.get() == &node && file.get() != teller && file->flags.write && !file->unreported) {
-      file->unreported = error;
-    }
-  }
+  TellWriters(node, teller, error);
+  if (!content.dirty()) dirty_.erase(node.id);
+  ChargeSpool(node);
   if (node.open_files == 0) {
     if (node.deleted) DiscardUnsent(node);
     CloseHandlesIfUnused(node);
@@ -311,6 +372,7 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
   size_t next = 0;
   std::optional<Error> first;
   auto work = [&] {
+    OpContext within = ctx;
     for (;;) {
       NodePtr node;
       {
@@ -318,7 +380,8 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
         if (next == nodes.size()) return;
         node = nodes[next++];
       }
-      auto sent = Send(node, nullptr, ctx);
+      auto sent = Send(node, nullptr, within);
+      if (sent) within = within.Renewed();
       std::lock_guard lock(mutex);
       if (!sent && !first) first = sent.error();
       if (progress) progress(Status().dirty_bytes);
@@ -335,50 +398,100 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
   return {};
 }
 
-Result<int> CachedFsImpl::SaveUnsent(const std::string& directory) {
+std::string CachedFsImpl::DescribeUnsent(const Node& node, const std::string& content_file) const {
+  const Content& content = *node.content;
+  std::string text = "file in the sandbox: " + PrintableName(tree_.PathOf(node)) + "\nwhat was written:    " +
+                     PrintableName(content_file) + "\nits ranges:         ";
+  for (const Change* change : {&content.sending, &content.current}) {
+    for (const transport::Extent& extent : change->extents.extents()) {
+      text += ' ' + std::to_string(extent.offset) + '+' + std::to_string(extent.length);
+    }
+    if (change->append) {
+      text += " appended " + std::to_string(change->append->offset) + '+' + std::to_string(change->append->length);
+    }
+    if (change->cut) text += "; cut to " + std::to_string(*change->cut) + " bytes before";
+    if (change->size) text += "; size " + std::to_string(*change->size);
+  }
+  if (content.storing) text += "\nwhy:                 it was being sent when the mount ended, and may have arrived";
+  if (content.last_error) text += "\nwhy:                 " + ToString(*content.last_error);
+  return text + "\n\n";
+}
+
+Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& directory) {
   for (size_t slash = directory.find('/', 1);; slash = directory.find('/', slash + 1)) {
     const std::string part = directory.substr(0, slash);
     if (::mkdir(part.c_str(), 0700) != 0 && errno != EEXIST) return Failure(ErrorKind::kLocal, errno, "making " + part);
     if (slash == std::string::npos) break;
   }
+  std::lock_guard writing(node->content->write_mutex);
   Lock lock(mutex_);
+  if (!node->content->dirty() || node->deleted) return false;
+  Content& content = *node->content;
+  // A store that does not end still uses the spool file: a copy then, and nothing is dropped.
+  const bool being_sent = content.storing;
+  if (being_sent && content.saved && content.current.empty()) return false;
+  const std::string path = tree_.PathOf(*node);
+  std::string target = "(no content)";
+  if (content.spool && content.unsent_bytes() > 0) {
+    const std::string wanted = directory + "/" + std::to_string(node->id) + "-" + path.substr(path.rfind('/') + 1).substr(0, 200);
+    target = wanted;
+    struct stat there {};
+    for (int n = 2; ::lstat(target.c_str(), &there) == 0; ++n) target = wanted + "." + std::to_string(n);
+    if (being_sent || ::rename(content.spool->path().c_str(), target.c_str()) != 0) {
+      const int error = errno;
+      if (!being_sent && error != EXDEV) return Failure(ErrorKind::kLocal, error, "moving " + content.spool->path());
+      if (auto copied = content.spool->CopyTo(target); !copied) return Forward(copied.error());
+    }
+  }
   std::ofstream list(directory + "/UNSENT.txt", std::ios::app);
+  list << DescribeUnsent(*node, target);
+  list.flush();
+  if (!list) return Failure(ErrorKind::kLocal, EIO, "writing " + directory + "/UNSENT.txt");
+  content.saved = being_sent;
+  if (being_sent && content.spool) content.spool->Note(kNothingUnsentNote);  // the copy counts now
+  if (!being_sent) DiscardUnsent(*node);
+  return true;
+}
+
+Result<int> CachedFsImpl::SaveUnsent(const std::string& directory) {
+  std::vector<NodePtr> nodes;
+  {
+    Lock lock(mutex_);
+    for (NodeId id : dirty_) {
+      if (NodePtr node = tree_.Find(id)) nodes.push_back(std::move(node));
+    }
+  }
   int saved = 0;
-  const std::vector<NodeId> ids(dirty_.begin(), dirty_.end());
-  for (NodeId id : ids) {
-    NodePtr node = tree_.Find(id);
-    if (!node || !node->content->dirty() || node->deleted) continue;
-    Content& content = *node->content;
-    // A store that does not end still uses the spool file: a copy then, and nothing is dropped.
-    const bool being_sent = content.storing;
-    const std::string path = tree_.PathOf(*node);
-    std::string target = "(no content)";
-    if (content.spool && content.unsent_bytes() > 0) {
-      target = directory + "/" + std::to_string(id) + "-" + path.substr(path.rfind('/') + 1).substr(0, 200);
-      if (being_sent || ::rename(content.spool->path().c_str(), target.c_str()) != 0) {
-        const int error = errno;
-        if (!being_sent && error != EXDEV) return Failure(ErrorKind::kLocal, error, "moving " + content.spool->path());
-        if (auto copied = content.spool->CopyTo(target); !copied) return Forward(copied.error());
-      }
-    }
-    list << "file in the sandbox: " << path << "\nwhat was written:    " << target << "\nits ranges:         ";
-    for (const Change* change : {&content.sending, &content.current}) {
-      for (const transport::Extent& extent : change->extents.extents()) {
-        list << ' ' << extent.offset << '+' << extent.length;
-      }
-      if (change->append) list << " appended " << change->append->offset << '+' << change->append->length;
-      if (change->cut) list << "; cut to " << *change->cut << " bytes before";
-      if (change->size) list << "; size " << *change->size;
-    }
-    if (being_sent) list << "\nwhy:                 it was being sent when the mount ended, and may have arrived";
-    if (content.last_error) list << "\nwhy:                 " << ToString(*content.last_error);
-    list << "\n\n";
-    list.flush();
-    if (!list) return Failure(ErrorKind::kLocal, EIO, "writing " + directory + "/UNSENT.txt");
-    if (!being_sent) DiscardUnsent(*node);
-    ++saved;
+  for (const NodePtr& node : nodes) {
+    auto done = SaveUnsentOf(node, directory);
+    if (!done) return Forward(done.error());
+    if (*done) ++saved;
   }
   return saved;
+}
+
+void CachedFsImpl::PutAsideIfGone(const NodePtr& node) {
+  std::string path, why;
+  {
+    Lock lock(mutex_);
+    const Content& content = *node->content;
+    const bool gone = content.last_error && content.last_error->kind == ErrorKind::kErrno &&
+                      (content.last_error->errno_value == ENOENT || content.last_error->errno_value == ENOTDIR ||
+                       content.last_error->errno_value == ESTALE);
+    if (!gone || node->open_files > 0 || !content.dirty() || content.storing || options_.unsent_directory.empty()) return;
+    path = tree_.PathOf(*node);
+    why = ToString(*content.last_error);
+  }
+  auto saved = SaveUnsentOf(node, options_.unsent_directory);
+  if (!saved) {
+    log::Error("cache", "{} is gone in the sandbox, and what was written could not be put aside: {}", path, ToString(saved.error()));
+    return;
+  }
+  if (!*saved) return;
+  log::Error("cache", "{} is gone in the sandbox ({}); what was written is put aside in {}", path, why, options_.unsent_directory);
+  Lock lock(mutex_);
+  node->fresh_until = {};
+  if (node->open_files == 0) CloseHandlesIfUnused(*node);
 }
 
 }  // namespace e2bfs::cache

@@ -5,11 +5,36 @@
 #include "cache/cached_fs_impl.h"
 
 namespace e2bfs::cache {
+namespace {
+
+constexpr size_t kRangesNotedAtOnce = 64;
+constexpr auto kLongNoteInterval = std::chrono::seconds(1);
+
+}  // namespace
 
 // `present` and the charge follow what is recorded.
 void CachedFsImpl::ChargeSpool(Node& node) {
   Content& content = *node.content;
   if (content.spool) content.spool->Charge(content.present.bytes() - content.spool->charged());
+  NoteUnsent(node);
+}
+
+void CachedFsImpl::NoteUnsent(Node& node) {
+  Content& content = *node.content;
+  if (!content.spool) return;
+  if (!content.dirty() || node.deleted) {
+    content.spool->Note(kNothingUnsentNote);
+    content.noted = {};
+    return;
+  }
+  // A long list is not written anew for each of a million small writes.
+  const TimePoint now = Clock::now();
+  const bool is_long = content.current.extents.count() + content.sending.extents.count() > kRangesNotedAtOnce;
+  if (is_long && now - content.noted < kLongNoteInterval) return;
+  content.noted = now;
+  const std::string& file = content.spool->path();
+  content.spool->Note(DescribeUnsent(node, file.substr(file.rfind('/') + 1)) +
+                      (is_long ? "note:                ranges of the last second may be missing here\n\n" : ""));
 }
 
 void CachedFsImpl::DropSentBytes(Node& node) {
@@ -50,6 +75,7 @@ void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
   if (change.size) change.size = std::max(*change.size, extent.end());
   content.present.Add(extent);
   change.attributes.mtime = transport::TimeChange{false, SandboxNow()};
+  change.attributes.mtime_is_implied = true;
   node.content->untried = true;
   dirty_.insert(node.id);
   ChargeSpool(node);
@@ -65,7 +91,8 @@ void CachedFsImpl::RecordAppend(Node& node, int64_t offset, int64_t length) {
       change.append->length += length;
       node.content->present.Add(transport::Extent{offset, length});
       change.attributes.mtime = transport::TimeChange{false, SandboxNow()};
-          node.content->untried = true;
+      change.attributes.mtime_is_implied = true;
+      node.content->untried = true;
       dirty_.insert(node.id);
       ChargeSpool(node);
       return;
@@ -88,6 +115,7 @@ void CachedFsImpl::RecordTruncate(Node& node, int64_t size) {
   }
   change.size = size;
   change.attributes.mtime = transport::TimeChange{false, SandboxNow()};
+  change.attributes.mtime_is_implied = true;
   node.content->untried = true;
   dirty_.insert(node.id);
   ChargeSpool(node);

@@ -22,7 +22,7 @@ const std::vector<CommandSpec>& Commands() {
        "Waits until the sandbox has everything that was written, with progress on a terminal. If something cannot be sent, nothing is "
        "unmounted, and the exit status is 8: try again, or use --force. A mount that is in use (an open file, a working directory) stays, too.\n\n"
        "fusermount3 -u and umount work as well; then what is unsent is sent in the background after they returned.",
-       {{"--timeout", 't', "TIME", "How long sending may take: seconds, or with a unit (90s, 5m). Default: 10m."},
+       {{"--timeout", 't', "TIME", "How long sending may take in all: seconds, or with a unit (90s, 5m). Default: as long as it gets on, and 10m (with --force 15s) without."},
         {"--force", '\0', "", "Unmount in any case, also when in use. What could not be sent is put aside in the state directory; where, is printed."}},
        1, 1, false, UmountCommand},
       {"list", "[--json] [--mounts]", "Lists the sandboxes that can be mounted, and what is mounted where.",

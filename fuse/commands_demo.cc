@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstddef>
 #include <cstring>
 #include <functional>
 #include <optional>
@@ -212,13 +213,14 @@ class Demo {
   Result<void> StartMount() {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
-    const std::string path = scratch_ + "/run/ready";
-    if (path.size() >= sizeof address.sun_path) return Errno(ENAMETOOLONG, path);
-    memcpy(address.sun_path, path.data(), path.size());
+    // In the abstract name space: a path below a long TMPDIR would not fit. Its first byte is 0, written '@'.
+    const std::string path = "@" + scratch_.substr(scratch_.rfind('/') + 1);
+    memcpy(address.sun_path + 1, path.data() + 1, path.size() - 1);
+    const auto address_size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
     const int listener = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (listener < 0) return Errno(errno, "socket");
     Result<void> started;
-    if (bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    if (bind(listener, reinterpret_cast<const sockaddr*>(&address), address_size) != 0) {
       started = Errno(errno, path);
     } else {
       auto variables = environment();

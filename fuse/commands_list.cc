@@ -35,7 +35,7 @@ std::vector<RunningMount> ListMounts() {
     }
     RunningMount unknown;
     unknown.directory = entry.directory;
-    unknown.state = geteuid() == 0 || entry.user_id == geteuid() ? "stale" : fmt::format("of user {}", entry.user_id);
+    unknown.state = geteuid() == 0 || entry.user_id == geteuid() ? (IsDeadMount(entry.directory) ? "stale" : "does not answer from here") : fmt::format("of user {}", entry.user_id);
     // "e2bfs:<sandbox>:<path>"
     const size_t first = entry.source.find(':');
     const size_t second = first == std::string::npos ? first : entry.source.find(':', first + 1);

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -37,6 +38,9 @@ namespace http = transport::http;
 constexpr std::chrono::seconds kConnectTime{90};
 constexpr std::chrono::seconds kControlIdleTime{3};
 constexpr off_t kLongLogBytes = off_t{8} << 20;
+
+// A forced umount has put aside what could not be sent before it ends the mount.
+constexpr std::chrono::milliseconds kForcedDrainTime{2'000};
 
 // What is known before anything is asked.
 struct MountRequest {
@@ -91,13 +95,21 @@ MountStep<std::string> CheckMountPoint(const std::string& directory) {
   if (!canonical) {
     return Stop(ExitStatus::kMountPoint, fmt::format("mount point {}: {}", directory, strerrordesc_np(canonical.error().errno_value)));
   }
-  if (const auto entry = FindMount(*table, *canonical); entry && entry->is_e2bfs()) {
+  const auto entry = FindMount(*table, *canonical);
+  if (entry && entry->is_e2bfs()) {
     auto running = FindRunningMount(entry->user_id, *canonical);
     if (running) return Stop(ExitStatus::kMountPoint, fmt::format("mount point {} is busy: sandbox {} is already mounted there", directory, running->sandbox_id));
     if (geteuid() != 0 && entry->user_id != geteuid()) {
       return Stop(ExitStatus::kMountPoint, fmt::format("mount point {} is busy: user {} has a sandbox mounted there", directory, entry->user_id));
     }
-    return Stop(ExitStatus::kMountPoint, fmt::format("mount point {} is busy: a stale mount is there, whose process is gone (clear it with e2bfs umount --force {})", directory, directory));
+    if (!IsDeadMount(*canonical)) {
+      return Stop(ExitStatus::kMountPoint, fmt::format("mount point {} is busy: {} is mounted there, by a process that does not answer from here", directory, entry->source));
+    }
+    // Nobody can use it any more, and whoever mounted it wants it back.
+    if (auto cleared = Unmount(*canonical, true); !cleared) {
+      return Stop(ExitStatus::kMountPoint, fmt::format("mount point {} is busy: a mount whose process is gone cannot be cleared: {}", directory, ErrorText(cleared.error())));
+    }
+    return CheckMountPoint(directory);
   }
   struct stat status {};
   if (stat(canonical->c_str(), &status) != 0) {
@@ -302,8 +314,9 @@ MountStep<void> CheckRealIds(const MountRequest& request, const transport::Descr
   return {};
 }
 
-cache::CachedFsOptions CacheOptions(const OptionValues& options, std::string spool_directory) {
+cache::CachedFsOptions CacheOptions(const OptionValues& options, std::string spool_directory, std::string unsent_directory) {
   cache::CachedFsOptions result;
+  result.unsent_directory = std::move(unsent_directory);
   result.attribute_ttl = options.attribute_timeout;
   result.negative_ttl = options.negative_timeout;
   result.operation_timeout = options.operation_timeout;
@@ -317,7 +330,8 @@ cache::CachedFsOptions CacheOptions(const OptionValues& options, std::string spo
   return result;
 }
 
-MountOptions ToMountOptions(const MountRequest& request, const std::string& sandbox_id, const std::string& remote_root) {
+MountOptions ToMountOptions(const MountRequest& request, const std::string& sandbox_id, const std::string& remote_root,
+                            const std::string& unsent_directory) {
   const OptionValues& options = request.options;
   MountOptions result;
   result.mount_point = request.mount_point;
@@ -332,8 +346,9 @@ MountOptions ToMountOptions(const MountRequest& request, const std::string& sand
   result.filesystem.identity.real = options.ids == "real";
   result.filesystem.identity.umask = static_cast<uint32_t>(options.umask.value_or(0));
   if (auto policy = ParseSymlinkPolicy(options.symlinks)) result.filesystem.symlinks = *policy;  // the table knows the same words
-  result.state_directory = request.state_directory;
+  result.unsent_directory = unsent_directory;
   result.drain_timeout = options.drain_timeout;
+  result.stop_drain_timeout = std::min<std::chrono::milliseconds>(options.drain_timeout, kForcedDrainTime);
   result.on_drain_progress = [](int64_t bytes_left) {
     // Draining may take longer than the service manager waits: this asks for as long as it goes on.
     NotifyServiceManager(fmt::format("STOPPING=1\nEXTEND_TIMEOUT_USEC=30000000\nSTATUS=Sending {}", HumanBytes(bytes_left)));
@@ -391,18 +406,19 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   if (!remote) return tl::unexpected(remote.error());
   if (auto checked = CheckRealIds(request, (*remote)->description()); !checked) return checked;
 
+  const std::string& sandbox_id = way->endpoint->sandbox_id();
+  const std::string unsent_directory = UnsentDirectory(request.state_directory, sandbox_id);
   const std::string spool_parent = request.options.spool_directory.empty() ? request.state_directory + "/spool" : request.options.spool_directory;
-  auto spool_directory = MakeSpoolDirectory(spool_parent);
+  auto spool_directory = MakeSpoolDirectory(spool_parent, UnsentParent(request.state_directory));
   if (!spool_directory) return Stop(ExitStatus::kFailure, "spool directory: " + ErrorText(spool_directory.error()));
-  auto cached = cache::CachedFs::Create(**remote, CacheOptions(request.options, *spool_directory), connect_context);
+  auto cached = cache::CachedFs::Create(**remote, CacheOptions(request.options, *spool_directory, unsent_directory), connect_context);
   if (!cached) {
     RemoveSpoolDirectory(*spool_directory);
     return Stop(RemoteExitStatus(cached.error()), ErrorText(cached.error()));
   }
 
-  const std::string& sandbox_id = way->endpoint->sandbox_id();
   std::stop_source end_request;
-  MountControl control({request.mount_point, sandbox_id, way->template_id, request.state_directory, request.options.read_only, tier_reason}, **cached,
+  MountControl control({request.mount_point, sandbox_id, way->template_id, unsent_directory, request.options.read_only, tier_reason}, **cached,
                        [&] { return TransportStatusOf(**http, *way->endpoint, client->capabilities()); }, end_request);
   const std::string socket = request.runtime_directory + "/" + ControlSocketName(request.mount_point, getpid());
   auto server = ControlServer::Create(socket, [&control](const std::string& asked, const ControlServer::SendLine& send) { control.Answer(asked, send); });
@@ -414,7 +430,7 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   std::optional<KeepAlive> keep_alive;
   if (request.options.keep_alive && way->control_plane) keep_alive.emplace(*way->control_plane, sandbox_id, *request.options.sandbox_timeout_s);
 
-  MountOptions mount_options = ToMountOptions(request, sandbox_id, (*remote)->description().root);
+  MountOptions mount_options = ToMountOptions(request, sandbox_id, (*remote)->description().root, unsent_directory);
   mount_options.stop = end_request.get_token();
   auto end = RunMount(mount_options, **cached, [&] {
     control.SetState("mounted");
@@ -460,6 +476,7 @@ ExitStatus PrintFailure(const MountFailure& failure) {
 
 ExitStatus MountCommand(const CommandLine& line) {
   ProtectSecrets();
+  RaiseDescriptorLimit();
   auto request = PrepareRequest(line);
   if (!request) return PrintFailure(request.error());
   auto serve = [&](const BecomeReady* become_ready) {

@@ -72,6 +72,8 @@ std::string TextOf(const nlohmann::json& json, const char* name) {
 ExitStatus UmountCommand(const CommandLine& line) {
   const std::string& directory = line.arguments[0];
   const bool force = line.Has("--force");
+  // Without one the process decides: as long as the sending gets on.
+  const bool timed = line.Has("--timeout");
   const auto timeout = ParseDuration(line.Value("--timeout", "10m"));
   if (!timeout) {
     return UmountFailure(fmt::format("--timeout {}: must be a time, such as 30, 90s or 5m", line.Value("--timeout")), ExitStatus::kUsage);
@@ -86,7 +88,8 @@ ExitStatus UmountCommand(const CommandLine& line) {
     return UmountFailure(named.error().message, ExitStatus::kMountPoint);
   }
 
-  const nlohmann::json request = {{"command", "unmount"}, {"timeout_ms", timeout->count()}, {"force", force}};
+  nlohmann::json request = {{"command", "unmount"}, {"force", force}};
+  if (timed) request["timeout_ms"] = timeout->count();
   auto client = AskMount(named->running, request.dump());
   if (!client) return UmountFailure(directory + ": the mount's process does not answer", ExitStatus::kFailure);
   UmountProgress progress;

@@ -25,14 +25,39 @@ constexpr size_t kMaxRequestBytes = 64 * 1024;
 constexpr size_t kMaxLineBytes = size_t{16} << 20;
 constexpr size_t kMaxConnections = 32;
 constexpr std::chrono::seconds kRequestTime{10};
+constexpr std::chrono::seconds kSendTime{10};
 
-Result<sockaddr_un> SocketAddress(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) return Errno(ENAMETOOLONG, "control socket " + path);
-  memcpy(address.sun_path, path.data(), path.size());
-  return address;
-}
+// A socket's name for the kernel. One that is too long for it is reached through its directory, which stays open meanwhile.
+class SocketAddress {
+ public:
+  static Result<SocketAddress> Of(const std::string& path) {
+    SocketAddress made;
+    std::string name = path;
+    if (name.size() >= sizeof made.address_.sun_path) {
+      const size_t slash = path.rfind('/');
+      if (slash == std::string::npos) return Errno(ENAMETOOLONG, "control socket " + path);
+      made.directory_ = open(path.substr(0, slash + 1).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
+      if (made.directory_ < 0) return Errno(errno, "control socket " + path);
+      name = fmt::format("/proc/self/fd/{}/{}", made.directory_, path.substr(slash + 1));
+      if (name.size() >= sizeof made.address_.sun_path) return Errno(ENAMETOOLONG, "control socket " + path);
+    }
+    made.address_.sun_family = AF_UNIX;
+    memcpy(made.address_.sun_path, name.data(), name.size());
+    return made;
+  }
+  SocketAddress(SocketAddress&& other) noexcept : address_(other.address_), directory_(std::exchange(other.directory_, -1)) {}
+  SocketAddress& operator=(SocketAddress&&) = delete;
+  ~SocketAddress() {
+    if (directory_ >= 0) close(directory_);
+  }
+  const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&address_); }
+  static socklen_t size() { return sizeof(sockaddr_un); }
+
+ private:
+  SocketAddress() = default;
+  sockaddr_un address_{};
+  int directory_ = -1;
+};
 
 // poll(2) for reading until `deadline`; false at the deadline.
 bool WaitReadable(int descriptor, TimePoint deadline) {
@@ -124,7 +149,14 @@ class SocketServer final : public ControlServer {
       if (pollers[1].revents != 0) return;
       if (pollers[0].revents == 0) continue;
       const int descriptor = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
-      if (descriptor < 0) continue;
+      if (descriptor < 0) {
+        // Out of descriptors: whoever waits is still there in a moment.
+        if (errno == EMFILE || errno == ENFILE) poll(&pollers[1], 1, 100);
+        continue;
+      }
+      // A client that stops reading holds nobody up for longer.
+      const timeval patience{kSendTime.count(), 0};
+      setsockopt(descriptor, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
       ucred peer{};
       socklen_t length = sizeof peer;
       const bool known = getsockopt(descriptor, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0;
@@ -181,15 +213,14 @@ std::string ControlSocketName(const std::string& mount_point, int process_id) {
 }
 
 Result<std::unique_ptr<ControlServer>> ControlServer::Create(const std::string& path, Handler handler) {
-  auto address = SocketAddress(path);
+  auto address = SocketAddress::Of(path);
   if (!address) return Forward(address.error());
   const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (listener < 0) return Errno(errno, "control socket");
-  const auto* plain = reinterpret_cast<const sockaddr*>(&*address);
-  int outcome = bind(listener, plain, sizeof *address);
+  int outcome = bind(listener, address->get(), SocketAddress::size());
   if (outcome != 0 && errno == EADDRINUSE && !ControlClient::Connect(path)) {
     unlink(path.c_str());
-    outcome = bind(listener, plain, sizeof *address);
+    outcome = bind(listener, address->get(), SocketAddress::size());
   }
   const int waker = outcome == 0 && chmod(path.c_str(), 0600) == 0 && listen(listener, 16) == 0
                         ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -203,11 +234,11 @@ Result<std::unique_ptr<ControlServer>> ControlServer::Create(const std::string& 
 }
 
 Result<ControlClient> ControlClient::Connect(const std::string& path) {
-  auto address = SocketAddress(path);
+  auto address = SocketAddress::Of(path);
   if (!address) return Forward(address.error());
   const int descriptor = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (descriptor < 0) return Errno(errno, "control socket");
-  if (connect(descriptor, reinterpret_cast<const sockaddr*>(&*address), sizeof *address) != 0) {
+  if (connect(descriptor, address->get(), SocketAddress::size()) != 0) {
     const int reason = errno;
     close(descriptor);
     return Errno(reason, "control socket " + path);

@@ -28,7 +28,8 @@ class ControlServer {
   // process decided to end (its own matter), since the destructor waits for it.
   using Handler = std::function<void(const std::string& request, const SendLine& send)>;
 
-  // Listens at `path`, replacing a socket there that nobody answers on. EADDRINUSE: somebody does. ENAMETOOLONG: beyond 107 bytes.
+  // Listens at `path`, replacing a socket there that nobody answers on. EADDRINUSE: somebody does. ENAMETOOLONG: its last component is
+  // beyond some 80 bytes.
   static Result<std::unique_ptr<ControlServer>> Create(const std::string& path, Handler handler);
   // Removes the socket, ends the connections and waits for the handlers.
   virtual ~ControlServer() = default;

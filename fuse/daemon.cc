@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -19,6 +20,8 @@
 
 namespace e2bfs::fuse {
 namespace {
+
+constexpr rlim_t kMostDescriptors = rlim_t{1} << 20;
 
 volatile sig_atomic_t background_child = 0;
 
@@ -38,6 +41,12 @@ void LeaveStandardStreams(const std::string& log_path) {
   if (log < 0) return;
   dup2(log, STDERR_FILENO);
   close(log);
+}
+
+// What whoever started us had open is not ours to keep: a lock, a pipe that somebody waits on. Before any thread is there.
+void CloseInherited(int kept) {
+  if (kept > STDERR_FILENO + 1) close_range(STDERR_FILENO + 1, static_cast<unsigned>(kept) - 1, 0);
+  close_range(static_cast<unsigned>(kept) + 1, ~0U, 0);
 }
 
 int WaitForChild(std::string_view command, pid_t child) {
@@ -63,6 +72,13 @@ void ProtectSecrets() {
 #ifndef E2BFS_SANITIZED  // the leak checker attaches to its own process
   prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 #endif
+}
+
+void RaiseDescriptorLimit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= std::min(limit.rlim_max, kMostDescriptors)) return;
+  limit.rlim_cur = std::min(limit.rlim_max, kMostDescriptors);
+  setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 void WipeVariable(const char* name) {
@@ -100,8 +116,8 @@ int RunInBackground(std::string_view command, const std::function<int(const Beco
     return static_cast<int>(ExitStatus::kFailure);
   }
   if (child == 0) {
-    close(ends[0]);
     const int ready_end = ends[1];
+    CloseInherited(ready_end);
     // Until it is ready it stays in the terminal's foreground group, so that Ctrl-C reaches it.
     return run([ready_end](const std::string& log_path) {
       setsid();

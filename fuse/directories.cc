@@ -8,17 +8,20 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <fstream>
+#include <iterator>
 
+#include "cache/spool.h"
 #include "transport/base/log.h"
 
 namespace e2bfs::fuse {
 namespace {
 
 constexpr char kLockName[] = ".lock";
-constexpr time_t kKeepLeftoversSeconds = 7 * 24 * 3600;
 
 // An absolute path out of the environment, or empty. Relative ones are ignored, as the XDG specification says.
 std::string AbsoluteFromEnvironment(const char* name) {
@@ -72,22 +75,83 @@ void RemoveTreeOn(const std::string& path, dev_t device) {
   rmdir(path.c_str());
 }
 
-void CleanLeftovers(const std::string& parent) {
+std::string ReadSmallFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// Removes what says of itself that nothing in it is unsent, and notes without a file.
+void RemoveWhatWasSent(const std::string& path) {
+  const std::string_view suffix = cache::kSpoolNoteSuffix;
+  for (const std::string& name : NamesIn(path)) {
+    const std::string whole = path + "/" + name;
+    struct stat status {};
+    if (name == kLockName || lstat(whole.c_str(), &status) != 0) continue;
+    if (name.ends_with(suffix)) {
+      if (access(whole.substr(0, whole.size() - suffix.size()).c_str(), F_OK) != 0) unlink(whole.c_str());
+      continue;
+    }
+    const std::string note = whole + cache::kSpoolNoteSuffix;
+    const bool empty = S_ISREG(status.st_mode) && status.st_size == 0 && access(note.c_str(), F_OK) != 0;
+    if (!empty && ReadSmallFile(note) != cache::kNothingUnsentNote) continue;
+    unlink(whole.c_str());
+    unlink(note.c_str());
+  }
+}
+
+// The words that each file's note says, in one place.
+void WriteUnsentText(const std::string& path) {
+  std::ofstream text(path + "/UNSENT.txt", std::ios::app);
+  text << "left behind by a mount that died\n\n";
+  for (const std::string& name : NamesIn(path)) {
+    if (name.ends_with(cache::kSpoolNoteSuffix)) text << ReadSmallFile(path + "/" + name);
+  }
+}
+
+std::string TimeText() {
+  char date[32] = "";
+  const time_t now = time(nullptr);
+  tm local{};
+  localtime_r(&now, &local);
+  strftime(date, sizeof date, "%Y%m%d-%H%M%S", &local);
+  return date;
+}
+
+void CleanLeftovers(const std::string& parent, const std::string& unsent_parent) {
   for (const std::string& name : NamesIn(parent)) {
     if (name.rfind("mount-", 0) != 0) continue;
     const std::string path = parent + "/" + name;
     const int lock = open((path + "/" + kLockName).c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (lock < 0) continue;
-    struct stat status {};
-    if (flock(lock, LOCK_EX | LOCK_NB) == 0 && fstat(lock, &status) == 0) {
-      if (HoldsNothing(path) || time(nullptr) - status.st_mtime > kKeepLeftoversSeconds) {
+    if (flock(lock, LOCK_EX | LOCK_NB) == 0) {
+      RemoveWhatWasSent(path);
+      const std::string kept = fmt::format("{}/left-behind-{}-{}", unsent_parent, TimeText(), name);
+      if (HoldsNothing(path)) {
         RemoveTree(path);
+      } else if (MakePrivateDirectory(unsent_parent) && rename(path.c_str(), kept.c_str()) == 0) {
+        WriteUnsentText(kept);
+        unlink((kept + "/" + kLockName).c_str());
+        log::Error("mount", "a mount died with data that was not sent: it is kept in {}", kept);
       } else {
-        log::Warning("mount", "{} was left behind by a mount that died; it may hold data that was not sent, and is removed after a week", path);
+        log::Error("mount", "a mount died with data that was not sent: it is kept in {}", path);
       }
     }
     close(lock);
   }
+}
+
+// Directories named e2bfs in which somebody listens on a unix socket: a mount may have been made with other environment variables.
+std::vector<std::string> DirectoriesOfSockets() {
+  std::vector<std::string> found;
+  std::ifstream table("/proc/net/unix");
+  for (std::string line; std::getline(table, line);) {
+    const size_t slash = line.find(" /");
+    if (slash == std::string::npos || !line.ends_with(".sock")) continue;
+    const std::string directory = line.substr(slash + 1, line.rfind('/') - slash - 1);
+    const bool ours = directory.ends_with("/e2bfs") || directory.find("/e2bfs-") != std::string::npos;
+    if (ours && std::find(found.begin(), found.end(), directory) == found.end()) found.push_back(directory);
+  }
+  return found;
 }
 
 }  // namespace
@@ -135,17 +199,24 @@ std::vector<std::string> RuntimeDirectoriesOf(unsigned uid) {
   candidates.push_back(fmt::format("/run/user/{}/e2bfs", uid));
   if (uid == 0) candidates.push_back("/run/e2bfs");
   candidates.push_back(fmt::format("/tmp/e2bfs-{}", uid));
+  for (std::string& path : DirectoriesOfSockets()) candidates.push_back(std::move(path));
   std::vector<std::string> safe;
   for (const std::string& path : candidates) {
-    if (!safe.empty() && safe.front() == path) continue;
+    if (std::find(safe.begin(), safe.end(), path) != safe.end()) continue;
     if (CheckPrivate(path, uid)) safe.push_back(path);
   }
   return safe;
 }
 
-Result<std::string> MakeSpoolDirectory(const std::string& parent) {
+std::string UnsentParent(const std::string& state_directory) { return state_directory + "/unsent"; }
+
+std::string UnsentDirectory(const std::string& state_directory, const std::string& sandbox_id) {
+  return fmt::format("{}/{}-{}-{}", UnsentParent(state_directory), sandbox_id, TimeText(), getpid());
+}
+
+Result<std::string> MakeSpoolDirectory(const std::string& parent, const std::string& unsent_parent) {
   if (auto made = MakePrivateDirectory(parent); !made) return Forward(made.error());
-  CleanLeftovers(parent);
+  CleanLeftovers(parent, unsent_parent);
   std::string path = parent + "/mount-XXXXXX";
   if (mkdtemp(path.data()) == nullptr) return Errno(errno, parent);
   const std::string lock_path = path + "/" + kLockName;

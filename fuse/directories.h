@@ -19,13 +19,19 @@ Result<std::string> StateDirectory();
 // Where this process puts its sockets: $XDG_RUNTIME_DIR/e2bfs, else /run/e2bfs for root, else /tmp/e2bfs-<uid>. Made and checked.
 Result<std::string> RuntimeDirectory();
 
-// Where sockets of mounts made by the user may be, from any session of theirs; not made. Those that are there and safe
+// Where sockets of mounts made by the user are or may be, from any session of theirs; not made. Those that are there and safe
 // (owned by that user or root, nobody else allowed in).
 std::vector<std::string> RuntimeDirectoriesOf(unsigned uid);
 
-// A directory of this mount alone, below `parent` (made and checked), that is locked as long as this process lives. What
-// mounts that died left behind there: empty ones are removed, others reported in the log and removed when they are a week old.
-Result<std::string> MakeSpoolDirectory(const std::string& parent);
+// "<state directory>/unsent": what could not be sent, until its owner takes it away. Nothing of ours ever does.
+std::string UnsentParent(const std::string& state_directory);
+// "<state directory>/unsent/<sandbox>-<date>-<time>-<pid>": where the mount that begins now puts aside what it cannot send. Not made.
+std::string UnsentDirectory(const std::string& state_directory, const std::string& sandbox_id);
+
+// A directory of this mount alone, below `parent` (made and checked), that is locked as long as this process lives. What mounts that
+// died left behind there is never removed unless it is known to hold nothing unsent: the rest is moved below `unsent_parent`, which
+// the log says, with a text file about it.
+Result<std::string> MakeSpoolDirectory(const std::string& parent, const std::string& unsent_parent);
 // Removes a spool directory if nothing but its lock file is in it.
 void RemoveSpoolDirectory(const std::string& path);
 

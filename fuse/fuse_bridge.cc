@@ -55,8 +55,9 @@ struct SessionOwner {
 struct FuseBridge::State {
   State(cache::CachedFs& cached, const FilesystemOptions& filesystem_options, BridgeOptions bridge_options)
       : options(std::move(bridge_options)),
-        notify([this](NodeId node) { fuse_lowlevel_notify_inval_inode(session, node, 0, 0); }),
-        filesystem(cached, filesystem_options, [this](NodeId node) { notify.Invalidate(node); }),
+        cached(cached),
+        notify([this](const Outdated& outdated) { Forget(outdated); }),
+        filesystem(cached, filesystem_options, [this](NodeId node) { notify.Invalidate({node, true, {}}); }),
         pool(PoolOptions(options.max_waiting_operations)) {}
 
   static WorkerPoolOptions PoolOptions(int limit) {
@@ -68,6 +69,15 @@ struct FuseBridge::State {
   }
 
   void ReadRequests();
+
+  // The kernel knows few of the nodes that are told of: that it does not is no error.
+  void Forget(const Outdated& outdated) {
+    if (!outdated.name.empty()) {
+      fuse_lowlevel_notify_inval_entry(session, outdated.node, outdated.name.c_str(), outdated.name.size());
+    } else {
+      fuse_lowlevel_notify_inval_inode(session, outdated.node, outdated.pages ? 0 : -1, 0);
+    }
+  }
 
   const BridgeOptions options;
   SessionOwner owner;
@@ -82,6 +92,7 @@ struct FuseBridge::State {
   std::atomic<uint64_t> next_id{1};
 
   InterruptWatch interrupts;
+  cache::CachedFs& cached;
   KernelNotify notify;
   Filesystem filesystem;
   WorkerPool pool;
@@ -748,10 +759,17 @@ void FuseBridge::Serve(std::function<void()> on_end) {
   fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
   fcntl(fd, F_SETFD, FD_CLOEXEC);
   state_->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  state_->cached.SetKernel([notify = &state_->notify](const std::vector<cache::KernelNews>& news) {
+    for (const cache::KernelNews& item : news) {
+      if (item.node != 0) notify->Invalidate({item.node, false, {}});
+      if (item.directory != 0) notify->Invalidate({item.directory, false, item.name});
+    }
+  });
   for (int i = 0; i < kReaderThreads; ++i) state_->readers.emplace_back([this] { state_->ReadRequests(); });
 }
 
 void FuseBridge::Disconnect() {
+  state_->cached.SetKernel({});
   state_->end_told = true;
   const uint64_t one = 1;
   if (write(state_->wake_fd, &one, sizeof one) < 0) log::Error("fuse", "eventfd: {}", strerror(errno));
@@ -775,6 +793,8 @@ void FuseBridge::Disconnect() {
 }
 
 bool FuseBridge::WaitIdle(std::chrono::milliseconds time) { return state_->pool.Wait(time); }
+
+bool FuseBridge::StopNotifying(std::chrono::milliseconds wait) { return state_->notify.Stop(wait); }
 
 bool FuseBridge::Finish(std::chrono::milliseconds wait) {
   state_->shutdown.request_stop();

@@ -44,6 +44,9 @@ class FuseBridge {
   // After Disconnect. True if no operation is under way any more (files being sent by close or fsync go on).
   bool WaitIdle(std::chrono::milliseconds time);
 
+  // After Disconnect: nothing more is told to the kernel. False: telling it hangs, and neither this object nor `cached` may be destroyed.
+  bool StopNotifying(std::chrono::milliseconds wait);
+
   // After WaitIdle returned false: asks everything to give up, and waits. False: some go on, and use this object and
   // `cached`; then neither may be destroyed.
   bool Finish(std::chrono::milliseconds wait);

@@ -4,7 +4,7 @@
 
 namespace e2bfs::fuse {
 
-KernelNotify::KernelNotify(std::function<void(cache::NodeId)> invalidate) : invalidate_(std::move(invalidate)) {}
+KernelNotify::KernelNotify(std::function<void(const Outdated&)> invalidate) : invalidate_(std::move(invalidate)) {}
 
 KernelNotify::~KernelNotify() {
   {
@@ -15,9 +15,16 @@ KernelNotify::~KernelNotify() {
   if (thread_.joinable()) thread_.join();
 }
 
-void KernelNotify::Invalidate(cache::NodeId node) {
+bool KernelNotify::Stop(std::chrono::milliseconds wait) {
+  std::unique_lock lock(mutex_);
+  ending_ = true;
+  changed_.notify_all();
+  return changed_.wait_for(lock, wait, [this] { return !telling_; });
+}
+
+void KernelNotify::Invalidate(Outdated outdated) {
   std::lock_guard lock(mutex_);
-  if (ending_ || !waiting_.insert(node).second) return;
+  if (ending_ || !waiting_.insert(std::move(outdated)).second) return;
   if (!thread_.joinable()) thread_ = std::thread([this] { Run(); });
   changed_.notify_one();
 }
@@ -29,11 +36,13 @@ void KernelNotify::Run() {
       changed_.wait(lock);
       continue;
     }
-    const cache::NodeId node = *waiting_.begin();
-    waiting_.erase(waiting_.begin());
+    const Outdated outdated = std::move(waiting_.extract(waiting_.begin()).value());
+    telling_ = true;
     lock.unlock();
-    invalidate_(node);
+    invalidate_(outdated);
     lock.lock();
+    telling_ = false;
+    changed_.notify_all();
   }
 }
 

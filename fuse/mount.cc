@@ -15,8 +15,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
-#include <ctime>
-#include <filesystem>
 #include <mutex>
 #include <memory>
 #include <thread>
@@ -34,6 +32,8 @@ using std::chrono::milliseconds;
 
 // How long fusermount3 may take; it only hangs where the kernel does.
 constexpr milliseconds kFusermountTimeout{20'000};
+// For telling the kernel what is outdated: it waits for reads that are under way.
+constexpr milliseconds kNotifyPatience{2'000};
 // How much later than its deadline a drain is given up: it should have ended by itself.
 constexpr milliseconds kDrainGrace{5'000};
 
@@ -227,25 +227,12 @@ bool Drain(cache::CachedFs& cached, TimePoint deadline, int signals_seen,
   return shared->done;
 }
 
-std::string NameOfUnsentDirectory() {
-  const time_t now = time(nullptr);
-  struct tm parts {};
-  gmtime_r(&now, &parts);
-  char text[64];
-  strftime(text, sizeof text, "%Y%m%dT%H%M%SZ", &parts);
-  return "unsent-" + std::string(text) + "-" + std::to_string(getpid());
-}
-
 void SaveUnsent(const MountOptions& options, cache::CachedFs& cached, MountEnd* end) {
-  if (options.state_directory.empty()) {
-    end->error += "; there is no state directory to keep it in";
+  const std::string& directory = options.unsent_directory;
+  if (directory.empty()) {
+    end->error += "; there is no directory to keep it in";
     return;
   }
-  const std::filesystem::path state = options.state_directory;
-  std::error_code failed;
-  const bool made = std::filesystem::create_directories(state, failed);
-  if (made) std::filesystem::permissions(state, std::filesystem::perms::owner_all, failed);
-  const std::string directory = (state / NameOfUnsentDirectory()).string();
   const auto saved = cached.SaveUnsent(directory);
   if (!saved) {
     end->error += "; it could not be saved in " + directory + ": " + ToString(saved.error());
@@ -254,7 +241,10 @@ void SaveUnsent(const MountOptions& options, cache::CachedFs& cached, MountEnd* 
     return;
   }
   end->unsent_files = *saved;
-  if (*saved == 0) return;
+  if (*saved == 0) {  // it was put aside before
+    end->error.clear();
+    return;
+  }
   end->saved_in = directory;
   log::Error("mount", "{} changed files could not be sent ({}); they are kept in {}", *saved, end->error, directory);
 }
@@ -351,7 +341,8 @@ Result<MountEnd> RunMount(const MountOptions& options, cache::CachedFs& cached, 
 
   MountEnd end;
   end.signal = events.session_ended ? 0 : last_signal.load();
-  const TimePoint deadline = Clock::now() + options.drain_timeout;
+  const bool by_stop = events.stop_asked && !events.session_ended && signal_count == 0;
+  const TimePoint deadline = Clock::now() + (by_stop ? options.stop_drain_timeout.value_or(options.drain_timeout) : options.drain_timeout);
   // The signal that ended it is no reason to stop sending; the next one is.
   const int signals_seen = signal_count;
   bool drain_ended = true;
@@ -369,7 +360,8 @@ Result<MountEnd> RunMount(const MountOptions& options, cache::CachedFs& cached, 
   while (!idle && drain_ended && Clock::now() < deadline && signal_count == signals_seen) {
     idle = bridge->WaitIdle(milliseconds(50));
   }
-  if (!idle && !bridge->Finish(options.finish_timeout)) {
+  const bool all_told = bridge->StopNotifying(kNotifyPatience);
+  if ((!idle && !bridge->Finish(options.finish_timeout)) || !all_told) {
     log::Warning("mount", "operations still wait for the sandbox");
     static_cast<void>(bridge.release());  // they use it: see MountEnd::operations_left
     end.operations_left = true;

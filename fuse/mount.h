@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <functional>
+#include <optional>
 #include <stop_token>
 #include <string>
 
@@ -24,9 +25,10 @@ struct MountOptions {
   bool default_permissions = false;   // the kernel checks the shown mode bits instead of asking Access
   bool debug = false;                 // libfuse's own trace on stderr
   FilesystemOptions filesystem;       // its mount_point is filled in
-  // What could not be sent when the mount ends is moved into a new directory below it. Made (0700) when needed.
-  std::string state_directory;
+  // What could not be sent when the mount ends is moved into it. Made (0700) when needed.
+  std::string unsent_directory;
   std::chrono::milliseconds drain_timeout{120'000};  // for sending what is unsent, when the mount ends
+  std::optional<std::chrono::milliseconds> stop_drain_timeout;  // the same where `stop` ends it, if another
   std::chrono::milliseconds finish_timeout{10'000};  // for operations that are still under way after that
   // Reading and writing each may have so many threads waiting for the sandbox; operations on names as many again, and closing too.
   int max_waiting_operations = 256;

@@ -3,7 +3,6 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
-#include <ctime>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -18,6 +17,9 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::chrono::seconds kProgressInterval{1};
+// Without --timeout: how long nothing at all may get on. Whoever forces it does not want to wait for a sandbox that hangs.
+constexpr std::chrono::milliseconds kUnmountPatience{600'000};
+constexpr std::chrono::milliseconds kForcedPatience{15'000};
 
 std::string JsonLine(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
@@ -36,15 +38,6 @@ std::string UnsentText(const cache::CacheStatus& status, const std::string& why)
 }
 
 }  // namespace
-
-std::string UnsentDirectory(const std::string& state_directory, const std::string& sandbox_id) {
-  char date[32] = "";
-  const time_t now = time(nullptr);
-  tm local{};
-  localtime_r(&now, &local);
-  strftime(date, sizeof date, "%Y%m%d-%H%M%S", &local);
-  return fmt::format("{}/unsent/{}-{}-{}", state_directory, sandbox_id, date, getpid());
-}
 
 MountControl::MountControl(MountIdentity identity, cache::CachedFs& cached, std::function<TransportStatus()> transport,
                            std::stop_source end)
@@ -84,7 +77,10 @@ void MountControl::Answer(const std::string& request, const ControlServer::SendL
   } else if (command == "unmount") {
     const bool force = json.contains("force") && json["force"].is_boolean() && json["force"].get<bool>();
     const bool timed = json.contains("timeout_ms") && json["timeout_ms"].is_number_integer();
-    AnswerUnmount(std::chrono::milliseconds(timed ? json["timeout_ms"].get<int64_t>() : 600'000), force, send);
+    OpContext ctx = OpContext::Within(std::chrono::milliseconds(timed ? json["timeout_ms"].get<int64_t>() : kUnmountPatience.count()), ServiceClass::kBulk);
+    if (!timed) ctx.renewal = force ? kForcedPatience : kUnmountPatience;
+    if (!timed && force) ctx.deadline = Clock::now() + kForcedPatience;
+    AnswerUnmount(ctx, force, send);
   } else if (!send(R"({"error":"unknown request"})")) {
     log::Debug("control", "the asker has gone");
   }
@@ -153,7 +149,7 @@ std::string MountControl::Status() const {
   return JsonLine(json);
 }
 
-void MountControl::AnswerUnmount(std::chrono::milliseconds timeout, bool force, const ControlServer::SendLine& send) {
+void MountControl::AnswerUnmount(const OpContext& ctx, bool force, const ControlServer::SendLine& send) {
   std::mutex send_mutex;  // progress and answers come from two threads
   auto send_line = [&](const Json& json) {
     std::lock_guard lock(send_mutex);
@@ -171,7 +167,7 @@ void MountControl::AnswerUnmount(std::chrono::milliseconds timeout, bool force, 
         tick.wait_for(lock, stop, kProgressInterval, [] { return false; });
       }
     });
-    flushed = cached_.FlushAll(OpContext::Within(timeout, ServiceClass::kBulk), [](int64_t) {});
+    flushed = cached_.FlushAll(ctx, [](int64_t) {});
   }
   const cache::CacheStatus status = cached_.Status();
   Json ready = {{"ready", true}};
@@ -181,7 +177,7 @@ void MountControl::AnswerUnmount(std::chrono::milliseconds timeout, bool force, 
       if (!send_line({{"unsent", UnsentText(status, why)}})) log::Info("control", "umount was given up");
       return;
     }
-    const std::string directory = UnsentDirectory(identity_.state_directory, identity_.sandbox_id);
+    const std::string& directory = identity_.unsent_directory;
     if (auto saved = cached_.SaveUnsent(directory); !saved) {
       const std::string text = "unsent data could not be put aside in " + directory + ": " + ErrorText(saved.error());
       log::Error("control", "{}", text);

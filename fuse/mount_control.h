@@ -2,7 +2,7 @@
 //
 //   {"command":"describe"}  -> {"mountpoint","sandbox","path","state","pid","dirty_bytes"}
 //   {"command":"status"}    -> the same and much more, in the order that people want to read it
-//   {"command":"unmount","timeout_ms":N,"force":B}
+//   {"command":"unmount"[,"timeout_ms":N],"force":B}
 //        -> {"bytes_left":N} at least each second while it works, then one of
 //           {"unsent":"2.0 KiB in 1 file: why"}   nothing happens; without force
 //           {"error":"..."}                       nothing happens
@@ -30,7 +30,7 @@ struct MountIdentity {
   std::string mount_point;
   std::string sandbox_id;
   std::string template_id;
-  std::string state_directory;
+  std::string unsent_directory;  // where unsent data is put aside
   bool read_only = false;
   std::string tier_reason;  // why it is not the best tier; empty if it is
 };
@@ -63,7 +63,7 @@ class MountControl {
  private:
   std::string Describe() const;
   std::string Status() const;
-  void AnswerUnmount(std::chrono::milliseconds timeout, bool force, const ControlServer::SendLine& send);
+  void AnswerUnmount(const OpContext& ctx, bool force, const ControlServer::SendLine& send);
   void WaitForEnd(const ControlServer::SendLine& send);
 
   const MountIdentity identity_;
@@ -78,8 +78,5 @@ class MountControl {
   std::string end_line_;      // empty until the mount has ended
   int answering_ = 0;
 };
-
-// "<state directory>/unsent/<sandbox>-<date>-<time>-<pid>": where unsent data is put aside.
-std::string UnsentDirectory(const std::string& state_directory, const std::string& sandbox_id);
 
 }  // namespace e2bfs::fuse

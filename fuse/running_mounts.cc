@@ -2,9 +2,15 @@
 
 #include <dirent.h>
 #include <fmt/core.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <condition_variable>
+#include <memory>
+#include <mutex>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <thread>
 
 #include "fuse/directories.h"
 #include "fuse/mount_table.h"
@@ -13,6 +19,7 @@ namespace e2bfs::fuse {
 namespace {
 
 constexpr std::chrono::milliseconds kDescribeTime{1000};
+constexpr std::chrono::milliseconds kLivenessTime{2000};
 
 std::vector<std::string> SocketsIn(const std::string& directory, const std::string& prefix) {
   std::vector<std::string> paths;
@@ -77,6 +84,25 @@ Result<RunningMount> FindRunningMount(unsigned user, const std::string& director
   return *best;
 }
 
+bool IsDeadMount(const std::string& directory) {
+  struct Shared {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::optional<int> outcome;
+  };
+  const auto shared = std::make_shared<Shared>();
+  std::thread([shared, directory] {
+    struct statvfs ignored {};
+    const int outcome = statvfs(directory.c_str(), &ignored) == 0 ? 0 : errno;
+    std::lock_guard lock(shared->mutex);
+    shared->outcome = outcome;
+    shared->changed.notify_all();
+  }).detach();
+  std::unique_lock lock(shared->mutex);
+  shared->changed.wait_for(lock, kLivenessTime, [&] { return shared->outcome.has_value(); });
+  return shared->outcome == ENOTCONN;
+}
+
 Result<ControlClient> AskMount(const RunningMount& mount, const std::string& request) {
   auto client = ControlClient::Connect(mount.socket);
   if (!client) return client;
@@ -111,9 +137,12 @@ Result<NamedMount> FindNamedMount(const std::string& directory) {
   if (geteuid() != 0 && entry->user_id != geteuid()) {
     return Failure(ErrorKind::kLocal, EPERM, fmt::format("{}: was mounted by user {}", directory, entry->user_id));
   }
+  if (!IsDeadMount(*canonical)) {
+    return Failure(ErrorKind::kLocal, EHOSTUNREACH,
+                   fmt::format("{}: the mount's process does not answer from here (fusermount3 -u {} unmounts all the same)", directory, directory));
+  }
   return Failure(ErrorKind::kLocal, ENOTCONN,
-                 fmt::format("{}: the mount is stale: its process is gone or does not answer (clear it with e2bfs umount --force {})",
-                             directory, directory));
+                 fmt::format("{}: the mount is stale: its process is gone (clear it with e2bfs umount --force {})", directory, directory));
 }
 
 }  // namespace e2bfs::fuse

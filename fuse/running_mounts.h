@@ -33,8 +33,11 @@ Result<RunningMount> FindRunningMount(unsigned user, const std::string& director
 // Sends `request` and gives the connection for the answers.
 Result<ControlClient> AskMount(const RunningMount& mount, const std::string& request);
 
+// Whether the kernel has it and nobody serves it any more. Asks the mount, within two seconds; one that does not answer is not dead.
+bool IsDeadMount(const std::string& directory);
+
 // The mount that `directory`, as a person gave it, is: the errors are for people, with errno ENOENT (no such directory),
-// EINVAL (nothing of ours is mounted there), ENOTCONN (stale: its process is gone), or as CanonicalDirectory.
+// EINVAL (nothing of ours is mounted there), ENOTCONN (stale: its process is gone), EHOSTUNREACH (it has one, which does not answer from here), or as CanonicalDirectory.
 struct NamedMount {
   std::string directory;  // canonical
   bool in_mount_table = false;

@@ -87,9 +87,12 @@ struct Listing {
 
 // What a change left behind, so that nobody has to ask again. Absent where the implementation does not know.
 struct Changed {
-  std::optional<Attributes> object;      // what was made, moved, linked or changed
+  std::optional<Attributes> object;      // what was made, moved, linked, unlinked (then with the links that it still has) or changed
   std::optional<Attributes> parent;      // its directory afterwards
   std::optional<Attributes> old_parent;  // rename: the directory it left, if another
+  // Rename: what had the new name before (with the links that it still has; after an exchange it has the old name). Its id is not known if
+  // there was nothing.
+  std::optional<Attributes> replaced;
 };
 
 struct TimeChange {
@@ -102,6 +105,7 @@ struct AttributeChange {
   std::optional<uint32_t> uid, gid;
   std::optional<int64_t> size;          // truncate or extend with zeros
   std::optional<TimeChange> atime, mtime;
+  bool mtime_is_implied = false;  // of a write: a refusal of it is no error
   bool empty() const { return !permissions && !uid && !gid && !size && !atime && !mtime; }
 };
 
@@ -196,6 +200,7 @@ struct Description {
   std::string server_version;   // envd's
   std::vector<std::string> cannot;  // what it cannot do, a line each, for `status`
   bool hard_links_share_identity = false;
+  bool identities_survive_renames = false;  // so that another identity is another object, whoever renamed what
 };
 
 // Told of what changes in watched directories, by whomever: this client's own changes may be left out, since their answers say
@@ -261,7 +266,8 @@ class RemoteFs {
   virtual Result<std::unique_ptr<ByteStream>> Read(Handle handle, const Node& node, const Attributes* version, Extent range,
                                                    const OpContext& ctx) = 0;
   // Afterwards the sandbox has it all (attributes as they then are are returned), or the old content is untouched, or, on an error of a file that is
-  // `fresh`, it may be torn. ENOSPC, EDQUOT, EACCES, ESTALE, EIO.
+  // `fresh`, it may be torn. ENOSPC, EDQUOT, EACCES, ESTALE, EIO. Where the content is in place and only `attributes` were refused,
+  // the error says content_stored.
   virtual Result<Attributes> Store(Handle handle, const Node& node, const StoreRequest& request, const OpContext& ctx) = 0;
   // lseek(2) with SEEK_DATA and SEEK_HOLE. ENXIO: beyond the end, or only a hole follows. ENOTSUP where the implementation cannot know.
   virtual Result<int64_t> Seek(Handle handle, const Node& node, int64_t offset, SeekTarget target, const OpContext& ctx) = 0;

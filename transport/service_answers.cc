@@ -70,6 +70,7 @@ constexpr ServiceMessage kServiceMessages[] = {
 constexpr std::pair<std::string_view, int> kServiceVerdicts[] = {
     {"ENOENT", ENOENT}, {"EACCES", EACCES},       {"EPERM", EPERM},   {"EEXIST", EEXIST},     {"EISDIR", EISDIR},
     {"ENOTDIR", ENOTDIR}, {"ENOTEMPTY", ENOTEMPTY}, {"EINVAL", EINVAL}, {"EOPNOTSUPP", EOPNOTSUPP}, {"ESTALE", ESTALE},
+    {"ENOSPC", ENOSPC},
 };
 
 template <typename Number>
@@ -224,7 +225,7 @@ std::optional<ServiceChangeAnswer> ParseServiceChange(std::string_view output) {
     std::string_view line = lines[i];
     if (auto stat = ParseServiceStat(line)) {
       answer.objects.push_back(std::move(*stat));
-    } else if (line == "NEW" || line == "OLD" || line == "MOVE" || line == "OVER" || line == "SAME") {
+    } else if (line == "NEW" || line == "OLD" || line == "MOVE" || line == "OVER" || line == "SAME" || line == "STORED") {
       answer.words.emplace_back(line);
     } else {
       answer.messages += line;
@@ -309,6 +310,10 @@ std::string ServiceTimeArgument(const std::optional<TimeChange>& change) {
   }
   std::string digits = std::to_string(nanoseconds);
   return sign + std::to_string(seconds) + "." + std::string(9 - digits.size(), '0') + digits;
+}
+
+std::string ServiceMtimeArgument(const AttributeChange& change) {
+  return (change.mtime && change.mtime_is_implied ? "i" : "") + ServiceTimeArgument(change.mtime);
 }
 
 }  // namespace e2bfs::transport

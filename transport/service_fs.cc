@@ -191,7 +191,7 @@ class ServiceFsImpl : public RemoteFs {
     if (change.size && *change.size < 0) return Errno(EINVAL, "size");
     auto answer = session_->Change(ServiceScript::kSetAttributes,
                                    {EncodeArgument(*absolute), change.size ? std::to_string(*change.size) : "-", OwnerArgument(change),
-                                    ModeArgument(change.permissions), ServiceTimeArgument(change.atime), ServiceTimeArgument(change.mtime),
+                                    ModeArgument(change.permissions), ServiceTimeArgument(change.atime), ServiceMtimeArgument(change),
                                     IsWriter(handle, node) ? "w" : "-"},
                                    ctx);
     if (!answer) return Forward(answer.error());
@@ -277,7 +277,15 @@ class ServiceFsImpl : public RemoteFs {
     } else if (version->type != FileType::kRegular) {
       return Errno(EINVAL, node.path);
     }
-    return OpenServiceStream(session_->client(), *located, version, range, unreliable, ctx);
+    auto stream = OpenServiceStream(session_->client(), *located, version, range, unreliable, ctx);
+    // What was opened tells its time in seconds only. A further range has to be of the version that the ranges before it are of.
+    if (stream && version && !unreliable && range.offset > 0 && range.length > 0) {
+      auto now = session_->Stat(node.path, ctx);
+      if (!now) return Forward(now.error());
+      const bool same = now->size == version->size && now->mtime.tv_sec == version->mtime.tv_sec && now->mtime.tv_nsec == version->mtime.tv_nsec;
+      if (!same) return Errno(ESTALE, node.path);
+    }
+    return stream;
   }
 
   Result<Attributes> Store(Handle handle, const Node& node, const StoreRequest& request, const OpContext& ctx) override {
@@ -387,6 +395,8 @@ class ServiceFsImpl : public RemoteFs {
   Result<Listing> ListByCommand(const std::string& path, const std::string& absolute, const OpContext& ctx) {
     auto output = session_->Ask(ServiceScript::kList, {EncodeArgument(absolute), session_->facts().find_prints ? "g" : "p", "a"}, ctx);
     if (!output) return Forward(output.error());
+    // Three fields an entry.
+    if (std::count(output->begin(), output->end(), '\0') > int64_t{3} * int64_t(envd::kMaxListingEntries)) return Errno(EFBIG, path);
     auto found = ParseServiceListing(*output, false);
     if (!found) return Failure(ErrorKind::kProtocol, EIO, "rubbish as a listing");
     Listing listing;

@@ -1,4 +1,4 @@
-// ServiceFs: RemoteFs over the services that every envd has: any version, any image. The service tier (docs: DESIGN.md 6).
+// ServiceFs: RemoteFs over the services that every envd has: any version, any image. The service tier.
 //
 // Asked of envd's Filesystem and files services: attributes, listings, content. Those act as root, so who may read is decided here from the
 // permission bits. Everything that changes something is one command that runs as the mount's user (service_scripts.h) and

@@ -118,6 +118,14 @@ d "$1"; cd -- "$R" || exit 1
 shift; rm -rf -- "$@"
 )sh";
 
+constexpr char kProbeText[] = R"sh(
+d "$1"
+a=$(stat -f -c '%a %S' -- "$R") && [ $((${a% *} * ${a#* } / 1024)) -lt $(($2 / 1024)) ] && no ENOSPC
+e=$( { head -c 65536 /dev/zero > "$R/$3"; } 2>&1 ); s=$?
+rm -f -- "$R/$3"
+[ "$s" = 0 ] || { echo "$e" >&2; exit 1; }
+)sh";
+
 // unlink(1) is the system call; rm without -r never removes a directory either.
 constexpr char kUnlinkText[] = R"sh(
 b() {
@@ -249,7 +257,7 @@ echo MOVE
 }
 )sh";
 
-// at: the attributes. wr: lets the owner write a file whose mode forbids it for as long as the script runs: a program may write through a
+// at: the attributes; a time of modification with an i before it is a write's, and no reason to fail. wr: lets the owner write a file whose mode forbids it for as long as the script runs: a program may write through a
 // descriptor that it got before, or by creating the file so.
 constexpr char kAttributesText[] = R"sh(
 wr() {
@@ -275,7 +283,7 @@ at() {
   if [ "$4" != - ] && [ "$4" = "$5" ]; then tm '' "$4" "$1"
   else
     if [ "$4" != - ]; then tm -a "$4" "$1"; fi
-    if [ "$5" != - ]; then tm -m "$5" "$1"; fi
+    case $5 in -) ;; i*) (tm -m "${5#i}" "$1") 2>/dev/null ;; *) tm -m "$5" "$1" ;; esac
   fi
 }
 )sh";
@@ -369,6 +377,7 @@ for x; do
     exit 1
   }
 done
+echo STORED
 at "$p" "$ow" "$mo" "$ta" "$tb"
 if [ "$m" != - ]; then chmod "0$m" -- "$p"; m=-; fi
 [ "$N" = 0 ] || rm -f -- "$f"
@@ -387,6 +396,7 @@ const char* ServiceBodyText(ServiceScript script) {
     case ServiceScript::kStage: return kStageText;
     case ServiceScript::kCleanUp: return kCleanUpText;
     case ServiceScript::kDiscard: return kDiscardText;
+    case ServiceScript::kProbe: return kProbeText;
     case ServiceScript::kUnlink: return kUnlinkText;
     case ServiceScript::kRemoveDirectory: return kRemoveDirectoryText;
     case ServiceScript::kMakeDirectory: return kMakeDirectoryText;

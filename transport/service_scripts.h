@@ -30,6 +30,7 @@ enum class ServiceScript {
   kStage,       // stage directory: makes it again if somebody removed it
   kCleanUp,     // stage directory: removed with all in it
   kDiscard,     // stage directory, names: removes these files there
+  kProbe,       // stage directory, bytes, a new name: fails as a write of so many bytes there would
   // Changes; object lines of what is named in brackets:
   kUnlink,      // path, parent -> [parent]
   kRemoveDirectory,  // path, parent -> [parent]
@@ -41,10 +42,11 @@ enum class ServiceScript {
   // from, to, parent of from, parent of to, "n" (no replace) or "-", "p" (perl may do it) or "-"
   //   -> "OVER" if something was replaced, [to, parent of to, parent of from], or "MOVE": checked, nothing but an empty target directory removed; Move is next
   kRename,
-  // path, size, owner, mode, atime, mtime (each "-" if not set), "w" if it was opened for writing -> [path]
+  // path, size, owner, mode, atime, mtime (each "-" if not set, "i" before an implied one), "w" if it was opened for writing -> [path]
   kSetAttributes,
   // path, stage file, its size, cut, final size ("-" if not set), "w", owner, mode, atime, mtime, "b" or "p",
-  //   extents "offset:length:place in the stage file", offset "a" for an append -> [path]
+  //   extents "offset:length:place in the stage file", offset "a" for an append
+  //   -> "STORED" once the content is in place, [path]
   kStore,
 };
 
@@ -78,7 +80,7 @@ std::optional<ServiceStat> ParseServiceStat(std::string_view line);
 struct ServiceChangeAnswer {
   int status = 0;                  // the script's own; 0: done
   std::vector<ServiceStat> objects;
-  std::vector<std::string> words;  // "NEW", "OLD", "MOVE", "OVER"
+  std::vector<std::string> words;  // "NEW", "OLD", "MOVE", "OVER", "STORED"
   std::string messages;            // everything else that was printed
 };
 
@@ -117,5 +119,7 @@ std::optional<ServiceFacts> ParseServiceFacts(std::string_view output);
 
 // "seconds.nanoseconds" as touch's "@" takes it, "now", or "-".
 std::string ServiceTimeArgument(const std::optional<TimeChange>& change);
+// The same of the time of modification, which may be implied.
+std::string ServiceMtimeArgument(const AttributeChange& change);
 
 }  // namespace e2bfs::transport

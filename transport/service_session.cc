@@ -14,7 +14,8 @@ namespace e2bfs::transport {
 namespace {
 
 constexpr size_t kMaxServicePath = 4095;
-constexpr size_t kMaxServiceOutput = size_t{256} << 20;
+constexpr size_t kMaxServiceOutput = size_t{4} << 20;  // of all but listings
+constexpr size_t kMaxServiceListing = envd::kMaxListingBytes;
 constexpr size_t kMaxChangeOutput = size_t{4} << 20;
 constexpr size_t kClaimsBeforeCleaning = 32;
 constexpr std::chrono::hours kStageRecheck{6};
@@ -76,12 +77,17 @@ Result<std::unique_ptr<ServiceSession>> ServiceSession::Create(std::shared_ptr<e
   session->facts_.perl &= options.use_perl;
   session->facts_.find_prints &= options.use_find;
   session->facts_.dd_bytes &= options.use_dd_bytes;
-  session->stage_checked_at_ = Clock::now();
+  session->stage_checked_at_ = std::chrono::system_clock::now();
   return session;
 }
 
 ServiceSession::~ServiceSession() {
   if (facts_.stage.empty()) return;
+  // A request could resume a sandbox that was paused, which costs its owner; the next mount removes what is old.
+  if (not_running_) {
+    log::Info("service", "the sandbox does not run: staging directory {} stays", facts_.stage);
+    return;
+  }
   auto removed = Ask(ServiceScript::kCleanUp, {EncodeArgument(facts_.stage)}, OpContext::Within(kStageRemovalTime));
   if (!removed) log::Warning("service", "staging directory {} stays: {}", facts_.stage, ToString(removed.error()));
 }
@@ -173,6 +179,7 @@ Result<Attributes> ServiceSession::Stat(const std::string& path, const OpContext
     Attributes attributes;
     if (IsUtf8Text(*absolute)) {
       auto entry = client_->Stat(*absolute, ctx);
+      NoteRunning(entry ? nullptr : &entry.error());
       if (!entry) return Forward(entry.error());
       if (!entry->complete) return Failure(ErrorKind::kProtocol, EIO, "attributes without a mode");
       attributes = From(*entry, path);
@@ -192,6 +199,10 @@ Result<Attributes> ServiceSession::Stat(const std::string& path, const OpContext
 Result<Attributes> ServiceSession::Complete(const ServiceStat& stat, const std::string& path, const OpContext& ctx) {
   if (!stat.nanoseconds && IsUtf8Text(JoinPath(facts_.root, path))) return Stat(path, ctx);
   return From(stat, path);
+}
+
+void ServiceSession::NoteRunning(const Error* error) {
+  if (error == nullptr || error->kind == ErrorKind::kNotRunning) not_running_ = error != nullptr;
 }
 
 Result<std::string> ServiceSession::RunChange(const envd::ProcessConfig& process, const OpContext& ctx) {
@@ -221,10 +232,11 @@ Result<std::string> ServiceSession::RunChange(const envd::ProcessConfig& process
 Result<std::string> ServiceSession::Ask(ServiceScript script, std::vector<std::string> arguments, const OpContext& ctx) {
   envd::RunRequest request;
   request.process = ScriptProcess(script, std::move(arguments));
-  request.max_stdout_bytes = kMaxServiceOutput;
+  request.max_stdout_bytes = script == ServiceScript::kList ? kMaxServiceListing : kMaxServiceOutput;
   request.repeat = Repeat::kIdempotent;
   commands_.fetch_add(1, std::memory_order_relaxed);
   auto result = client_->Run(request, ctx);
+  NoteRunning(result ? nullptr : &result.error());
   if (!result) return Forward(result.error());
   if (result->Succeeded()) return std::move(result->out);
   if (!result->end.exited) return Failure(ErrorKind::kBroken, EIO, "the command was killed: " + result->end.status);
@@ -248,13 +260,16 @@ Result<ServiceChangeAnswer> ServiceSession::Change(ServiceScript script, std::ve
   Error last;
   for (int tries = 1; tries <= kAnswerTries; ++tries) {
     auto output = RunChange(process, whole);
+    NoteRunning(output ? nullptr : &output.error());
     if (output) {
       auto answer = ParseServiceChange(*output);
       if (answer) {
         std::lock_guard<std::mutex> lock(mutex_);
         finished_claims_.push_back(claim);
         if (answer->status == 0) return std::move(*answer);
-        return Errno(ErrnoFromCommandOutput(answer->messages), LastMessageLine(answer->messages));
+        Error error = Errno(ErrnoFromCommandOutput(answer->messages), LastMessageLine(answer->messages)).value();
+        error.content_stored = std::find(answer->words.begin(), answer->words.end(), "STORED") != answer->words.end();
+        return Forward(std::move(error));
       }
       last = Error{EIO, ErrorKind::kBroken, "no answer from a change", 0, ""};
     } else {
@@ -275,8 +290,8 @@ Result<std::string> ServiceSession::NewStageFile(const OpContext& ctx) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     path = facts_.stage + "/d" + std::to_string(++last_stage_name_);
-    TimePoint now = Clock::now();
-    check = now - stage_checked_at_ > kStageRecheck;
+    auto now = std::chrono::system_clock::now();
+    check = now - stage_checked_at_ > kStageRecheck || now < stage_checked_at_;
     if (check) stage_checked_at_ = now;
   }
   if (check) {

@@ -61,6 +61,7 @@ class ServiceSession {
   ServiceSession(std::shared_ptr<envd::Client> client) : client_(std::move(client)) {}
   // To its end, and never killed: what copies content must not stop in the middle because an answer was lost or a deadline passed.
   Result<std::string> RunChange(const envd::ProcessConfig& process, const OpContext& ctx);
+  void NoteRunning(const Error* error);  // null: it answered
   Attributes Finished(Attributes attributes, const std::string& path) const;
   uint32_t AccessOf(const Attributes& attributes) const;
 
@@ -68,10 +69,11 @@ class ServiceSession {
   ServiceFacts facts_;
   PathIdentities identities_;
   std::atomic<int64_t> commands_{0};
+  std::atomic<bool> not_running_{false};  // said the last command
   std::mutex mutex_;  // innermost; guards what follows
   uint64_t last_stage_name_ = 0;
   std::vector<std::string> finished_claims_;
-  TimePoint stage_checked_at_{};
+  std::chrono::system_clock::time_point stage_checked_at_{};  // time that the machine was asleep counts, too
 };
 
 }  // namespace e2bfs::transport

@@ -29,8 +29,9 @@ bool CompressionPays(const std::string& bytes) {
   return http::GzipCompress(sample).size() < kCompressSampleBytes * 7 / 10;
 }
 
+// `ctx` is renewed with each part that went out: there is no limit on the whole.
 Result<void> UploadStage(ServiceSession& session, const std::string& path, const StorePiece& piece, ContentSource& source,
-                         const OpContext& ctx) {
+                         OpContext& ctx) {
   int64_t total = piece.bytes();
   if (total <= kStageAtOnceBytes) {
     std::string bytes(size_t(total), '\0');
@@ -54,6 +55,7 @@ Result<void> UploadStage(ServiceSession& session, const std::string& path, const
       chunk.resize(size_t(std::min<int64_t>(range.length - done, kStageChunkBytes)));
       if (auto read = source.ReadAt(range.offset + done, chunk.data(), chunk.size()); !read) return Forward(read.error());
       if (auto wrote = (*upload)->Write(chunk, ctx); !wrote) return Forward(wrote.error());
+      ctx = ctx.Renewed();
     }
   }
   auto finished = (*upload)->Finish(ctx);
@@ -61,13 +63,25 @@ Result<void> UploadStage(ServiceSession& session, const std::string& path, const
   return {};
 }
 
+// envd may say no more than "500" of an upload that had no room: what a write there fails with is asked.
+Error WithRealErrno(ServiceSession& session, const std::string& path, int64_t bytes, Error error, const OpContext& ctx) {
+  if (error.http_status != 500 || error.errno_value != EIO) return error;
+  const size_t slash = path.rfind('/');
+  auto probed = session.Ask(ServiceScript::kProbe, {EncodeArgument(path.substr(0, slash)), std::to_string(bytes), path.substr(slash + 1) + ".p"}, ctx);
+  if (probed || probed.error().kind != ErrorKind::kErrno) return error;
+  error.kind = ErrorKind::kErrno;
+  error.errno_value = probed.error().errno_value;
+  return error;
+}
+
 // Into a new file each time: a torn or late upload of an earlier try must not meet a later one.
-Result<std::string> Stage(ServiceSession& session, const StorePiece& piece, ContentSource& source, const OpContext& ctx) {
+Result<std::string> Stage(ServiceSession& session, const StorePiece& piece, ContentSource& source, OpContext& ctx) {
   for (int tries = 1;; ++tries) {
     auto path = session.NewStageFile(ctx);
     if (!path) return path;
     auto uploaded = UploadStage(session, *path, piece, source, ctx);
     if (uploaded) return path;
+    uploaded = Forward(WithRealErrno(session, *path, piece.bytes(), uploaded.error(), ctx));
     session.DiscardStageFile(*path);
     ErrorKind kind = uploaded.error().kind;
     bool again = kind == ErrorKind::kBroken || kind == ErrorKind::kUnavailable || kind == ErrorKind::kConnect ||
@@ -194,13 +208,14 @@ Result<Attributes> StoreContent(ServiceSession& session, const Node& node, bool 
                                           OwnerArgument(attributes),
                                           ModeArgument(attributes.permissions),
                                           ServiceTimeArgument(attributes.atime),
-                                          ServiceTimeArgument(attributes.mtime),
+                                          ServiceMtimeArgument(attributes),
                                           session.facts().dd_bytes ? "b" : "p"};
     int64_t place = 0;
     for (const Extent& extent : piece.extents) {
       arguments.push_back(std::to_string(extent.offset) + ":" + std::to_string(extent.length) + ":" + std::to_string(place));
       place += extent.length;
     }
+    whole = whole.Renewed();
     if (piece.append) arguments.push_back("a:" + std::to_string(piece.append->length) + ":" + std::to_string(place));
     auto answer = session.Change(ServiceScript::kStore, std::move(arguments), whole);
     if (!answer) {

@@ -1,9 +1,9 @@
 """What a program sees when the other side lies, stalls, dies or answers late. Faults are placed by count and position."""
-import errno, json, os, signal, subprocess, sys, threading, time
+import errno, json, os, re, signal, subprocess, sys, threading, time
 
 import pytest
 
-from conftest import PATIENCE, eventually, is_mounted, run
+from conftest import BIN, PATIENCE, TOOL_ENVIRONMENT, eventually, is_mounted, run
 
 KILL_TIMEOUTS = ["idle_timeout=3", "head_timeout=3"]
 READ, UPLOAD = "GET /files", "POST /files"
@@ -75,6 +75,52 @@ def test_old_content_survives_an_upload_that_never_arrives(faulty):
     faulty.clear_faults()  # the network is back: nothing was lost
     mount.umount()
     assert (mount.inside / "f").read_bytes() == content
+
+
+def test_a_forced_umount_does_not_wait_for_a_sandbox_that_hangs(faulty):
+    mount = faulty.mount()
+    # Begun before the file is open, or its copy of the descriptor would be closed, which sends.
+    command = subprocess.Popen(["sh", "-c", 'read go; exec "$@"', "sh", str(BIN / "e2bfs"), "umount", "--force", str(mount.path)],
+                               stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**TOOL_ENVIRONMENT, **faulty.environment()})
+    held = os.open(mount.path / "f", os.O_WRONLY | os.O_CREAT)
+    os.write(held, b"x" * 1000)
+    os.kill(faulty.process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        errors = command.communicate("go\n", timeout=PATIENCE)[1]
+    finally:
+        os.kill(faulty.process.pid, signal.SIGCONT)
+    assert time.monotonic() - began < 50
+    mount.mounted = False
+    assert command.returncode == 0 and "put aside in" in errors, errors
+    place = re.search(r"put aside in (\S+)", errors)[1]
+    assert ["x" * 1000] == [open(os.path.join(place, name)).read() for name in os.listdir(place) if name != "UNSENT.txt"]
+    assert code(lambda: os.write(held, b"y")) == "ENOTCONN"
+    assert code(lambda: os.close(held)) in ("ENOTCONN", "ok")
+    assert not is_mounted(mount.path)
+
+
+def test_a_500_without_a_reason_is_asked_about(faulty):
+    if os.geteuid() != 0:
+        pytest.skip("makes a small file system: needs root")
+    mount = faulty.mount(options=["transfer_timeout=20"])
+    stage = mount.status()["remote"]["staging directory"]
+    run("mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "small", stage)
+    try:
+        (mount.inside / "f").write_bytes(b"old content")
+        seen(mount.path / "f")
+        faulty.fault(match="POST /files?", action="status", status=500, body='{"code":500,"message":"something went wrong"}', count=-1)
+
+        def write(length):
+            descriptor = os.open(mount.path / "f", os.O_WRONLY | os.O_TRUNC)
+            os.write(descriptor, b"n" * length)
+            os.close(descriptor)
+        assert code(lambda: write(1000)) == "EIO"
+        assert code(lambda: write(8 << 20)) == "ENOSPC"
+        assert (mount.inside / "f").read_bytes() == b"old content"
+    finally:
+        run("umount", "-l", stage)
+        faulty.clear_faults()
 
 
 def test_no_space_is_reported_by_close_and_keeps_the_old(faulty):
@@ -326,7 +372,7 @@ def test_the_first_listing_is_one_request(faulty):
 
 def test_reading_in_order_costs_few_requests(faulty):
     mount = faulty.mount()
-    content = os.urandom(8 << 20)
+    content = os.urandom(1 << 20) * 64  # many windows of the kernel's read-ahead, which is 1 MiB where root mounts
     (mount.inside / "f").write_bytes(content)
     seen(mount.path / "f")
     faulty.reset_counts()

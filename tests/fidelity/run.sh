@@ -2,7 +2,7 @@
 # Asks the test sandbox the questions of envd_probe.py and compares its answers with those that were recorded from real
 # envds, for each envd-VERSION.json here. Usage: run.sh PATH-OF-e2bfs-test-sandbox [SCRATCH-DIRECTORY]
 #
-# Needs root, since an envd acts as whatever user it is told to. Nothing is changed on the machine: the account that the
+# Needs root (or sudo without a password), since an envd acts as whatever user it is told to. Nothing is changed on the machine: the account that the
 # questions need is made in a mount namespace of our own, over /etc/passwd and /etc/group; where no namespace is to be
 # had, an account of the machine is taken that looks like a sandbox's user.
 # Exit status: 0 no difference, 1 differences or a failure, 77 cannot be run here.
@@ -31,7 +31,8 @@ case $binary in /*) ;; *) binary=$PWD/$binary ;; esac
 [ -x "$binary" ] || { echo "fidelity: $binary is not there" >&2; exit 1; }
 command -v python3 >/dev/null || { echo "fidelity: python3 is missing" >&2; exit 1; }
 if [ "$(id -u)" != 0 ]; then
-  echo "fidelity: skipped, only root can be asked to act as another user"
+  if sudo -n true 2>/dev/null; then exec sudo -n "$here/run.sh" "$@"; fi
+  echo "fidelity: skipped, only root can be asked to act as another user, and there is no sudo without a password"
   exit 77
 fi
 

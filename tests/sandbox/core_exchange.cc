@@ -197,6 +197,9 @@ void CoreExchange::SendHead(int status, const HeaderList& headers) {
   }
   has_body_ = head_.method != "HEAD" && status != 204 && status != 304;
   head_sent_ = true;
+  if (!is_test_) {
+    core_.counts.AnswerBegins(head_.place);
+  }
   RawHead(status, clean, length_, has_body_);
 }
 

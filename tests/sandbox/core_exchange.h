@@ -19,6 +19,7 @@ struct RequestHead {
   std::string path;       // decoded
   std::string raw_query;
   HeaderList headers;
+  int64_t place = 0;      // in the sequence of requests, see ServerCounts
 
   void SetTarget(std::string text);  // fills target, path and raw_query
 };

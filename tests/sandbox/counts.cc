@@ -21,8 +21,8 @@ void CountBook::ConnectionClosedBusy() {
   ++counts_.connections_closed_busy;
 }
 
-void CountBook::RequestBegun(const std::string& method, const std::string& path, const std::string& sandbox_id,
-                             bool http2) {
+int64_t CountBook::RequestBegun(const std::string& method, const std::string& path, const std::string& sandbox_id,
+                                bool http2) {
   const std::lock_guard lock(mutex_);
   ++counts_.requests[method + " " + path];
   ++counts_.total_requests;
@@ -34,6 +34,14 @@ void CountBook::RequestBegun(const std::string& method, const std::string& path,
   if (http2) {
     ++counts_.http2_requests;
   }
+  const int64_t place = answered_place_ + 1;
+  highest_place_ = std::max(highest_place_, place);
+  return place;
+}
+
+void CountBook::AnswerBegins(int64_t place) {
+  const std::lock_guard lock(mutex_);
+  answered_place_ = std::max(answered_place_, place);
 }
 
 void CountBook::RequestEnded() {
@@ -45,6 +53,7 @@ ServerCounts CountBook::Read() {
   const std::unique_lock none_sends(sending_);
   const std::lock_guard lock(mutex_);
   ServerCounts copy = counts_;
+  copy.sequence = highest_place_ - first_place_;
   copy.request_body_bytes = request_body_bytes_;
   copy.response_body_bytes = response_body_bytes_;
   return copy;
@@ -57,6 +66,8 @@ void CountBook::Reset() {
   fresh.connections_now = fresh.max_connections = counts_.connections_now;
   fresh.requests_now = fresh.max_requests = counts_.requests_now;
   counts_ = fresh;
+  // Requests that are still on their way have places up to here, and lengthen nothing that begins now.
+  first_place_ = answered_place_ = highest_place_ = std::max(highest_place_, answered_place_);
   request_body_bytes_ = 0;
   response_body_bytes_ = 0;
 }

@@ -17,7 +17,10 @@ class CountBook {
   void ConnectionOpened();
   void ConnectionClosed();
   void ConnectionClosedBusy();
-  void RequestBegun(const std::string& method, const std::string& path, const std::string& sandbox_id, bool http2);
+  // Answers the request's place in the sequence (see ServerCounts::sequence), for AnswerBegins.
+  int64_t RequestBegun(const std::string& method, const std::string& path, const std::string& sandbox_id, bool http2);
+  // Before the first byte of the answer goes out.
+  void AnswerBegins(int64_t place);
   void RequestEnded();
   void RequestBodyBytes(int64_t bytes) { request_body_bytes_ += bytes; }
   void ResponseBodyBytes(int64_t bytes) { response_body_bytes_ += bytes; }
@@ -32,6 +35,9 @@ class CountBook {
   std::shared_mutex sending_;  // before mutex_
   std::mutex mutex_;           // innermost; guards counts_
   ServerCounts counts_;
+  int64_t answered_place_ = 0;  // the highest place in the sequence of a request whose answer began
+  int64_t highest_place_ = 0;
+  int64_t first_place_ = 0;     // highest_place_ at the last Reset
   std::atomic<int64_t> request_body_bytes_{0};
   std::atomic<int64_t> response_body_bytes_{0};
 };

@@ -415,7 +415,7 @@ void ServeHttp1(Core& core, Connection& connection) {
   for (bool more = true; more;) {
     int status = 0;
     bool started = false;
-    const std::optional<H1Head> head = ReadH1Head(stream, status, started);
+    std::optional<H1Head> head = ReadH1Head(stream, status, started);
     if (!head) {
       if (status != 0) {
         AnswerBadH1Head(connection, status);
@@ -424,7 +424,7 @@ void ServeHttp1(Core& core, Connection& connection) {
       }
       break;
     }
-    const RequestHead& request = head->request;
+    RequestHead& request = head->request;
     const bool is_test = IsTestPath(request.path);
     TakenFault taken;
     if (!is_test) {
@@ -434,7 +434,7 @@ void ServeHttp1(Core& core, Connection& connection) {
           sandbox_id = value;
         }
       }
-      core.counts.RequestBegun(request.method, request.path, sandbox_id, false);
+      request.place = core.counts.RequestBegun(request.method, request.path, sandbox_id, false);
       taken = core.faults.Take(request.method, request.target);
     }
     const std::string action = taken.fault.action;

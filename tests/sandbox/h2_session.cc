@@ -488,7 +488,7 @@ ssize_t H2Session::ReadResponse(int32_t id, uint8_t* buffer, size_t size, uint32
 }
 
 void H2Session::Begin(const H2StreamPointer& stream) {
-  const RequestHead& head = stream->head;
+  RequestHead& head = stream->head;
   stream->begun = true;
   stream->is_test = IsTestPath(head.path);
   TakenFault taken;
@@ -499,7 +499,7 @@ void H2Session::Begin(const H2StreamPointer& stream) {
         sandbox_id = value;
       }
     }
-    core_.counts.RequestBegun(head.method, head.path, sandbox_id, true);
+    head.place = core_.counts.RequestBegun(head.method, head.path, sandbox_id, true);
     taken = core_.faults.Take(head.method, head.target);
   }
   const std::string& action = taken.fault.action;

@@ -65,6 +65,9 @@ struct ServerOptions {
 struct ServerCounts {
   std::map<std::string, int64_t> requests;  // by "METHOD path", path without query; uploads and downloads as "GET /files"
   int64_t total_requests = 0;
+  // The longest chain of requests each of which came after the answer to the one before it had begun: at least as many
+  // as the round trips that somebody waited for one after the other.
+  int64_t sequence = 0;
   int64_t connections_opened = 0;
   int64_t connections_now = 0;
   int64_t max_connections = 0;              // highest number at one time

@@ -46,6 +46,7 @@ Fault FaultFromJson(const Json& json) {
 Json CountsToJson(const ServerCounts& counts) {
   return {{"requests", counts.requests},
           {"total_requests", counts.total_requests},
+          {"sequence", counts.sequence},
           {"connections_opened", counts.connections_opened},
           {"connections_now", counts.connections_now},
           {"max_connections", counts.max_connections},

@@ -405,6 +405,7 @@ MemoryRemoteFs::MemoryRemoteFs(MemoryRemoteFsOptions options) : tree_(std::make_
   description.root = description.home = tree_->options.root;
   description.server_version = "0.0.0";
   description.hard_links_share_identity = tree_->options.hard_links_share_identity;
+  description.identities_survive_renames = tree_->options.identities_survive_renames;
 }
 
 MemoryRemoteFs::~MemoryRemoteFs() = default;
@@ -711,9 +712,10 @@ Result<Changed> MemoryRemoteFs::Unlink(const Name& name, const OpContext&) {
   if ((tree.AccessOf(*place->parent) & 2) == 0) return Errno(EACCES, name.name);
   if (place->entry.inode->type == FileType::kDirectory) return Errno(EISDIR, name.name);
   if (!tree.MayRemove(*place)) return Errno(EPERM, name.name);
+  const FileId id = tree.IdOf(place->entry);
   tree.Drop(place->parent, name.name);
   Changed changed = tree.Report(place->entry, place->parent);
-  if (place->entry.inode->links == 0) changed.object.reset();
+  if (changed.object) changed.object->id = id;
   return changed;
 }
 
@@ -746,6 +748,7 @@ Result<Changed> MemoryRemoteFs::Rename(const Name& from, const Name& to, uint32_
   if (exchange && !over) return Errno(ENOENT, to.name);
   if ((tree.AccessOf(*source->parent) & 2) == 0 || (tree.AccessOf(*target->parent) & 2) == 0) return Errno(EACCES, to.name);
   if (!tree.MayRemove(*source) || (over && !tree.MayRemove(*target))) return Errno(EPERM, from.name);
+  const FileId replaced_id = over ? tree.IdOf(target->entry) : FileId{};
   auto below = [](std::shared_ptr<MemoryInode> directory, const std::shared_ptr<MemoryInode>& top) {
     for (; directory; directory = directory->parent.lock()) {
       if (directory == top) return true;
@@ -756,15 +759,21 @@ Result<Changed> MemoryRemoteFs::Rename(const Name& from, const Name& to, uint32_
   if (over && over->type == FileType::kDirectory && below(source->parent, over)) {
     return Errno(exchange ? EINVAL : ENOTEMPTY, "onto its own ancestor");
   }
+  // Two links of one file: nothing happens.
+  const auto same = [&] {
+    Changed changed = tree.Report(target->entry, target->parent);
+    changed.replaced = changed.object;
+    return changed;
+  };
   if (!exchange && over) {
-    if (over == moved) return tree.Report(target->entry, target->parent);
+    if (over == moved) return same();
     if (over->type == FileType::kDirectory && moved->type != FileType::kDirectory) return Errno(EISDIR, to.name);
     if (over->type != FileType::kDirectory && moved->type == FileType::kDirectory) return Errno(ENOTDIR, to.name);
     if (!over->children.empty()) return Errno(ENOTEMPTY, to.name);
     tree.Drop(target->parent, to.name);
   }
   if (exchange) {
-    if (over == moved) return tree.Report(target->entry, target->parent);
+    if (over == moved) return same();
     // The other one is parked under a name that no caller can use.
     tree.Move(*target, target->parent, "/");
     Tree::Place parked{target->parent, "/", target->parent->children["/"]};
@@ -776,6 +785,10 @@ Result<Changed> MemoryRemoteFs::Rename(const Name& from, const Name& to, uint32_
     tree.Move(*source, target->parent, to.name);
   }
   Changed changed = tree.Report(target->parent->children[to.name], target->parent);
+  if (tree.options.changed_carries_attributes) {
+    changed.replaced = over ? tree.AttributesOf(target->entry) : Attributes{};
+    changed.replaced->id = exchange ? tree.IdOf(source->parent->children[from.name]) : replaced_id;
+  }
   if (source->parent != target->parent && tree.options.changed_carries_attributes) {
     changed.old_parent = tree.AttributesOf(tree.EntryOf(source->parent));
   }
@@ -950,7 +963,9 @@ Result<Attributes> MemoryRemoteFs::Store(Handle handle, const Node& node, const 
   if (!by_handle && (tree.AccessOf(inode) & 2) == 0) return Errno(EACCES, node.path);
   AttributeChange attributes = request.attributes;
   attributes.size.reset();
-  if (auto may = tree.MayChange(inode, attributes, by_handle); !may) return Forward(may.error());
+  AttributeChange implied;
+  if (attributes.mtime_is_implied) implied.mtime = attributes.mtime;
+  if (!tree.MayChange(inode, implied, by_handle)) attributes.mtime.reset();
   std::string content = inode.content;
   if (request.cut_to && int64_t(content.size()) > *request.cut_to) content.resize(size_t(*request.cut_to));
   for (size_t i = 0; i < pieces.size(); ++i) {
@@ -965,6 +980,11 @@ Result<Attributes> MemoryRemoteFs::Store(Handle handle, const Node& node, const 
   inode.content = std::move(content);
   if (touched && tree.options.uid != 0) inode.permissions = WithoutSetId(inode.permissions);
   if (touched) inode.mtime = inode.ctime = tree.Tick();
+  if (auto may = tree.MayChange(inode, attributes, by_handle); !may) {
+    Error refused = may.error();
+    refused.content_stored = true;
+    return Forward(std::move(refused));
+  }
   if (!attributes.empty()) tree.Apply(inode, attributes);
   return tree.AttributesOf(*entry);
 }

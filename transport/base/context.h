@@ -2,6 +2,7 @@
 // how urgent it is. Cheap to copy.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <optional>
@@ -35,12 +36,20 @@ struct OpContext {
   ServiceClass service_class = ServiceClass::kMetadata;
   // Unset: the user that the mount acts as. Set only where that user is root and ids are real (-o ids=real).
   std::optional<Creator> creator = std::nullopt;
+  // Of a transfer, not zero: the deadline is one for each step of it, and moves as the transfer gets on.
+  std::chrono::milliseconds renewal{0};
 
   static OpContext Within(std::chrono::milliseconds time, ServiceClass service_class = ServiceClass::kMetadata) {
-    return OpContext{Clock::now() + time, {}, service_class, {}};
+    return OpContext{Clock::now() + time, {}, service_class, {}, {}};
   }
   // The same operation without the right to be interrupted: flush, fsync, release, uploads, clean-up.
-  OpContext Uninterruptible() const { return OpContext{deadline, {}, service_class, creator}; }
+  OpContext Uninterruptible() const { return OpContext{deadline, {}, service_class, creator, renewal}; }
+  // After a step that got on: the same, with the whole time for the next one.
+  OpContext Renewed() const {
+    OpContext next = *this;
+    if (renewal.count() > 0 && deadline != TimePoint::max()) next.deadline = std::max(deadline, Clock::now() + renewal);
+    return next;
+  }
 };
 
 }  // namespace e2bfs

@@ -35,6 +35,8 @@ struct Error {
   std::string message;    // for people; never holds a secret
   int http_status = 0;    // as received, 0 if no head came
   std::string rpc_code;   // Connect's code ("not_found"), empty if none
+  // Of a store: the content is in place as a whole, only its attributes were refused. Never send the content again.
+  bool content_stored = false;
 };
 
 template <typename T>

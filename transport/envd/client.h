@@ -35,8 +35,8 @@
 namespace e2bfs::transport::envd {
 
 // A listing's answer may hold at most this; beyond it EIO/kProtocol (a hostile server's endless answer).
-inline constexpr size_t kMaxListingBytes = size_t{256} << 20;
-inline constexpr size_t kMaxListingEntries = 2'000'000;
+inline constexpr size_t kMaxListingBytes = size_t{64} << 20;
+inline constexpr size_t kMaxListingEntries = 300'000;
 
 class ClientCore;  // client_core.h: what all calls share
 

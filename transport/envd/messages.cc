@@ -378,7 +378,7 @@ Result<std::vector<EntryInfo>> DecodeListing(std::string_view json, std::string_
     if (event == Event::array_start && depth == 1) in_entries = key_is_entries;
     if (event == Event::array_end && depth == 1) in_entries = false;
     if (event == Event::object_end && depth == 2 && in_entries) {
-      if (entries.size() >= limits.max_entries) stop_with(BadMessage("a listing with too many entries").value());
+      if (entries.size() >= limits.max_entries) stop_with(Failure(ErrorKind::kProtocol, EFBIG, "a listing with too many entries").value());
       auto entry = ConvertEntry(value);
       if (!entry) stop_with(entry.error());
       if (auto placed = PlaceBelow(*entry, root, limits.depth); !placed) stop_with(placed.error());

@@ -4,6 +4,8 @@
 #include <csignal>
 
 #include <algorithm>
+#include <condition_variable>
+#include <mutex>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -16,6 +18,37 @@
 
 namespace e2bfs::transport::http {
 namespace {
+
+constexpr size_t kBigAnswerBytes = size_t{8} << 20;
+constexpr std::chrono::seconds kBigAnswerWait{60};
+
+// One thread of the process at a time has it.
+class BigAnswerTurn {
+ public:
+  BigAnswerTurn() = default;
+  BigAnswerTurn(const BigAnswerTurn&) = delete;
+  BigAnswerTurn& operator=(const BigAnswerTurn&) = delete;
+  ~BigAnswerTurn() {
+    if (!mine_) return;
+    std::lock_guard lock(mutex_);
+    taken_ = false;
+    changed_.notify_one();
+  }
+  bool Take(const OpContext& ctx) {
+    if (mine_) return true;
+    std::unique_lock lock(mutex_);
+    const TimePoint until = std::min(ctx.deadline, Clock::now() + kBigAnswerWait);
+    if (!changed_.wait_until(lock, ctx.stop, until, [] { return !taken_; })) return false;
+    taken_ = mine_ = true;
+    return true;
+  }
+
+ private:
+  static inline std::mutex mutex_;  // innermost
+  static inline std::condition_variable_any changed_;
+  static inline bool taken_ = false;
+  bool mine_ = false;
+};
 
 class PooledClient final : public HttpClient {
  public:
@@ -129,7 +162,12 @@ Result<Response> HttpClient::Fetch(Request request, const OpContext& ctx, size_t
   const bool gzip = !bodyless && ToLowerAscii(response.head.Find("content-encoding")) == "gzip";
   GzipReader inflated(**exchange);
   std::string buffer(65536, '\0');
+  // Many of these at once would take more memory than a mount may: beyond a size one at a time.
+  BigAnswerTurn turn;
   while (true) {
+    if (response.body.size() > kBigAnswerBytes && !turn.Take(ctx)) {
+      return Failure(ErrorKind::kTimeout, ETIMEDOUT, "waiting for another big answer");
+    }
     auto count = gzip ? inflated.Read(buffer.data(), buffer.size(), ctx)
                       : (*exchange)->Read(buffer.data(), buffer.size(), ctx);
     if (!count) {

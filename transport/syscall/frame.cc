@@ -124,7 +124,8 @@ Arguments& Arguments::Change(const AttributeChange& change) {
     return time ? (time->now ? value << 1 : value) : 0U;
   };
   U32(bit(change.permissions.has_value(), 1) | bit(change.uid.has_value(), 2) | bit(change.gid.has_value(), 4) |
-      bit(change.size.has_value(), 8) | time_bits(change.atime, 16) | time_bits(change.mtime, 64));
+      bit(change.size.has_value(), 8) | time_bits(change.atime, 16) | time_bits(change.mtime, 64) |
+      bit(change.mtime && change.mtime_is_implied, 256));
   if (change.size) I64(*change.size);
   if (change.uid) U32(*change.uid);
   if (change.gid) U32(*change.gid);
@@ -365,8 +366,8 @@ bool DecodeNews(std::string_view news, const Actor& actor, ChangeListener* liste
 std::optional<Changed> DecodeChanged(Fields& fields, const Actor& actor) {
   const uint8_t present = fields.U8();
   Changed changed;
-  std::optional<Attributes>* const slots[] = {&changed.object, &changed.parent, &changed.old_parent};
-  for (int i = 0; i < 3; ++i) {
+  std::optional<Attributes>* const slots[] = {&changed.object, &changed.parent, &changed.old_parent, &changed.replaced};
+  for (int i = 0; i < 4; ++i) {
     if ((present & (1 << i)) == 0) continue;
     *slots[i] = DecodeAttributes(fields, actor);
     if (!*slots[i]) return std::nullopt;

@@ -154,7 +154,7 @@ std::optional<Attributes> DecodeAttributes(Fields& fields, const Actor& actor);
 bool DecodeEntryBody(Fields& fields, const Actor& actor, Entry& entry);
 // Tells the listener (which may be null) all of it; false for nonsense.
 bool DecodeNews(std::string_view news, const Actor& actor, ChangeListener* listener);
-// u8 which of object, parent and old parent follow.
+// u8 which of object, parent, old parent and what was replaced follow.
 std::optional<Changed> DecodeChanged(Fields& fields, const Actor& actor);
 
 }  // namespace e2bfs::transport::syscall

@@ -84,8 +84,8 @@ my $replies = '';               # they go out after the news that is older
 
 # --- what the kernel is asked
 
-# Every call returns -1 on failure, with $! set; fail() makes it the operation's errno.
-sub fail { die {errno => $_[0]} }
+# Every call returns -1 on failure, with $! set; fail() makes it the operation's errno (and, rarely, says more).
+sub fail { die {errno => $_[0], result => $_[1] // ''} }
 sub check { $_[0] == -1 ? fail(0 + $!) : $_[0] }
 
 sub sys_close { syscall $NR{close}, 0 + $_[0] }
@@ -641,8 +641,18 @@ sub set_attributes {
     @times[2, 3] = (number64($args), number32($args)) if $mask & 64;
     @times[2, 3] = (0, $now) if $mask & 128;
     my $buffer = pack 'qqqq', @times;
-    check(syscall $NR{utimensat}, $AT_FDCWD, "$path", $buffer, 0);
+    my $done = syscall $NR{utimensat}, $AT_FDCWD, "$path", $buffer, 0;
+    # A time that only follows from a write: who may write may still not set it.
+    fail(0 + $!) if $done == -1 && !($mask & 256 && ($! == $EPERM || $! == $EACCES));
   }
+}
+
+# After new content: the attributes that come with it. When they are refused, the content is there all the same, and \1 says so.
+sub attributes_of_stored {
+  my ($fd, $statx, $args) = @_;
+  eval { set_attributes($fd, $statx, [$fd, 1], $args) };
+  fail(ref $@ ? $@->{errno} : $EIO, "\1") if $@;
+  return attributes_of_fd($fd);
 }
 
 # A nameless file for what is on its way: beside the target, or wherever this user may write.
@@ -704,7 +714,7 @@ sub child_said {
   my ($error, $result) = length $said >= 4 ? (unpack('N', $said), '') : ($EIO, '');
   if (!$error) {
     $result = eval { $child->{finish}->(substr $said, 4) };
-    if ($@) { $error = ref $@ ? $@->{errno} : $EIO; $result = '' }
+    ($error, $result) = ref $@ ? ($@->{errno}, $@->{result}) : ($EIO, '') if $@;
   }
   $child->{always}->() if $child->{always};
   delete $running{$child->{number}};
@@ -824,40 +834,64 @@ $OPERATIONS[9] = sub {    # MakeLink
   });
 };
 
+# What is about to lose its name: an O_PATH descriptor, or -1 where nothing is there.
+sub hold { my ($directory, $name) = @_; return sys_openat($directory, $name, $O_PATH | $O_NOFOLLOW | $O_CLOEXEC) }
+
+# Its attributes now, with the links that it still has; the descriptor is closed.
+sub let_go {
+  my ($fd) = @_;
+  return undef if $fd == -1;
+  my $attributes = attributes_at($fd, '');
+  sys_close($fd);
+  return $attributes;
+}
+
 $OPERATIONS[10] = sub {    # Unlink: never a directory
   my ($args) = @_;
   my ($directory, $name) = place($args);
-  my $statx = sys_statx($directory, $name) // fail(0 + $!);
-  # With other names the object stays, and whoever knows them wants its new link count.
-  my $other = unpack('x16 L', $statx) > 1 && type_of($statx) != $S_IFDIR ? sys_openat($directory, $name, $O_PATH | $O_NOFOLLOW | $O_CLOEXEC) : -1;
-  my $done = syscall $NR{unlinkat}, 0 + $directory, "$name", 0;
-  my $error = 0 + $!;
-  my $object = $other != -1 && $done != -1 ? attributes_at($other, '') : undef;
-  sys_close($other) if $other != -1;
-  fail($error) if $done == -1;
+  my $held = hold($directory, $name);
+  if (syscall($NR{unlinkat}, 0 + $directory, "$name", 0) == -1) {
+    my $error = 0 + $!;
+    sys_close($held) if $held != -1;
+    fail($error);
+  }
   told_gone($directory, $name);
-  return changed($object, attributes_at($directory, ''));
+  return changed(let_go($held), attributes_at($directory, ''));
 };
 
 $OPERATIONS[11] = sub {    # RemoveDirectory
   my ($args) = @_;
   my ($directory, $name) = place($args);
-  my $statx = sys_statx($directory, $name);
-  check(syscall $NR{unlinkat}, 0 + $directory, "$name", $AT_REMOVEDIR);
+  my $held = hold($directory, $name);
+  if (syscall($NR{unlinkat}, 0 + $directory, "$name", $AT_REMOVEDIR) == -1) {
+    my $error = 0 + $!;
+    sys_close($held) if $held != -1;
+    fail($error);
+  }
   told_gone($directory, $name);
+  my $statx = $held == -1 ? undef : sys_statx($held, '');
+  my $object = let_go($held);
   close_directory(identity_of($statx)) if defined $statx;
-  return changed(undef, attributes_at($directory, ''));
+  return changed($object, attributes_at($directory, ''));
 };
 
-$OPERATIONS[12] = sub {    # Rename
+$OPERATIONS[12] = sub {    # Rename: what was moved, both directories, what had the new name
   my ($args) = @_;
   my ($from_directory, $from) = place($args);
   my ($to_directory, $to) = place($args);
   my $flags = number32($args);
-  check(syscall $NR{renameat2}, 0 + $from_directory, "$from", 0 + $to_directory, "$to", 0 + $flags);
+  my $held = hold($to_directory, $to);
+  if (syscall($NR{renameat2}, 0 + $from_directory, "$from", 0 + $to_directory, "$to", 0 + $flags) == -1) {
+    my $error = 0 + $!;
+    sys_close($held) if $held != -1;
+    fail($error);
+  }
   told_gone($from_directory, $from) unless $flags & 2;
+  my $statx = $held == -1 ? undef : sys_statx($held, '');
+  my $replaced = let_go($held);
+  close_directory(identity_of($statx)) if defined $statx && !($flags & 2) && type_of($statx) == $S_IFDIR;
   return changed(attributes_at($to_directory, $to), attributes_at($to_directory, ''),
-    $from_directory != $to_directory ? attributes_at($from_directory, '') : undef);
+    $from_directory != $to_directory ? attributes_at($from_directory, '') : undef, $replaced);
 };
 
 $OPERATIONS[13] = sub {    # SetAttributes
@@ -1004,8 +1038,7 @@ $OPERATIONS[21] = sub {    # Store: cut, extents, size, append, attributes; by h
       write_all($fd, $_->[1], $_->[0]) for @extents;
       set_size($fd, $size) if $size >= 0;
       append_all($fd, $append) if length $append;
-      set_attributes($fd, $statx, [$fd, 1], $args);
-      attributes_of_fd($fd);
+      attributes_of_stored($fd, $statx, $args);
     };
     my $error = $@;
     sys_close($own) if $own != -1;
@@ -1054,7 +1087,7 @@ $OPERATIONS[23] = sub {    # Commit: what was staged goes into the file; the sta
       fail($EIO) if $append && copy_range($staged->[0], $append_place, $fd, undef, $append) != $append;
       return '';
     };
-    my $finish = sub { set_attributes($fd, $statx, [$fd, 1], \$attributes); return attributes_of_fd($fd) };
+    my $finish = sub { return attributes_of_stored($fd, $statx, \$attributes) };
     my $close = sub { sys_close($own) if $own != -1; close_handle($stage) };
     in_child($copy, $finish, $close) if $expected > $INLINE_COPY;
     my $result = eval { $copy->(); $finish->() };
@@ -1110,18 +1143,31 @@ $OPERATIONS[27] = sub {    # Allocate
 
 $OPERATIONS[28] = sub {    # CopyRange: bytes copied, the target's attributes
   my ($args) = @_;
-  my ($from, $from_offset) = (number64($args), number64($args));
-  my ($to, $to_offset, $length) = (number64($args), number64($args), number64($args));
-  my $source = $handles{$from} or fail($EBADF);
-  my $target = $handles{$to} or fail($EBADF);
-  my ($source_fd, $target_fd) = ($source->[0], $target->[0]);
-  fail($EINVAL) if overlaps($source_fd, $from_offset, $target_fd, $to_offset, $length);
-  my $left = size_of(sys_statx($source_fd, '') // fail(0 + $!)) - $from_offset;
-  $length = $left < 0 ? 0 : $left if $left < $length;
-  my $copy = sub { return pack 'q>', copy_range($source_fd, $from_offset, $target_fd, $to_offset, $length) };
-  my $finish = sub { return $_[0] . attributes_of_fd($target_fd) };
-  in_child($copy, $finish, undef) if $length > $INLINE_COPY;
-  return $finish->($copy->());
+  return with_object($args, sub {
+    my ($source, $source_statx, $source_handle) = @_;
+    my $from_offset = number64($args);
+    return with_object($args, sub {
+      my ($target, $target_statx, $target_handle) = @_;
+      my ($to_offset, $length) = (number64($args), number64($args));
+      my @own;
+      my $close = sub { sys_close($_) for splice @own };
+      my $result = eval {
+        push @own, $source = open_object($source, $source_statx, $O_RDONLY) unless $source_handle;
+        push @own, $target = open_object($target, $target_statx, $O_WRONLY) unless $target_handle;
+        fail($EINVAL) if overlaps($source, $from_offset, $target, $to_offset, $length);
+        my $left = size_of(sys_statx($source, '') // fail(0 + $!)) - $from_offset;
+        $length = $left < 0 ? 0 : $left if $left < $length;
+        my $copy = sub { return pack 'q>', copy_range($source, $from_offset, $target, $to_offset, $length) };
+        my $finish = sub { return $_[0] . attributes_of_fd($target) };
+        in_child($copy, $finish, $close) if $length > $INLINE_COPY;
+        $finish->($copy->());
+      };
+      my $error = $@;
+      $close->() unless ref $error && $error->{child};
+      die $error if $error;
+      return $result;
+    });
+  });
 };
 
 $OPERATIONS[29] = sub {    # Initialize: where the mount begins, and who we are
@@ -1226,7 +1272,7 @@ sub answer {
     ++$finished;
     if ($error) {
       print STDERR $error unless ref $error;
-      $results .= pack 'NN', ref $error ? $error->{errno} : $EIO, 0;
+      $results .= pack 'NN/a*', ref $error ? ($error->{errno}, $error->{result}) : ($EIO, '');
       last;
     }
     $results .= pack 'NN/a*', 0, $result;

@@ -72,7 +72,8 @@ std::vector<std::string> StageTable(const StoreRequest& request) {
   return rows;
 }
 
-Result<void> UploadStage(envd::Client& client, const std::string& path, const StagePlan& plan, const StoreRequest& request, const OpContext& ctx) {
+Result<void> UploadStage(envd::Client& client, const std::string& path, const StagePlan& plan, const StoreRequest& request, const OpContext& context) {
+  OpContext ctx = context;
   if (!request.source) return Errno(EINVAL, "store without a source");
   std::vector<Extent> ranges = request.extents;
   if (request.append && request.append->length > 0) ranges.push_back(*request.append);
@@ -103,6 +104,7 @@ Result<void> UploadStage(envd::Client& client, const std::string& path, const St
       chunk.resize(static_cast<size_t>(std::min<int64_t>(range.length - done, kChunkBytes)));
       if (auto read = request.source->ReadAt(range.offset + done, chunk.data(), chunk.size()); !read) return read;
       if (auto wrote = (*upload)->Write(chunk, ctx); !wrote) return wrote;
+      ctx = ctx.Renewed();  // it gets on
     }
   }
   if (!table.empty()) {

@@ -107,6 +107,7 @@ class SyscallFsImpl final : public RemoteFs {
     description_.home = facts.home;
     description_.server_version = client_->capabilities().version_text;
     description_.hard_links_share_identity = true;
+    description_.identities_survive_renames = true;
     perl_version_ = facts.perl_version;
     return {};
   }
@@ -227,7 +228,9 @@ class SyscallFsImpl final : public RemoteFs {
 
   Result<Changed> Rename(const Name& from, const Name& to, uint32_t flags, const OpContext& ctx) override {
     if ((flags & ~uint32_t{kRenameNoReplace | kRenameExchange}) != 0) return Errno(EINVAL, "rename flags");
-    return Change(Operation::kRename, Arguments().Place(from).Place(to).U32(flags), ctx);
+    auto changed = Change(Operation::kRename, Arguments().Place(from).Place(to).U32(flags), ctx);
+    if (changed && !changed->replaced) changed->replaced.emplace();  // there was nothing
+    return changed;
   }
 
   Result<Changed> SetAttributes(const Node& node, Handle handle, const AttributeChange& change, const OpContext& ctx) override {
@@ -420,9 +423,9 @@ class SyscallFsImpl final : public RemoteFs {
   Result<Copied> CopyRange(Handle from, const Node& from_node, int64_t from_offset, Handle to, const Node& to_node, Extent target,
                            const OpContext& ctx) override {
     if (options_.read_only) return Errno(EROFS, to_node.path);
-    if (from == 0 || to == 0) return Errno(EBADF, from_node.path);
     auto result = Explain(to, Explain(from, Ask(Operation::kCopyRange,
-                                                Arguments().U64(from).I64(from_offset).U64(to).I64(target.offset).I64(target.length),
+                                                Arguments().Object(from, from_node).I64(from_offset).Object(to, to_node).I64(target.offset)
+                                                    .I64(target.length),
                                                 Effect::kChange, ctx)));
     if (!result) return Forward(result.error());
     Fields fields(*result);
@@ -474,7 +477,11 @@ class SyscallFsImpl final : public RemoteFs {
   }
 
   static Result<std::string> FirstResult(Outcomes& outcomes) {
-    if (outcomes[0].errno_value != 0) return Errno(outcomes[0].errno_value);
+    if (outcomes[0].errno_value != 0) {
+      Error error = Errno(outcomes[0].errno_value).value();
+      error.content_stored = outcomes[0].result == "\1";
+      return Forward(std::move(error));
+    }
     return std::move(outcomes[0].result);
   }
 
@@ -761,7 +768,7 @@ class SyscallFsImpl final : public RemoteFs {
     AttributeChange attributes = request.attributes;
     attributes.size.reset();
     arguments.Change(attributes);
-    auto stored = Explain(handle, AskAttributes(Operation::kCommit, arguments, Effect::kChange, ctx));
+    auto stored = Explain(handle, AskAttributes(Operation::kCommit, arguments, Effect::kChange, ctx.Renewed()));
     DropRecord(stage);
     if (stored) return stored;
     channel_->Post({{Operation::kClose, Arguments().U64(stage).bytes()}}, {});

@@ -130,7 +130,7 @@ class MountFixture : public ::testing::Test {
     ASSERT_TRUE(cached) << ToString(cached.error());
     cached_ = std::move(*cached);
     options.mount_point = mount_point_.string();
-    options.state_directory = (base_ / "state").string();
+    options.unsent_directory = (base_ / "state").string();
     options.stop = stop_.get_token();
     thread_ = std::thread([this, options] {
       auto end = RunMount(options, *cached_, [this] {

@@ -37,6 +37,8 @@ class ContractBackend {
   virtual void InsideMakeSymlink(const std::string& path, const std::string& target) = 0;
   virtual void InsideMakeFifo(const std::string& path) = 0;
   virtual void InsideSetPermissions(const std::string& path, uint32_t permissions) = 0;
+  // To another owner; false where that cannot be done.
+  virtual bool InsideGiveAway(const std::string&) { return false; }
   virtual bool InsideExists(const std::string& path) = 0;  // lstat
   virtual std::optional<std::string> InsideRead(const std::string& path) = 0;
 };
@@ -63,6 +65,7 @@ class ServiceBackend : public ContractBackend {
   void InsideMakeSymlink(const std::string& path, const std::string& target) override;
   void InsideMakeFifo(const std::string& path) override;
   void InsideSetPermissions(const std::string& path, uint32_t permissions) override;
+  bool InsideGiveAway(const std::string& path) override;
   bool InsideExists(const std::string& path) override;
   std::optional<std::string> InsideRead(const std::string& path) override;
 

@@ -222,6 +222,41 @@ TEST_P(RemoteFsContract, StoreSetsAttributesAfterwards) {
   EXPECT_EQ(backend_->InsideRead("file").value_or("none"), "content");
 }
 
+// Writing takes a right that setting times does not.
+TEST_P(RemoteFsContract, AFileOfAnotherOwnerIsWrittenOnce) {
+  backend_->InsideWrite("file", "old");
+  backend_->InsideSetPermissions("file", 0666);
+  if (!backend_->InsideGiveAway("file")) GTEST_SKIP() << "no file of another owner can be made here";
+  auto opened = fs().Open(At("file"), {true, true, false}, ctx_);
+  ASSERT_TRUE(opened) << ToString(opened.error());
+  const transport::Node node{"file", opened->attributes.id};
+  StringSource source("old+A");
+  StoreRequest request;
+  request.append = transport::Extent{3, 2};
+  request.source = &source;
+  request.attributes.mtime = TimeChange{false, {1'234'567'890, 123'456'789}};
+  request.attributes.mtime_is_implied = true;
+  auto stored = fs().Store(opened->handle, node, request, ctx_);
+  ASSERT_TRUE(stored) << ToString(stored.error());
+  EXPECT_EQ(stored->size, 5);
+  EXPECT_NE(stored->mtime.tv_sec, 1'234'567'890);
+  EXPECT_EQ(backend_->InsideRead("file").value_or("none"), "old+A");
+  // Asked for in so many words it is an error, which says that the content arrived.
+  request.attributes.mtime_is_implied = false;
+  stored = fs().Store(opened->handle, node, request, ctx_);
+  ASSERT_EQ(Code(stored), EPERM);
+  EXPECT_TRUE(stored.error().content_stored);
+  EXPECT_EQ(backend_->InsideRead("file").value_or("none"), "old+A+A");
+  request = {};
+  request.attributes.permissions = 0600;
+  request.size = 2;
+  stored = fs().Store(opened->handle, node, request, ctx_);
+  ASSERT_EQ(Code(stored), EPERM);
+  EXPECT_TRUE(stored.error().content_stored);
+  EXPECT_EQ(backend_->InsideRead("file").value_or("none"), "ol");
+  fs().Close(opened->handle, ctx_);
+}
+
 // An error of the source is the store's, and nothing changes.
 TEST_P(RemoteFsContract, AStoreThatFailsLeavesTheOldContent) {
   backend_->InsideWrite("file", "old content");

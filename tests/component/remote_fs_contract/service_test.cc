@@ -186,6 +186,85 @@ TEST_F(ServiceTier, RubbishIsAnErrorAndNoCrash) {
   EXPECT_TRUE(fs().Stat(At("file"), ctx_));
 }
 
+// A sandbox must not take the memory of the machine that mounts it.
+TEST_F(ServiceTier, AHugeAnswerIsRefused) {
+  backend_.InsideWrite("file", "x");
+  sandbox::Fault fault;
+  fault.match = "POST /filesystem.Filesystem/ListDir";
+  fault.action = "status";
+  fault.status = 200;
+  fault.body = "{\"entries\":[" + std::string(transport::envd::kMaxListingBytes, ' ') + "]}";
+  fault.count = -1;
+  backend_.sandbox()->server().AddFault(fault);
+  auto listing = fs().List(At(""), ctx_);
+  ASSERT_FALSE(listing);
+  EXPECT_EQ(listing.error().errno_value, EFBIG) << ToString(listing.error());
+  backend_.sandbox()->server().ClearFaults();
+  EXPECT_TRUE(fs().List(At(""), ctx_));
+  EXPECT_LE(transport::envd::kMaxListingBytes, size_t{64} << 20);
+  EXPECT_LE(transport::envd::kMaxListingEntries, 300'000u);
+}
+
+// A request could resume a sandbox that was paused, which costs its owner.
+TEST_F(ServiceTier, ASandboxThatDoesNotRunIsLeftAlone) {
+  auto other = backend_.Mount({});
+  ASSERT_TRUE(other);
+  sandbox::Fault fault;
+  fault.action = "status";
+  fault.status = 502;
+  fault.body = R"({"sandboxId":"x","message":"The sandbox was not found","code":502})";
+  fault.count = -1;
+  backend_.sandbox()->server().AddFault(fault);
+  auto gone = (*other)->Stat(At(""), ctx_);
+  ASSERT_FALSE(gone);
+  EXPECT_EQ(gone.error().kind, ErrorKind::kNotRunning);
+  EXPECT_EQ(Requests([&] { other->reset(); }), 0);
+  backend_.sandbox()->server().ClearFaults();
+}
+
+// Last-Modified has a grain of a second, and a file that is renamed over another may have any time.
+TEST_F(ServiceTier, RangesOfTwoVersionsAreToldApartByNanoseconds) {
+  backend_.InsideWrite("file", std::string(100'000, 'a'));
+  backend_.InsideRun("touch -d @1700000000.111111111 -- \"$1\"", {backend_.home() + "/file"});
+  auto before = fs().Stat(At("file"), ctx_);
+  ASSERT_TRUE(before);
+  auto begin = fs().Read(0, At("file"), &*before, {0, 50'000}, ctx_);
+  ASSERT_TRUE(begin) << ToString(begin.error());
+  auto further = fs().Read(0, At("file"), &*before, {50'000, 50'000}, ctx_);
+  EXPECT_TRUE(further) << ToString(further.error());
+  backend_.InsideWrite("other", std::string(100'000, 'b'));
+  backend_.InsideRun("touch -d @1700000000.222222222 -- \"$1\" && mv -f -- \"$1\" \"$2\"", {backend_.home() + "/other", backend_.home() + "/file"});
+  further = fs().Read(0, At("file"), &*before, {50'000, 50'000}, ctx_);
+  ASSERT_FALSE(further);
+  EXPECT_EQ(further.error().errno_value, ESTALE);
+}
+
+// A transfer that gets on has no limit on the whole, one whose time is said to be hard has.
+TEST_F(ServiceTier, AnUploadTakesAsLongAsItGetsOn) {
+  class SlowSource : public transport::ContentSource {
+   public:
+    Result<void> ReadAt(int64_t, char* buffer, size_t length) override {
+      std::fill_n(buffer, length, 's');
+      std::this_thread::sleep_for(std::chrono::milliseconds(150));
+      return {};
+    }
+  } source;
+  auto opened = fs().Create(In("", "file"), {0644, true}, ctx_);
+  ASSERT_TRUE(opened);
+  StoreRequest store;
+  store.extents = {{0, 5 << 20}};  // twenty parts: three seconds
+  store.source = &source;
+  OpContext hard = OpContext::Within(std::chrono::milliseconds(1500));
+  auto stored = fs().Store(opened->handle, At("file"), store, hard);
+  ASSERT_FALSE(stored);
+  EXPECT_EQ(stored.error().errno_value, ETIMEDOUT) << ToString(stored.error());
+  OpContext renewed = OpContext::Within(std::chrono::milliseconds(1500));
+  renewed.renewal = std::chrono::milliseconds(1500);
+  stored = fs().Store(opened->handle, At("file"), store, renewed);
+  ASSERT_TRUE(stored) << ToString(stored.error());
+  EXPECT_EQ(stored->size, 5 << 20);
+}
+
 TEST_F(ServiceTier, TheRootIsResolvedAndRefusedClearly) {
   backend_.InsideMakeDirectory("sub");
   backend_.InsideWrite("file", "x");

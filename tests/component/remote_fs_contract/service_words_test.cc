@@ -220,6 +220,7 @@ class ServiceScripts : public ::testing::Test {
     close(out[0]);
     int status = 0;
     waitpid(child, &status, 0);
+    last_status_ = status;
     return text;
   }
 
@@ -238,6 +239,7 @@ class ServiceScripts : public ::testing::Test {
   }
   static void WriteWhole(const std::string& path, const std::string& content) { std::ofstream(path, std::ios::binary) << content; }
 
+  static inline int last_status_ = 0;
   std::string directory_;
   std::vector<ScriptWorld> worlds_;
 };
@@ -346,6 +348,21 @@ TEST_F(ServiceScripts, WhereThereIsNoRoomTheOldContentStays) {
         EXPECT_TRUE(ReadWhole(file) == old_content) << world.shell[0] << flavour << range;
       }
     }
+  }
+}
+
+TEST_F(ServiceScripts, AProbeFailsAsAWriteWould) {
+  EXPECT_EQ(transport::ErrnoFromCommandOutput("E ENOSPC\n"), ENOSPC);
+  for (const ScriptWorld& world : worlds_) {
+    const std::string stage = transport::EncodeArgument(directory_);
+    const auto probe = [&](const std::string& bytes, rlim_t limit) {
+      RunScript(world, ServiceScript::kProbe, {stage, bytes, "probe"}, limit);
+      return last_status_ == 0;
+    };
+    EXPECT_TRUE(probe("1000", RLIM_INFINITY)) << world.shell[0];
+    EXPECT_FALSE(probe("4611686018427387904", RLIM_INFINITY)) << world.shell[0];
+    EXPECT_FALSE(probe("1000", 1000)) << world.shell[0];
+    EXPECT_FALSE(std::filesystem::exists(directory_ + "/probe"));
   }
 }
 

@@ -221,6 +221,22 @@ TEST_F(ExactTest, AFileIsFoundByItsOtherNameWhenOneWentInTheSandbox) {
   EXPECT_EQ(Errno(fs().SetAttributes(a, 0, Mode(0600), Ctx())), 0);
 }
 
+TEST_F(ExactTest, ANameThatLedToAnotherFileByNowTakesThatOne) {
+  remote_->InsideWrite("a", "1");
+  remote_->InsideMakeLink("a", "kept");
+  remote_->InsideWrite("b", "other");
+  const NodeId a = Find("a"), b = Find("b");
+  const FileHandle handle = OpenFor(a, kReadWrite), other = OpenFor(b, kReadWrite);
+  remote_->InsideRename("b", "a");  // not seen here
+  EXPECT_EQ(Errno(fs().Unlink(kRoot, "a", Ctx())), 0);
+  EXPECT_EQ(Links(b, other), 0u);
+  Write(handle, 1, "2");
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Inside("kept"), "12");
+  EXPECT_EQ(ReadAt(other, 0, 10), "other");
+  EXPECT_EQ(Close(other), 0);
+}
+
 // --- ranges
 
 TEST_F(ExactTest, HolesAreAskedForAfterWhatIsUnsentWasSent) {

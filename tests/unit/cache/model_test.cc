@@ -1,4 +1,6 @@
 // Random operations on a few names and files, with reopening and with stores and reads that fail, against a plain model.
+#include <linux/falloc.h>
+
 #include <map>
 #include <random>
 
@@ -6,6 +8,12 @@
 
 namespace e2bfs::cache {
 namespace {
+
+// How many seeds each test tries; E2BFS_MODEL_SEEDS for longer runs by hand.
+uint32_t Seeds(uint32_t usual) {
+  const char* asked = getenv("E2BFS_MODEL_SEEDS");
+  return asked != nullptr ? static_cast<uint32_t>(atoi(asked)) : usual;
+}
 
 // A file as the programs on this machine see it.
 struct ModelFile {
@@ -23,7 +31,7 @@ struct ModelHandle {
 
 class ModelTest : public CacheFixture {
  protected:
-  void Run(uint32_t seed, int operations, bool faults, testing::MemoryRemoteFsOptions remote);
+  void Run(uint32_t seed, int operations, bool faults, testing::MemoryRemoteFsOptions remote, bool inside = false);
   std::string Trace() const {
     std::string all;
     for (size_t i = trace_.size() > 40 ? trace_.size() - 40 : 0; i < trace_.size(); ++i) all += trace_[i] + "\n";
@@ -32,7 +40,8 @@ class ModelTest : public CacheFixture {
   std::vector<std::string> trace_;
 };
 
-void ModelTest::Run(uint32_t seed, int operations, bool faults, testing::MemoryRemoteFsOptions remote) {
+// inside: programs in the sandbox rename and unlink, too.
+void ModelTest::Run(uint32_t seed, int operations, bool faults, testing::MemoryRemoteFsOptions remote, bool inside) {
   std::mt19937 random(seed);
   auto below = [&](uint32_t bound) { return static_cast<uint32_t>(random() % bound); };
   UseRemote(remote);
@@ -68,7 +77,7 @@ void ModelTest::Run(uint32_t seed, int operations, bool faults, testing::MemoryR
 
   for (int step = 0; step < operations; ++step) {
     inject();
-    const uint32_t kind = below(100);
+    const uint32_t kind = below(inside ? 124 : 116);
     ModelHandle* handle = open.empty() ? nullptr : &open[below(static_cast<uint32_t>(open.size()))];
     if (kind < 10) {
       const std::string path = any_path();
@@ -119,11 +128,11 @@ void ModelTest::Run(uint32_t seed, int operations, bool faults, testing::MemoryR
     } else if (kind < 78 && handle) {
       trace_.push_back("flush " + std::to_string(handle->node));
       const int error = Flush(handle->handle);
-      ASSERT_TRUE(faults || error == 0) << Trace();
+      ASSERT_TRUE(faults || error == 0) << ErrnoName(error) << " seed " << seed << "\n" << Trace();
     } else if (kind < 86 && handle) {
       trace_.push_back("close " + std::to_string(handle->node));
       const int error = Close(handle->handle);
-      ASSERT_TRUE(faults || error == 0) << Trace();
+      ASSERT_TRUE(faults || error == 0) << ErrnoName(error) << " seed " << seed << "\n" << Trace();
       open.erase(open.begin() + (handle - open.data()));
     } else if (kind < 90) {
       const std::string path = any_path();
@@ -143,6 +152,7 @@ void ModelTest::Run(uint32_t seed, int operations, bool faults, testing::MemoryR
         error = Errno(fs().Rename(parent_of(from), from.substr(3), parent_of(to), to.substr(3), 0, Ctx()));
       }
       ASSERT_EQ(error, 0) << Trace();
+      if (model.count(to) != 0 && model[to] == model[from]) continue;  // two names of one file stay as they are
       model[to] = model[from];
       model.erase(from);
     } else if (kind < 96) {
@@ -162,6 +172,70 @@ void ModelTest::Run(uint32_t seed, int operations, bool faults, testing::MemoryR
       auto set = fs().SetAttributes(handle->node, handle->handle, change, Ctx());
       ASSERT_TRUE(set) << ToString(set.error()) << "\n" << Trace();
       handle->file->permissions = *change.permissions;
+    } else if (kind >= 116) {
+      const std::string path = any_path(), to = any_path();
+      if (model.count(path) == 0 || path == to) continue;
+      // Two names of one file stay as they are.
+      if (kind < 120 && model.count(to) != 0 && model[to] == model[path]) continue;
+      trace_.push_back((kind < 120 ? "inside: rename " + path + " " : "inside: unlink " + path) + (kind < 120 ? to : ""));
+      ASSERT_TRUE(kind < 120 ? remote_->InsideRename(path, to) : remote_->InsideRemove(path)) << Trace();
+      if (kind < 120) model[to] = model[path];
+      model.erase(path);
+    } else if (kind >= 112) {
+      const std::string from = any_path(), to = any_path();
+      if (model.count(from) == 0 || !remote.hard_links_share_identity) continue;
+      settle();
+      trace_.push_back("link " + from + " " + to);
+      auto found = fs().Lookup(parent_of(from), from.substr(3), Ctx());
+      ASSERT_TRUE(found) << Trace();
+      auto made = fs().MakeLink(found->node, parent_of(to), to.substr(3), Ctx());
+      if (!made && faults && made.error().errno_value == EIO) {  // an earlier store's error
+        made = fs().MakeLink(found->node, parent_of(to), to.substr(3), Ctx());
+      }
+      ASSERT_EQ(made ? 0 : made.error().errno_value, model.count(to) != 0 ? EEXIST : 0) << Trace();
+      if (made) model[to] = model[from];
+    } else if (kind >= 108 && handle) {
+      const auto offset = static_cast<int64_t>(below(kMost));
+      const auto size = static_cast<int64_t>(handle->file->content.size());
+      const bool hole = below(2) == 0;
+      trace_.push_back("seek " + std::to_string(handle->node) + " " + std::to_string(offset));
+      auto found = fs().Seek(handle->handle, offset, hole ? transport::SeekTarget::kHole : transport::SeekTarget::kData, Ctx());
+      ASSERT_EQ(found ? *found : -found.error().errno_value, offset >= size ? -ENXIO : hole ? size : offset) << Trace();
+    } else if (kind >= 104 && handle) {
+      ModelHandle& to = open[below(static_cast<uint32_t>(open.size()))];
+      if (to.append) continue;
+      const auto from_offset = static_cast<int64_t>(below(kMost)), to_offset = static_cast<int64_t>(below(kMost));
+      trace_.push_back("copy " + std::to_string(handle->node) + " " + std::to_string(from_offset) + " to " +
+                       std::to_string(to.node) + " " + std::to_string(to_offset));
+      auto copied = fs().CopyRange(handle->handle, from_offset, to.handle, {to_offset, 500}, Ctx());
+      if (!copied) {
+        ASSERT_TRUE(faults || copied.error().errno_value == EOPNOTSUPP) << ToString(copied.error()) << "\n" << Trace();
+        continue;
+      }
+      const std::string& source = handle->file->content;
+      const std::string bytes = static_cast<size_t>(from_offset) < source.size() ? source.substr(static_cast<size_t>(from_offset), 500) : "";
+      ASSERT_EQ(*copied, bytes.size()) << Trace();
+      std::string& content = to.file->content;
+      const auto at = static_cast<size_t>(to_offset);
+      if (!bytes.empty() && content.size() < at + bytes.size()) content.resize(at + bytes.size(), '\0');
+      if (!bytes.empty()) content.replace(at, bytes.size(), bytes);
+    } else if (kind >= 100 && handle) {
+      const uint32_t modes[] = {0, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, FALLOC_FL_ZERO_RANGE};
+      const uint32_t mode = modes[below(4)];
+      const auto offset = static_cast<int64_t>(below(kMost)), length = static_cast<int64_t>(1 + below(800));
+      trace_.push_back("allocate " + std::to_string(handle->node) + " mode " + std::to_string(mode) + " " + std::to_string(offset) +
+                       "+" + std::to_string(length));
+      auto done = fs().Allocate(handle->handle, mode, {offset, length}, Ctx());
+      if (!done) {
+        ASSERT_TRUE(faults) << ToString(done.error()) << "\n" << Trace();
+        continue;
+      }
+      std::string& content = handle->file->content;
+      const auto end = static_cast<size_t>(offset + length);
+      if ((mode & FALLOC_FL_KEEP_SIZE) == 0 && content.size() < end) content.resize(end, '\0');
+      if ((mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) != 0) {
+        for (size_t i = static_cast<size_t>(offset); i < std::min(end, content.size()); ++i) content[i] = '\0';
+      }
     } else {
       const std::string path = any_path();
       auto found = fs().Lookup(parent_of(path), path.substr(3), Ctx());
@@ -196,14 +270,14 @@ void ModelTest::Run(uint32_t seed, int operations, bool faults, testing::MemoryR
 }
 
 TEST_F(ModelTest, RandomOperationsAgreeWithTheModel) {
-  for (uint32_t seed = 1; seed <= 20; ++seed) {
+  for (uint32_t seed = 1; seed < 1 + Seeds(20); ++seed) {
     Run(seed, 700, false, {});
     if (HasFatalFailure()) return;
   }
 }
 
 TEST_F(ModelTest, AlsoWhenCallsFail) {
-  for (uint32_t seed = 101; seed <= 120; ++seed) {
+  for (uint32_t seed = 101; seed < 101 + Seeds(20); ++seed) {
     Run(seed, 700, true, {});
     if (HasFatalFailure()) return;
   }
@@ -212,8 +286,17 @@ TEST_F(ModelTest, AlsoWhenCallsFail) {
 TEST_F(ModelTest, AlsoWhereNothingIsRememberedHere) {
   options_.attribute_ttl = kNoTtl;
   options_.negative_ttl = kNoTtl;
-  for (uint32_t seed = 201; seed <= 210; ++seed) {
+  for (uint32_t seed = 201; seed < 201 + Seeds(10); ++seed) {
     Run(seed, 500, true, {});
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_F(ModelTest, AlsoWhereProgramsInTheSandboxRenameAndUnlink) {
+  options_.attribute_ttl = kNoTtl;
+  options_.negative_ttl = kNoTtl;
+  for (uint32_t seed = 401; seed < 401 + Seeds(30); ++seed) {
+    Run(seed, 500, false, {}, true);
     if (HasFatalFailure()) return;
   }
 }
@@ -224,11 +307,13 @@ TEST_F(ModelTest, AlsoWhereTheOtherSideKnowsOnlyPaths) {
   paths.handles_survive = false;
   paths.identities_survive_renames = false;
   paths.hard_links_share_identity = false;
-  for (uint32_t seed = 301; seed <= 310; ++seed) {
+  paths.opens_soon = false;
+  paths.attributes_carry_xattr_names = false;
+  for (uint32_t seed = 301; seed < 301 + Seeds(10); ++seed) {
     Run(seed, 500, false, paths);
     if (HasFatalFailure()) return;
   }
-  for (uint32_t seed = 311; seed <= 320; ++seed) {
+  for (uint32_t seed = 311; seed < 311 + Seeds(10); ++seed) {
     Run(seed, 500, true, paths);
     if (HasFatalFailure()) return;
   }

@@ -51,6 +51,22 @@ TEST_F(ReadingTest, PiecesInAnotherOrderAreStillOneTransfer) {
   EXPECT_LE(remote_->bytes_read(), static_cast<int64_t>(content.size()) + (1 << 20));
 }
 
+// As root the kernel's read-ahead is 1 MiB, asked for by several threads at once.
+TEST_F(ReadingTest, LargePiecesInAnotherOrderAreStillOneTransfer) {
+  const std::string content = NumberedContent(64 << 20);
+  remote_->InsideWrite("big", content);
+  const FileHandle handle = OpenRead("big");
+  remote_->ResetCalls();
+  constexpr int64_t kPiece = 1 << 20;
+  for (int64_t at = 0; at < static_cast<int64_t>(content.size()); at += 2 * kPiece) {
+    for (const int64_t offset : {at + kPiece, at}) {
+      ASSERT_TRUE(ReadAt(handle, offset, kPiece) == content.substr(static_cast<size_t>(offset), kPiece)) << offset;
+    }
+  }
+  EXPECT_LE(remote_->calls("Read"), 12);
+  EXPECT_LE(remote_->bytes_read(), static_cast<int64_t>(content.size()) + (4 << 20));
+}
+
 TEST_F(ReadingTest, RandomReadsFetchLittle) {
   const std::string content = NumberedContent(16 << 20);
   remote_->InsideWrite("big", content);

@@ -1,10 +1,17 @@
 // Writing: what reaches the sandbox and when, and what happens when it does not.
+#include <atomic>
 #include <fstream>
 
+#include "cache/spool.h"
 #include "tests/unit/cache/cache_fixture.h"
 
 namespace e2bfs::cache {
 namespace {
+
+std::string FileContent(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
 
 class WritingTest : public CacheFixture {
  protected:
@@ -178,6 +185,28 @@ TEST_F(WritingTest, AnAppendWhoseAnswerWasLostIsNotDoneTwice) {
   EXPECT_EQ(Close(handle), 0);
   EXPECT_EQ(Inside("log"), "one\ntwo\n");
   EXPECT_EQ(remote_->stores().size(), 1u);
+}
+
+TEST_F(WritingTest, AFileOfAnotherOwnerIsWrittenOnce) {
+  remote_->InsideWrite("log", "old");
+  remote_->InsideSetPermissions("log", 0666);
+  remote_->InsideSetOwner("log", 4711, 4711);
+  const FileHandle handle = OpenFor(Find("log"), {true, true, true, false});
+  Write(handle, 0, "+A");
+  EXPECT_EQ(Flush(handle), 0);
+  EXPECT_EQ(Errno(fs().Sync(handle, Ctx())), 0);
+  EXPECT_EQ(Inside("log"), "old+A");
+  // A time that was asked for is refused, and the content is not sent again for it.
+  Write(handle, 0, "+B");
+  transport::AttributeChange times;
+  times.mtime = transport::TimeChange{false, {1'000'000'000, 0}};
+  ASSERT_TRUE(fs().SetAttributes(Find("log"), handle, times, Ctx()));
+  EXPECT_EQ(Flush(handle), EPERM);
+  EXPECT_EQ(Flush(handle), 0);
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Inside("log"), "old+A+B");
+  EXPECT_EQ(fs().Status().dirty_files, 0);
+  EXPECT_EQ(Content("log"), "old+A+B");
 }
 
 TEST_F(WritingTest, AFailedStoreIsReportedOnceToEachHandleAndTriedAgain) {
@@ -493,13 +522,98 @@ TEST_F(WritingTest, UnsentFilesAreMovedAsideWithAWordAboutThem) {
   EXPECT_EQ(fs().SaveUnsent(kept).value_or(-1), 0);
 }
 
-TEST_F(WritingTest, UnsentSpoolFilesOutliveTheMount) {
-  const auto made = Made("a");
-  Write(made.handle, 0, "text");
+TEST_F(WritingTest, UnsentSpoolFilesOutliveTheMountWithANote) {
+  const auto made = Made("a\nb");
+  Write(made.handle, 5, "text");
   FailStores(-1);
   EXPECT_EQ(Close(made.handle), EIO);
+  const std::string spooled = fs().Status().unsent.at(0).spool_file;
   fs_.reset();
-  EXPECT_EQ(SpoolFiles(), 1u);
+  EXPECT_EQ(SpoolFiles(), 2u);
+  const std::string note = FileContent(spooled + kSpoolNoteSuffix);
+  EXPECT_NE(note.find("file in the sandbox: a\\012b\n"), std::string::npos) << note;
+  EXPECT_NE(note.find(" 5+4"), std::string::npos) << note;
+  EXPECT_NE(note.find(spooled.substr(spooled.rfind('/') + 1)), std::string::npos) << note;
+}
+
+// A process that is killed leaves the note as it is: it has to be true after each step.
+TEST_F(WritingTest, TheNoteOfASpoolFileIsTrueAtAnyTime) {
+  const auto made = Made("a");
+  const auto notes = [&] {
+    std::string all;
+    for (const auto& entry : std::filesystem::directory_iterator(spool_)) {
+      if (entry.path().extension() == kSpoolNoteSuffix) all += FileContent(entry.path());
+    }
+    return all;
+  };
+  Write(made.handle, 0, "text");
+  EXPECT_NE(notes().find(" 0+4"), std::string::npos) << notes();
+  EXPECT_EQ(Flush(made.handle), 0);
+  EXPECT_EQ(notes(), kNothingUnsentNote);
+  Write(made.handle, 100, "more");
+  EXPECT_NE(notes().find(" 100+4"), std::string::npos) << notes();
+  EXPECT_EQ(notes().find(" 0+4"), std::string::npos) << notes();
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(SpoolFiles(), 0u);
+}
+
+// What can never be sent does not keep the mount for ever, nor is it lost.
+TEST_F(WritingTest, WhatWasWrittenToAFileThatIsGoneIsPutAside) {
+  options_.unsent_directory = spool_ + "-unsent/of-this-mount";
+  remote_->InsideMakeDirectory("dir");
+  remote_->InsideWrite("dir/a", "old");
+  const FileHandle handle = OpenWrite("dir/a");
+  Write(handle, 0, "text");
+  remote_->InsideRemove("dir/a");
+  EXPECT_EQ(Flush(handle), ENOENT);
+  EXPECT_EQ(fs().Status().dirty_files, 1);  // somebody may still look at it here
+  EXPECT_EQ(ReadAt(handle, 0, 10), "text");
+  EXPECT_EQ(Close(handle), ENOENT);
+  EXPECT_EQ(fs().Status().dirty_files, 0);
+  EXPECT_EQ(Errno(fs().FlushAll(Ctx(), nullptr)), 0);
+  const std::string list = FileContent(options_.unsent_directory + "/UNSENT.txt");
+  EXPECT_NE(list.find("sandbox: dir/a\n"), std::string::npos) << list;
+  bool kept = false;
+  for (const auto& entry : std::filesystem::directory_iterator(options_.unsent_directory)) {
+    kept = kept || FileContent(entry.path()) == "text";
+  }
+  EXPECT_TRUE(kept);
+  EXPECT_EQ(SpoolFiles(), 0u);
+  EXPECT_FALSE(remote_->InsideExists("dir/a"));
+  std::filesystem::remove_all(spool_ + "-unsent");
+}
+
+// Takes a byte now and then for a second before it stores.
+class SlowStores : public testing::FaultyRemoteFs {
+ public:
+  using FaultyRemoteFs::FaultyRemoteFs;
+  Result<transport::Attributes> Store(transport::Handle handle, const transport::Node& node, const transport::StoreRequest& request,
+                                      const OpContext& ctx) override {
+    for (int i = 0; i < 10; ++i) {
+      char byte;
+      if (auto read = request.source->ReadAt(0, &byte, 1); !read) return Forward(read.error());
+      ++taken;
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    }
+    return FaultyRemoteFs::Store(handle, node, request, ctx);
+  }
+  std::atomic<int> taken{0};
+};
+
+TEST_F(WritingTest, AWaiterForAStoreWaitsAsLongAsItGetsOn) {
+  options_.transfer_timeout = std::chrono::milliseconds(1000);
+  auto slow = std::make_unique<SlowStores>(*remote_);
+  const SlowStores& stores = *slow;
+  faulty_ = std::move(slow);
+  const auto made = Made("a");
+  const FileHandle other = OpenWrite("a");
+  Write(made.handle, 0, "text");
+  std::thread flusher([&] { EXPECT_EQ(Errno(fs().Flush(made.handle, OpContext{})), 0); });
+  ASSERT_TRUE(Eventually([&] { return stores.taken > 0; }));
+  EXPECT_EQ(Errno(fs().Flush(other, OpContext{})), 0);
+  EXPECT_EQ(stores.taken, 10);
+  flusher.join();
+  EXPECT_EQ(Inside("a"), "text");
 }
 
 TEST_F(WritingTest, HandlesOfTheOtherSideAreClosed) {

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -10,8 +11,10 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 
+#include "cache/spool.h"
 #include "fuse/control_socket.h"
 #include "fuse/daemon.h"
 #include "fuse/directories.h"
@@ -85,19 +88,38 @@ TEST_F(CommandPlaces, StateAndRuntimeDirectoriesFollowTheEnvironment) {
   EXPECT_EQ(StateDirectory().value(), top_ + "/.local/state/e2bfs");
 }
 
-TEST_F(CommandPlaces, SpoolDirectoriesOfTheDeadAreClearedWhenEmptyAndKeptOtherwise) {
-  const std::string parent = top_ + "/spool";
+// However old it is: the next mount may come after any time.
+TEST_F(CommandPlaces, WhatTheDeadLeftUnsentIsKeptAndTheRestCleared) {
+  const std::string parent = top_ + "/spool", unsent = UnsentParent(top_ + "/state");
   ASSERT_TRUE(MakePrivateDirectory(parent));
-  for (const char* name : {"/mount-empty", "/mount-full"}) {
+  for (const char* name : {"/mount-empty", "/mount-sent", "/mount-full"}) {
     ASSERT_EQ(mkdir((parent + name).c_str(), 0700), 0);
     std::ofstream(parent + name + "/.lock") << "";
+    const timespec old[2] = {{1, 0}, {1, 0}};
+    ASSERT_EQ(utimensat(AT_FDCWD, (parent + name + "/.lock").c_str(), old, 0), 0);
   }
-  std::ofstream(parent + "/mount-full/data") << "unsent";
-  auto mine = MakeSpoolDirectory(parent);
+  for (const char* name : {"/mount-sent/unsent-1", "/mount-full/unsent-1"}) {
+    std::ofstream(parent + name) << "bytes";
+    std::ofstream(parent + name + cache::kSpoolNoteSuffix) << cache::kNothingUnsentNote;
+  }
+  std::ofstream(parent + "/mount-full/unsent-2") << "unsent";
+  std::ofstream(parent + "/mount-full/unsent-2" + cache::kSpoolNoteSuffix) << "file in the sandbox: a/b\n";
+  std::ofstream(parent + "/mount-full/unsent-3") << "without a word";
+  auto mine = MakeSpoolDirectory(parent, unsent);
   ASSERT_TRUE(mine);
-  EXPECT_NE(access((parent + "/mount-empty").c_str(), F_OK), 0);
-  EXPECT_EQ(access((parent + "/mount-full/data").c_str(), F_OK), 0);
-  auto second = MakeSpoolDirectory(parent);  // the first is locked: its owner lives
+  for (const char* name : {"/mount-empty", "/mount-sent", "/mount-full"}) EXPECT_NE(access((parent + name).c_str(), F_OK), 0) << name;
+  std::string kept;
+  for (const auto& entry : std::filesystem::directory_iterator(unsent)) kept = entry.path().string();
+  EXPECT_THAT(kept, HasSubstr("left-behind-"));
+  const auto content = [&](const std::string& name) {
+    std::ifstream file(kept + "/" + name);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  EXPECT_EQ(content("unsent-2"), "unsent");
+  EXPECT_EQ(content("unsent-3"), "without a word");
+  EXPECT_THAT(content("UNSENT.txt"), HasSubstr("file in the sandbox: a/b\n"));
+  EXPECT_NE(access((kept + "/unsent-1").c_str(), F_OK), 0);
+  auto second = MakeSpoolDirectory(parent, unsent);  // the first is locked: its owner lives
   ASSERT_TRUE(second);
   EXPECT_EQ(access(mine->c_str(), F_OK), 0);
   RemoveSpoolDirectory(*second);
@@ -105,6 +127,30 @@ TEST_F(CommandPlaces, SpoolDirectoriesOfTheDeadAreClearedWhenEmptyAndKeptOtherwi
   std::ofstream(*mine + "/data") << "unsent";
   RemoveSpoolDirectory(*mine);
   EXPECT_EQ(access((*mine + "/data").c_str(), F_OK), 0);
+}
+
+// A mount that was made with other environment variables is found all the same.
+TEST_F(CommandPlaces, SocketsAreFoundWhereverTheyAre) {
+  const std::string elsewhere = top_ + "/elsewhere/e2bfs";
+  ASSERT_TRUE(MakePrivateDirectory(elsewhere));
+  EXPECT_THAT(RuntimeDirectoriesOf(geteuid()), testing::Not(testing::Contains(elsewhere)));
+  auto server = ControlServer::Create(elsewhere + "/" + ControlSocketName("/some/mount", 7), [](const std::string&, const ControlServer::SendLine&) {});
+  ASSERT_TRUE(server);
+  EXPECT_THAT(RuntimeDirectoriesOf(geteuid()), testing::Contains(elsewhere));
+  chmod(elsewhere.c_str(), 0777);  // anybody could have put it there
+  EXPECT_THAT(RuntimeDirectoriesOf(geteuid()), testing::Not(testing::Contains(elsewhere)));
+}
+
+TEST_F(CommandPlaces, ALongDirectoryIsNoObstacle) {
+  const std::string directory = top_ + "/" + std::string(120, 'l');
+  ASSERT_TRUE(MakePrivateDirectory(directory));
+  const std::string path = directory + "/" + ControlSocketName("/some/mount", 7);
+  auto server = ControlServer::Create(path, [](const std::string&, const ControlServer::SendLine& send) { EXPECT_TRUE(send("here")); });
+  ASSERT_TRUE(server) << server.error().message;
+  EXPECT_EQ(ModeOf(path), 0600u);
+  auto client = ControlClient::Connect(path);
+  ASSERT_TRUE(client && client->Send("?"));
+  EXPECT_EQ(client->ReadLine(kPatience).value(), "here");
 }
 
 TEST(MountTable, IsReadAsTheKernelWritesIt) {
@@ -205,19 +251,34 @@ TEST_F(CommandPlaces, AVariableIsWipedWhereProcShowsIt) {
   WipeVariable("E2BFS_TEST_SECRET");  // nothing there: nothing happens
 }
 
+TEST_F(CommandPlaces, OpenFilesAreLimitedByTheHardLimitOnly) {
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit low = before;
+  low.rlim_cur = 64;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &low), 0);
+  RaiseDescriptorLimit();
+  rlimit after{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &after), 0);
+  EXPECT_EQ(after.rlim_cur, std::min<rlim_t>(before.rlim_max, 1 << 20));
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+}
+
 // In a process without threads of its own (death tests fork): the parent's answer is what the child made of itself.
 TEST_F(CommandPlaces, TheBackgroundAnswersWhenItIsReadyOrWithItsFailure) {
   const std::string mark = top_ + "/mark";
   EXPECT_EQ(RunInBackground("test", [](const BecomeReady&) -> int { _exit(6); }), 6);
   EXPECT_EQ(RunInBackground("test", [](const BecomeReady&) -> int { _exit(0); }), 1);
+  const int inherited = open("/dev/null", O_RDONLY);  // as a shell's: not closed on exec
   const int status = RunInBackground("test", [&](const BecomeReady& ready) -> int {
     ready("");
     const int file = open(mark.c_str(), O_WRONLY | O_CREAT, 0600);
-    const bool away = getsid(0) == getpid() && isatty(STDERR_FILENO) == 0;
+    const bool away = getsid(0) == getpid() && isatty(STDERR_FILENO) == 0 && fcntl(inherited, F_GETFD) < 0;
     if (away && write(file, "x", 1) != 1) _exit(1);
     _exit(0);
   });
   EXPECT_EQ(status, 0);
+  EXPECT_EQ(close(inherited), 0);
   const auto end = std::chrono::steady_clock::now() + kPatience;
   struct stat there {};
   while ((stat(mark.c_str(), &there) != 0 || there.st_size == 0) && std::chrono::steady_clock::now() < end) usleep(10'000);

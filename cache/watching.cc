@@ -1,0 +1,111 @@
+// Watching: what the other side tells of changes in directories that it watches.
+//
+// News are as good as an answer to a question asked now: what is there is taken in, and answers that are on their way are older. Where a change
+// made here is on its way too, nobody knows which was first: what is known is outdated then, and asked for again.
+#include <algorithm>
+#include <utility>
+
+#include "cache/cached_fs_impl.h"
+#include "transport/base/metrics.h"
+
+namespace e2bfs::cache {
+
+void CachedFsImpl::Outdated(Node& node) {
+  node.fresh_until = {};
+  node.stamp = ++stamp_;
+  kernel_news_.push_back({node.id, 0, {}});
+}
+
+void CachedFsImpl::TellKernel(Lock& lock) {
+  if (kernel_news_.empty()) return;
+  const std::vector<KernelNews> news = std::exchange(kernel_news_, {});
+  lock.unlock();
+  std::lock_guard telling(kernel_mutex_);
+  if (kernel_) kernel_(news);
+}
+
+void CachedFsImpl::SetKernel(std::function<void(const std::vector<KernelNews>&)> tell) {
+  std::lock_guard telling(kernel_mutex_);
+  kernel_ = std::move(tell);
+}
+
+void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& name, const std::optional<transport::Entry>& now,
+                               bool gone) {
+  static Counter& counter = Metrics::Get("cache.changes_told_count");
+  counter.Add();
+  Lock lock(mutex_);
+  const NodePtr directory = tree_.FindIdentity(id);
+  if (!directory || !directory->is_directory()) return;
+  Child* child = Tree::FindChild(*directory, name);
+  const NodePtr before = child && child->node ? tree_.Find(child->node) : nullptr;
+  const uint64_t stamp = ++stamp_;
+  const TimePoint at = Clock::now();
+  if (before) Outdated(*before);
+  kernel_news_.push_back({0, directory->id, name});
+  if (directory->changes_in_flight > 0 || (!now && !gone)) {
+    if (!child) child = &tree_.Detach(*directory, name);
+    child->fresh_until = {};
+  } else if (gone) {
+    child = &tree_.Detach(*directory, name);
+    child->fresh_until = NameUntil(*directory, stamp, at, options_.negative_ttl);
+  } else {
+    const NodePtr node = tree_.GetOrMake(now->attributes, before);
+    if (!child || child->node != node->id) child = &tree_.Attach(*directory, name, *node);
+    child->fresh_until = NameUntil(*directory, stamp, at, options_.attribute_ttl);
+    node->stamp = stamp;
+    if (!Absorb(*node, now->attributes, stamp, at, Origin::kAsked, true)) Outdated(*node);
+    if (now->link_target) {
+      node->link_text = now->link_target;
+      node->link_fresh_until = node->fresh_until;
+    }
+  }
+  child->stamp = stamp;
+  tree_.SweepIfLarge(at);
+  TellKernel(lock);
+}
+
+void CachedFsImpl::DirectoryChanged(const transport::Attributes& now) {
+  Lock lock(mutex_);
+  const NodePtr directory = tree_.FindIdentity(now.id);
+  if (!directory || !directory->is_directory()) return;
+  Outdated(*directory);
+  Absorb(*directory, now, stamp_, Clock::now(), Origin::kAsked);
+  TellKernel(lock);
+}
+
+void CachedFsImpl::NotWatched(Node& directory, TimePoint until) {
+  directory.watched = false;
+  directory.watched_stamp = ++stamp_;
+  directory.fresh_until = std::min(directory.fresh_until, until);
+  directory.listed_until = std::min(directory.listed_until, until);
+  for (auto& [name, child] : directory.children) {
+    child.fresh_until = std::min(child.fresh_until, until);
+    const NodePtr node = child.node ? tree_.Find(child.node) : nullptr;
+    if (!node || node->is_directory()) continue;
+    node->fresh_until = std::min(node->fresh_until, until);
+    node->link_fresh_until = std::min(node->link_fresh_until, until);
+    node->xattr_names_until = std::min(node->xattr_names_until, until);
+  }
+}
+
+void CachedFsImpl::Unwatched(const transport::FileId& id) {
+  Lock lock(mutex_);
+  const NodePtr directory = tree_.FindIdentity(id);
+  if (directory && directory->is_directory()) NotWatched(*directory, Clock::now() + options_.attribute_ttl);
+}
+
+void CachedFsImpl::ChangesLost() {
+  Lock lock(mutex_);
+  lost_stamp_ = ++stamp_;
+  for (const auto& [id, node] : tree_.nodes()) {
+    if (node->is_directory()) {
+      NotWatched(*node, {});
+    } else if (node->fresh_until == kWatched) {
+      node->fresh_until = node->link_fresh_until = node->xattr_names_until = {};
+    }
+    kernel_news_.push_back({node->id, 0, {}});
+  }
+  TellKernel(lock);
+}
+
+}  // namespace e2bfs::cache

@@ -1,0 +1,228 @@
+"""The round trips of DESIGN.md chapter 7, counted at the test sandbox through a real mount: names, attributes, small files.
+
+What of that table needs the walk's prefetch or -o writeback is not here. Both numbers are of round trips in sequence. On the
+service tier the test sandbox counts the longest chain of requests. On the syscall tier the operations are frames in one
+long stream: `e2bfs status --json` counts those that were waited for, and transfers of files come on top.
+"""
+import os, re, sys
+from collections import namedtuple
+
+import pytest
+
+from conftest import ENVD_URL, run
+from tiers import mount_on, round_trips, tier
+
+KIB = 1 << 10
+TREE_FILES, TREE_DIRECTORIES = 40, 5
+SMALL = b"0123456789" * 100
+Limit = namedtuple("Limit", "trips wire", defaults=[None])  # wire: bytes of bodies, both ways
+
+
+def create_with_everything(top):
+    file = os.open(top / "new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    os.write(file, SMALL)
+    os.fchmod(file, 0o640)
+    os.utime(file, ns=(1_500_000_000_000_000_001, 1_500_000_000_000_000_002))
+    os.close(file)
+
+
+def write_and_close(path, flags, content, at=0):
+    file = os.open(path, os.O_WRONLY | flags)
+    assert (os.write(file, content) if flags else os.pwrite(file, content, at)) == len(content)
+    os.close(file)
+
+
+def read_all(path):
+    file = os.open(path, os.O_RDONLY)
+    found = b""
+    while part := os.read(file, 128 * KIB):
+        found += part
+    os.close(file)
+    return found
+
+
+def list_and_stat(path):
+    for name in os.listdir(path):
+        os.lstat(os.path.join(path, name))
+
+
+# name: (the service tier's limit, the syscall tier's, the call; what it needs besides `furnish`)
+NAMES = Limit(2), Limit(1)
+BUDGETS = {
+    "stat of what is known": (Limit(0), Limit(0), lambda t: os.stat(t / "file")),
+    "lookup of what is known not to be there": (Limit(0), Limit(0), lambda t: os.path.exists(t / "missing")),
+    "open of what is known": (Limit(0), Limit(0), lambda t: os.close(os.open(t / "file", os.O_RDONLY))),
+    "readdir of what is known": (Limit(0), Limit(0), list_and_stat),
+    "readlink of what is known": (Limit(0), Limit(0), lambda t: os.readlink(t / "link")),
+    "the first ls -l": (Limit(1), Limit(1), lambda t: run("ls", "-l", t / "unlisted")),
+    "the first listing with stats": (Limit(1), Limit(1), lambda t: list_and_stat(t / "unlisted")),
+    "the first ls -l of an empty directory": (Limit(1), Limit(1), lambda t: run("ls", "-l", t / "empty")),
+    "reading a small file": (Limit(1), Limit(1), lambda t: read_all(t / "file")),
+    "reading 128 KiB": (Limit(1), Limit(1), lambda t: read_all(t / "medium")),
+    "reading an empty file": (Limit(0), Limit(0), lambda t: read_all(t / "nothing")),
+    "creating, writing, chmod, utimes, close": (Limit(3), Limit(2), create_with_everything),
+    "creating an empty file": (*NAMES, lambda t: os.close(os.open(t / "new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))),
+    "overwriting a small file": (Limit(2), Limit(1), lambda t: write_and_close(t / "file", os.O_TRUNC, SMALL)),
+    "mkdir": (*NAMES, lambda t: os.mkdir(t / "new")),
+    "rename": (*NAMES, lambda t: os.rename(t / "file", t / "new")),
+    "rename over another": (*NAMES, lambda t: os.rename(t / "file", t / "other")),
+    "rename into another directory": (*NAMES, lambda t: os.rename(t / "file", t / "listed/new")),
+    "rename of a directory": (*NAMES, lambda t: os.rename(t / "unlisted", t / "new")),
+    "unlink": (*NAMES, lambda t: os.unlink(t / "file")),
+    "unlink of a link": (*NAMES, lambda t: os.unlink(t / "link")),
+    "rmdir": (*NAMES, lambda t: os.rmdir(t / "empty")),
+    "rmdir of a full one": (*NAMES, lambda t: pytest.raises(OSError, os.rmdir, t / "listed")),
+    "symlink": (*NAMES, lambda t: os.symlink("file", t / "new")),
+    "link": (*NAMES, lambda t: os.link(t / "file", t / "new")),
+    "chmod": (*NAMES, lambda t: os.chmod(t / "file", 0o700)),
+    "chmod of a directory": (*NAMES, lambda t: os.chmod(t / "listed", 0o700)),
+    "utimes": (*NAMES, lambda t: os.utime(t / "file", ns=(1, 2))),
+    "truncate": (*NAMES, lambda t: os.truncate(t / "file", 10)),
+    "changing 4 KiB of 1 GiB": (Limit(3, 64 * KIB), Limit(1, 16 * KIB), lambda t: write_and_close(t / "large", 0, b"n" * 4 * KIB, 500 << 20)),
+    "appending 100 bytes": (Limit(2, 4 * KIB), Limit(1, 2 * KIB), lambda t: write_and_close(t / "file", os.O_APPEND, b"a" * 100)),
+    "appending 100 bytes to 1 GiB": (Limit(2, 4 * KIB), Limit(1, 2 * KIB), lambda t: write_and_close(t / "large", os.O_APPEND, b"a" * 100)),
+}
+# Calls whose second run is what counts, after the cache has what it needs.
+SECOND = {
+    "re-reading a small file": (Limit(0), Limit(0), lambda t: read_all(t / "file")),
+    "re-reading what was just written": (Limit(0), Limit(0), lambda t: read_all(t / "written")),
+    "the second ls -l": (Limit(0), Limit(0), lambda t: run("ls", "-l", t / "unlisted")),
+}
+
+
+# Known to be over its limit: (tier, name): why.
+OVER = {
+    ("service", "appending 100 bytes"): "the script that appends is 3 KB of command line",
+    ("service", "appending 100 bytes to 1 GiB"): "the script that appends is 3 KB of command line",
+}
+
+
+def furnish(top):
+    top.mkdir()
+    for name in ("file", "other"):
+        (top / name).write_bytes(SMALL)
+    (top / "nothing").touch()
+    (top / "medium").write_bytes(os.urandom(128 * KIB))
+    for name in ("listed", "unlisted", "empty"):
+        (top / name).mkdir()
+    for number in range(30):
+        (top / f"unlisted/f{number}").write_text("x")
+    (top / "listed/inner").write_text("inner")
+    with open(top / "large", "wb") as file:
+        file.truncate(1 << 30)
+    os.symlink("file", top / "link")
+    for directory, names, files in os.walk(top, topdown=False):
+        for name in files + ["."]:  # long ago: nothing could have changed in the same second
+            os.utime(os.path.join(directory, name), (1_600_000_000, 1_600_000_000), follow_symlinks=name == ".")
+
+
+def place_of(name):
+    return re.sub(r"\W+", "-", name)
+
+
+@pytest.fixture(scope="module")
+def counted(double, tier):
+    if ENVD_URL:
+        pytest.skip("counts requests: a real envd cannot")
+    inside = double.root / f"budgets-{tier}"
+    inside.mkdir()
+    for name in [*BUDGETS, *SECOND]:
+        furnish(inside / place_of(name))
+    for number in range(TREE_FILES):
+        path = inside / "tree" / f"d{number % TREE_DIRECTORIES}" / f"f{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    # What is known stays known: nothing is asked again because time went by.
+    made = mount_on(tier, double, inside.name, ["attr_timeout=600", "negative_timeout=600"], inside)
+    double.control("POST", "/_test/latency?ms=15")  # so that what is asked at once is on its way at once
+    yield made
+    double.control("POST", "/_test/latency?ms=0")
+    made.close()
+
+
+class Count:
+    """What the calls inside `with` cost."""
+
+    def __init__(self, mount, tier):
+        self.mount, self.tier = mount, tier
+
+    def __enter__(self):
+        self.frames = round_trips(self.mount) if self.tier == "syscall" else 0
+        assert self.frames is not None, "status does not count the round trips of the syscall tier"
+        self.mount.double.reset_counts()
+        return self
+
+    def __exit__(self, *problem):
+        self.counts = self.mount.double.counts()
+        requests = self.counts["requests"]
+        if self.tier == "syscall":
+            self.trips = round_trips(self.mount) - self.frames + sum(n for name, n in requests.items() if name.endswith(" /files"))
+        else:
+            self.trips = self.counts["sequence"]
+        self.wire = self.counts["request_body_bytes"] + self.counts["response_body_bytes"]
+        self.requests = requests
+
+    def check(self, limit, what):
+        said = f"{what}: {self.trips} round trips, {self.wire} bytes; allowed: {limit.trips}, {limit.wire}; {self.requests}"
+        print(said)
+        assert self.trips <= limit.trips and (limit.wire is None or self.wire <= limit.wire), said
+
+
+def limit_of(tier, row):
+    return row[0] if tier == "service" else row[1]
+
+
+def prepare(mount, name):
+    """A directory whose own listing and that of `listed` are known, and nothing more."""
+    top = mount.path / place_of(name)
+    list_and_stat(top)
+    list_and_stat(top / "listed")
+    return top
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_once(counted, tier, name, request):
+    if reason := OVER.get((tier, name)):
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    row = BUDGETS[name]
+    top = prepare(counted, name)
+    with Count(counted, tier) as count:
+        row[2](top)
+    count.check(limit_of(tier, row), name)
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_the_second_time(counted, tier, name):
+    row = SECOND[name]
+    top = prepare(counted, name)
+    (top / "written").write_bytes(SMALL)
+    row[2](top)
+    with Count(counted, tier) as count:
+        row[2](top)
+    count.check(limit_of(tier, row), name)
+
+
+def test_removing_a_listed_tree(counted, tier):
+    """rm -r of n files in m directories: n + 2 m; the service tier promises nothing."""
+    run("ls", "-lR", counted.path / "tree")
+    with Count(counted, tier) as count:
+        run("rm", "-r", counted.path / "tree")
+    assert not (counted.inside / "tree").exists()
+    count.check(Limit(TREE_FILES + 2 * (TREE_DIRECTORIES + 1) if tier == "syscall" else sys.maxsize), "rm -r")
+
+
+def test_untar(counted, tier, scratch):
+    """n small files into a new directory: 2.3 n; the service tier promises nothing."""
+    files, directories = 40, 4
+    source = scratch / f"untar-{tier}"
+    for number in range(files):
+        path = source / f"d{number % directories}" / f"f{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(SMALL)
+    run("tar", "cf", scratch / f"{tier}.tar", "-C", source, ".")
+    top = counted.path / f"untar-{tier}"
+    top.mkdir()
+    with Count(counted, tier) as count:
+        run("tar", "xf", scratch / f"{tier}.tar", "-C", top)
+    assert (counted.inside / top.name / "d1/f1").read_bytes() == SMALL
+    count.check(Limit(int(2.3 * files) + 2 * directories if tier == "syscall" else sys.maxsize), "untar")

@@ -1,0 +1,37 @@
+"""A random reader and writer on one file (fsx.cc), with a copy in memory as the judge.
+
+Environment:
+  E2BFS_FSX_OPS    operations of each run (100,000 by hand; few here)
+  E2BFS_FSX_SEED   the only seed to run with
+"""
+import os
+
+import pytest
+
+from conftest import BIN, TIER, run
+
+OPERATIONS = int(os.environ.get("E2BFS_FSX_OPS", 1_000 if TIER == "service" else 2_500))
+SEEDS = [int(os.environ["E2BFS_FSX_SEED"])] if "E2BFS_FSX_SEED" in os.environ else [1, 2]
+PROGRAM = BIN / "parity_fsx"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("mapped", [False, True], ids=["plain", "mmap"])
+def test_fsx(seed, mapped, mounts):
+    mount = mounts.usual
+    name = f"fsx-{seed}-{mapped}"
+    done = run(PROGRAM, mount.path / name, "--ops", OPERATIONS, "--seed", seed, "--inside", mount.inside / name, *(["--mmap"] if mapped else []), check=False, timeout=60 + OPERATIONS)
+    print(done.stdout)
+    if done.returncode != 0:
+        pytest.fail(done.stdout + done.stderr, pytrace=False)
+    # What a tier has not is not passed over in silence.
+    expected = "no" if TIER == "service" else "yes"
+    assert f"fallocate: {expected}" in done.stdout
+    assert "copy_file_range: yes" in done.stdout
+    os.unlink(mount.path / name)
+
+
+def test_the_judge_is_right(scratch):
+    """On a local disk nothing differs."""
+    done = run(PROGRAM, scratch / "local", "--ops", 2_000, "--seed", 7, "--inside", scratch / "local", "--mmap")
+    assert "as expected" in done.stdout

@@ -1,0 +1,216 @@
+"""Parity of permissions: an ordinary user's calls on what root made, EACCES and EPERM included.
+
+On the local side the caller is nobody. On the mount the caller is nobody too, and what is done in the sandbox is done as nobody (user=nobody) or, with
+ids=real, as root after the kernel here has checked the caller.
+"""
+import errno, os, stat
+
+import calls
+from calls import RENAME_NOREPLACE
+from conftest import NOBODY, parity_test
+from parity import Cannot, case
+
+HIDDEN = Cannot("ids are hidden: what is not nobody's is shown as nobody's", "")
+AS_ROOT = Cannot("envd's own calls are done as root, and search permission of the directories above is not checked", "in place of EACCES")
+SETS_TIMES = Cannot("bug: a file of another user that may be written: setting its mtime afterwards is EPERM, and so is close", "EPERM in place of None")
+
+
+def make(name, mode, uid=0, gid=0, content=b"content", directory=False):
+    if directory:
+        os.mkdir(name)
+    else:
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        os.write(fd, content)
+        os.close(fd)
+    os.chown(name, uid, gid)
+    os.chmod(name, mode)
+
+
+def own():
+    os.chown(".", NOBODY, NOBODY)
+
+
+def foreign_files():
+    own()
+    for mode in (0o000, 0o400, 0o644, 0o604, 0o606, 0o622, 0o666, 0o755, 0o711, 0o777):
+        make(f"root-{mode:03o}", mode)
+        make(f"mine-{mode:03o}", mode, NOBODY, NOBODY)
+        make(f"group-{mode:03o}", mode & 0o770 | mode >> 3 & 0o7, 0, NOBODY)
+
+
+@case("permissions", "open of files of every mode", setup=foreign_files)
+def _(t):
+    for name in sorted(os.listdir(".")):
+        for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
+            fd = t.open(name, flags)
+            if fd is not None:
+                t(os.close, fd)
+
+
+@case("permissions", "access(2) of files of every mode", setup=foreign_files)
+def _(t):
+    for name in sorted(os.listdir(".")):
+        t.note(name, [os.access(name, what) for what in (os.F_OK, os.R_OK, os.W_OK, os.X_OK, os.R_OK | os.W_OK)])
+        t.note(f"{name} effective", [os.access(name, what, effective_ids=True) for what in (os.R_OK, os.W_OK, os.X_OK)])
+
+
+@case("permissions", "write, append and truncate files of every mode", setup=foreign_files, service=SETS_TIMES)
+def _(t):
+    def write(name, flags):
+        fd = os.open(name, flags)
+        try:
+            os.write(fd, b"w")
+        finally:
+            os.close(fd)
+    for name in sorted(os.listdir(".")):
+        t(write, name, os.O_WRONLY | os.O_APPEND), t(os.truncate, name, 3), t(write, name, os.O_WRONLY), t(write, name, os.O_WRONLY | os.O_TRUNC)
+
+
+@case("permissions", "chmod, chown and utimes of what is not one's own", setup=foreign_files,
+      ids=Cannot("ids are hidden: giving it to who is shown as the owner succeeds and does nothing", "chown"))
+def _(t):
+    for name in ("root-644", "root-666", "group-777", "mine-000"):
+        t(os.chmod, name, 0o600), t(os.chown, name, NOBODY, NOBODY), t(os.chown, name, 0, 0), t(os.utime, name, ns=(0, 5_000_000_000)), t(os.utime, name)
+        t(calls.utimensat, name, (0, calls.UTIME_NOW), (0, calls.UTIME_NOW)), t(calls.utimensat, name, (0, calls.UTIME_OMIT), (0, calls.UTIME_NOW))
+
+
+@case("permissions", "chmod of one's own, setgid of a foreign group", setup=lambda: (own(), make("mine", 0o644, NOBODY, NOBODY), make("foreign-group", 0o644, NOBODY, 0)))
+def _(t):
+    for mode in (0o600, 0o4755, 0o2755, 0o7777):
+        t(os.chmod, "mine", mode), t.stat("mine"), t(os.chmod, "foreign-group", mode), t.stat("foreign-group")
+
+
+@case("permissions", "chown by an ordinary user", setup=lambda: (own(), make("mine", 0o644, NOBODY, NOBODY)))
+def _(t):
+    for uid, gid in ((0, -1), (-1, 0), (1, 1), (-1, -1), (NOBODY, NOBODY), (-1, NOBODY)):
+        t(os.chown, "mine", uid, gid)
+
+
+def directories():
+    own()
+    for mode in (0o000, 0o444, 0o111, 0o555, 0o333, 0o777, 0o1777):
+        make(f"d{mode:04o}", 0o777, directory=True)
+        make(f"d{mode:04o}/f", 0o666)
+        make(f"d{mode:04o}/mine", 0o666, NOBODY, NOBODY)
+        os.mkdir(f"d{mode:04o}/empty")
+        os.symlink("f", f"d{mode:04o}/l")
+        os.chmod(f"d{mode:04o}", mode)
+
+
+def in_directories(name, *operations, **marks):
+    def run(t):
+        for directory in sorted(os.listdir(".")):
+            for label, operation in operations:
+                t(operation, directory, label=f"{label} {directory}", value=False)
+    run.__module__ = __name__
+    case("permissions", name, setup=directories, **marks)(run)
+
+
+in_directories("look into directories of every mode", ("list", os.listdir), ("stat", lambda d: os.stat(f"{d}/f")), ("stat missing", lambda d: os.stat(f"{d}/missing")), ("readlink", lambda d: os.readlink(f"{d}/l")),
+               ("read", lambda d: os.close(os.open(f"{d}/f", os.O_RDONLY))), ("chdir", lambda d: (os.chdir(d), os.chdir(".."))), service=AS_ROOT)
+in_directories("make in directories of every mode", ("create", lambda d: os.close(os.open(f"{d}/new", os.O_CREAT | os.O_EXCL | os.O_WRONLY))), ("mkdir", lambda d: os.mkdir(f"{d}/newd")),
+               ("symlink", lambda d: os.symlink("x", f"{d}/newl")), ("mkfifo", lambda d: os.mkfifo(f"{d}/newp")), ("link", lambda d: os.link(f"{d}/mine", f"{d}/newh")))
+in_directories("remove from directories of every mode", ("unlink", lambda d: os.unlink(f"{d}/f")), ("unlink own", lambda d: os.unlink(f"{d}/mine")), ("rmdir", lambda d: os.rmdir(f"{d}/empty")))
+in_directories("rename in directories of every mode", ("rename", lambda d: os.rename(f"{d}/f", f"{d}/g")), ("rename own", lambda d: os.rename(f"{d}/mine", f"{d}/m")), ("over", lambda d: os.rename(f"{d}/m", f"{d}/g")),
+               ("NOREPLACE", lambda d: calls.renameat2(f"{d}/l", f"{d}/n", RENAME_NOREPLACE)), service=Cannot("NOREPLACE is for files only there; and search permission is not checked", "NOREPLACE"))
+
+
+def sticky():
+    make("shared", 0o1777, directory=True)
+    make("shared/theirs", 0o666), make("shared/mine", 0o666, NOBODY, NOBODY), make("shared/dir", 0o777, directory=True)
+    make("open", 0o777, directory=True)
+
+
+@case("permissions", "sticky directories keep others' files", setup=sticky)
+def _(t):
+    t(os.unlink, "shared/theirs"), t(os.rename, "shared/theirs", "shared/x"), t(os.rename, "shared/mine", "shared/theirs"), t(os.rename, "shared/theirs", "open/x"), t(os.rmdir, "shared/dir")
+    t(os.rename, "shared/mine", "shared/renamed"), t(os.unlink, "shared/renamed")
+
+
+def no_way_in():
+    make("closed", 0o700, directory=True)
+    make("closed/f", 0o666)
+    os.mkdir("closed/d")
+    make("writable", 0o777, directory=True)
+
+
+@case("permissions", "below a directory without search", setup=no_way_in, service=AS_ROOT)
+def _(t):
+    for call in (os.stat, os.listdir, os.unlink, os.rmdir, os.readlink, os.mkdir):
+        t(call, "closed/f", value=False), t(call, "closed/missing", value=False), t(call, "closed/d/x", value=False)
+    t.open("closed/f", os.O_RDONLY), t.open("closed/new", os.O_CREAT | os.O_WRONLY), t(os.rename, "closed/f", "writable/f"), t(os.rename, "closed", "writable/c"), t(os.link, "closed/f", "writable/f")
+    t(os.chdir, "closed"), t(os.listdir, "closed"), t(os.truncate, "closed/f", 0), t(os.chmod, "closed/f", 0o600)
+
+
+@case("permissions", "of what one makes oneself", setup=own, service=AS_ROOT)
+def _(t):
+    t.file("f", b"content")
+    os.mkdir("d"), t.file("d/inner")
+    for mode in (0o000, 0o200, 0o400):
+        t(os.chmod, "f", mode)
+        for flags in (os.O_RDONLY, os.O_WRONLY):
+            t.open("f", flags)
+    for mode in (0o000, 0o500, 0o300, 0o100, 0o400):
+        t(os.chmod, "d", mode), t(lambda: sorted(os.listdir("d")), label="list"), t(os.stat, "d/inner", value=False), t(os.close, t.open("d/new", os.O_CREAT | os.O_WRONLY)) if mode == 0o300 else t.open("d/new2", os.O_CREAT | os.O_WRONLY)
+    t(os.chmod, "d", 0o700), t.note("left", sorted(os.listdir("d")))
+
+
+@case("permissions", "a file that was opened before its mode went", setup=own)
+def _(t):
+    t.file("f", b"content")
+    fd = t.open("f", os.O_RDWR)
+    t(os.fchmod, fd, 0), t(os.pread, fd, 10, 0), t(os.pwrite, fd, b"C", 0), t(os.fsync, fd), t(os.ftruncate, fd, 3), t(os.pread, fd, 10, 0), t(os.close, fd), t.open("f", os.O_RDONLY), t.stat("f")
+
+
+@case("permissions", "who owns what an ordinary user makes", setup=lambda: (own(), make("sgid", 0o2777, 0, 12345, directory=True)))
+def _(t):
+    t.file("f"), os.mkdir("d"), os.symlink("x", "l"), os.mkfifo("p"), t.file("sgid/f"), os.mkdir("sgid/d")
+    for name in ("f", "d", "l", "p", "sgid/f", "sgid/d"):
+        t(lambda name: (os.lstat(t.inside(name)).st_uid, os.lstat(t.inside(name)).st_gid, stat.S_IMODE(os.lstat(t.inside(name)).st_mode)), name, label=f"owner of {name}")
+
+
+@case("permissions", "owners as they are shown", setup=foreign_files, ids=HIDDEN)
+def _(t):
+    for name in ("root-644", "mine-644", "group-644"):
+        t(lambda name: (os.stat(name).st_uid, os.stat(name).st_gid), name, label=f"owner of {name}")
+
+
+def suid_files():
+    own()
+    for mode in (0o6777, 0o4766, 0o2776, 0o2766):
+        make(f"f{mode:o}", mode)
+        make(f"m{mode:o}", mode, NOBODY, NOBODY)
+
+
+@case("setuid", "a write by an ordinary user clears them", setup=suid_files, service=SETS_TIMES)
+def _(t):
+    for name in sorted(os.listdir(".")):
+        fd = t.open(name, os.O_WRONLY)
+        if fd is not None:
+            t(os.write, fd, b"x"), t(os.close, fd)
+        t.stat(name)
+
+
+@case("setuid", "a truncate by an ordinary user clears them", setup=suid_files, service=SETS_TIMES)
+def _(t):
+    for name in sorted(os.listdir(".")):
+        t(os.truncate, name, 2), t.stat(name)
+
+
+@case("mknod", "devices by an ordinary user", setup=own)
+def _(t):
+    t(os.mknod, "null", stat.S_IFCHR | 0o666, os.makedev(1, 3)), t(os.mknod, "block", stat.S_IFBLK | 0o666, os.makedev(7, 0)), t(os.mkfifo, "p"), t(os.listdir, ".")
+
+
+@case("link", "of what one may not write is the kernel's protected_hardlinks", setup=lambda: (own(), make("theirs", 0o644), make("writable", 0o666)))
+def _(t):
+    t(os.link, "theirs", "a"), t(os.link, "writable", "b"), t(os.listdir, ".", value=False)
+
+
+@case("xattrs", "by an ordinary user", setup=foreign_files, service=Cannot("the service tier has no extended attributes", "ENOTSUP"))
+def _(t):
+    for name in ("root-000", "root-644", "root-666", "mine-000", "mine-644"):
+        t(os.setxattr, name, "user.a", b"1"), t(os.getxattr, name, "user.a"), t(os.listxattr, name), t(os.removexattr, name, "user.a"), t(os.setxattr, name, "trusted.a", b"1"), t(os.getxattr, name, "trusted.a")
+
+
+test_parity = parity_test(__name__)
