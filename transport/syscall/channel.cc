@@ -120,9 +120,12 @@ Result<std::unique_ptr<Channel>> Channel::Open(std::shared_ptr<envd::Client> cli
     Lock lock(channel->mutex_);
     channel->state_ = State::kReady;
   }
-  channel->keeper_ = std::jthread([owner = channel.get()](std::stop_token stop) { owner->Run(stop); });
-  channel->watch_ = std::jthread([owner = channel.get()](std::stop_token stop) { owner->Watch(stop); });
   return channel;
+}
+
+void Channel::Begin() {
+  keeper_ = std::jthread([this](std::stop_token stop) { Run(stop); });
+  watch_ = std::jthread([this](std::stop_token stop) { Watch(stop); });
 }
 
 Channel::~Channel() {

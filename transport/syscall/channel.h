@@ -88,6 +88,8 @@ class Channel {
   // program does not run (no perl).
   static Result<std::unique_ptr<Channel>> Open(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen, News news,
                                                const OpContext& ctx);
+  // Once, before anything is asked: the callbacks may be called from now on.
+  void Begin();
   // Lets the server end, if the way is open. What is in flight fails.
   ~Channel();
   Channel(const Channel&) = delete;
