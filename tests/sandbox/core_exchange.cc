@@ -2,11 +2,18 @@
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <ctime>
+#include <thread>
 
 #include "tests/sandbox/text.h"
 
 namespace e2bfs::sandbox {
+namespace {
+
+constexpr size_t kMaxLateBytes = size_t{64} << 20;
+
+}  // namespace
 
 void RequestHead::SetTarget(std::string text) {
   target = std::move(text);
@@ -113,6 +120,13 @@ std::optional<size_t> CoreExchange::ReadBody(char* buffer, size_t capacity) {
   if (capacity == 0) {
     return 0;
   }
+  if (Is("late_request")) {
+    const int64_t left = taken_.fault.at_byte - body_read_;
+    if (left <= 0 || late_) {
+      return ReadLate(buffer, capacity);
+    }
+    capacity = std::min(capacity, static_cast<size_t>(left));
+  }
   const std::optional<size_t> got = RawRead(buffer, capacity);
   if (got) {
     body_read_ += static_cast<int64_t>(*got);
@@ -121,6 +135,29 @@ std::optional<size_t> CoreExchange::ReadBody(char* buffer, size_t capacity) {
     }
   }
   return got;
+}
+
+std::optional<size_t> CoreExchange::ReadLate(char* buffer, size_t capacity) {
+  if (!late_) {
+    late_.emplace();
+    char part[16384];
+    while (late_->size() < kMaxLateBytes) {
+      const std::optional<size_t> got = RawRead(part, sizeof part);
+      late_whole_ = got == size_t{0};
+      if (!got || *got == 0) {
+        break;
+      }
+      late_->append(part, *got);
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(taken_.fault.delay_ms));
+  }
+  if (late_->empty()) {
+    return late_whole_ ? std::optional<size_t>(0) : std::nullopt;
+  }
+  const size_t given = late_->copy(buffer, capacity);
+  late_->erase(0, given);
+  body_read_ += static_cast<int64_t>(given);
+  return given;
 }
 
 void CoreExchange::SendHead(int status, const HeaderList& headers) {

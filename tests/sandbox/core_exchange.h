@@ -72,6 +72,7 @@ class CoreExchange : public Exchange {
  private:
   bool Is(const char* action) const { return taken_.fault.action == action; }
   void Finish();
+  std::optional<size_t> ReadLate(char* buffer, size_t capacity);
   void TearNow(Tear how);
   bool ActAtByte();
 
@@ -84,6 +85,8 @@ class CoreExchange : public Exchange {
   std::optional<int64_t> length_;
   int64_t written_ = 0;     // response body
   int64_t body_read_ = 0;   // request body
+  std::optional<std::string> late_;  // what "late_request" held back and did not give yet
+  bool late_whole_ = false;          // the client ended it properly
   bool aborted_ = false;
   bool torn_ = false;       // the response is over, properly or not
   bool swallow_ = false;    // "reset" and "close" at -2: the handler's response goes nowhere

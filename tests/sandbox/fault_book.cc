@@ -10,7 +10,7 @@ namespace e2bfs::sandbox {
 bool IsFaultAction(const std::string& action) {
   static constexpr std::string_view kActions[] = {
       "status", "delay", "stall", "stall_request", "reset", "close", "cut", "reset_request",
-      "refuse", "goaway", "goaway_refuse", "freeze", "replace_body"};
+      "late_request", "refuse", "goaway", "goaway_refuse", "freeze", "replace_body"};
   return std::find(std::begin(kActions), std::end(kActions), action) != std::end(kActions);
 }
 

@@ -25,7 +25,7 @@ struct Fault {
   int status = 0;           // for "status"
   std::string body;         // for "status" and "replace_body"
   std::string content_type = "application/json";
-  int64_t delay_ms = 0;     // for "delay": before the head. For "status": Retry-After is not sent
+  int64_t delay_ms = 0;     // for "delay": before the head; for "late_request". For "status": Retry-After is not sent
   // Actions:
   //   "status"            answer with `status` and `body`, the handler is not run
   //   "delay"             wait delay_ms before the handler runs
@@ -37,6 +37,8 @@ struct Fault {
   //   "cut"               the body ends at at_byte as if it were complete: HTTP/2 END_STREAM, HTTP/1.1 terminating chunk
   //                       (or close where a content-length was promised)
   //   "reset_request"     reset after at_byte bytes of the request's body were read; the handler sees a torn body
+  //   "late_request"      what the request's body has beyond at_byte bytes is held back until the client has gone or ended it, and delay_ms more;
+  //                       then the handler gets it, as bytes that a proxy still had
   //   "refuse"            HTTP/2 REFUSED_STREAM, handler not run (HTTP/1.1: close before reading the request)
   //   "goaway"            GOAWAY with the last stream that was begun; this request is still served
   //   "goaway_refuse"     GOAWAY below this stream, which is not served, then close when the others are done

@@ -63,6 +63,8 @@ class InputStream {
   virtual Result<void> Write(std::string_view bytes, const OpContext& ctx) = 0;
   // Counts as traffic for the idle timeouts on the way; send one each minute in which nothing else is sent.
   virtual Result<void> KeepAlive(const OpContext& ctx) = 0;
+  // An error if the stream has ended: what was written last may be lost. Never waits, asks nobody; also while another thread writes.
+  virtual Result<void> Check() = 0;
   // Ends the request and waits for the answer: every input was given to the process. Standard input stays open (CloseStdin).
   // kErrno/ENOENT (ESRCH is not used): no such process.
   virtual Result<void> Finish(const OpContext& ctx) = 0;

@@ -60,6 +60,7 @@ class EnvdInputStream final : public InputStream {
   }
 
   Result<void> KeepAlive(const OpContext& ctx) override { return Send(EncodeInputKeepAlive(), ctx); }
+  Result<void> Check() override { return exchange_->Write({}, OpContext{}); }
 
   Result<void> Send(const std::string& message, const OpContext& ctx) {
     auto sent = exchange_->Write(EncodeEnvelope(message), ctx);

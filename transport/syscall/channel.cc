@@ -24,6 +24,7 @@ constexpr size_t kLongestWord = 300;                    // of the server's stand
 constexpr milliseconds kFirstWait{50}, kLongestWait{2'000};
 constexpr int kStartTries = 3;                         // of a server that ends while it starts
 constexpr std::chrono::hours kLongTime{1};
+constexpr milliseconds kLookTime{100};                  // between two looks at a way in, when something is waited for
 constexpr size_t kCancelsOfFrame = 512;
 
 std::string RandomBytes(size_t count) {
@@ -119,9 +120,12 @@ Result<std::unique_ptr<Channel>> Channel::Open(std::shared_ptr<envd::Client> cli
     Lock lock(channel->mutex_);
     channel->state_ = State::kReady;
   }
-  channel->keeper_ = std::jthread([owner = channel.get()](std::stop_token stop) { owner->Run(stop); });
-  channel->watch_ = std::jthread([owner = channel.get()](std::stop_token stop) { owner->Watch(stop); });
   return channel;
+}
+
+void Channel::Begin() {
+  keeper_ = std::jthread([this](std::stop_token stop) { Run(stop); });
+  watch_ = std::jthread([this](std::stop_token stop) { Watch(stop); });
 }
 
 Channel::~Channel() {
@@ -255,6 +259,17 @@ void Channel::Watch(std::stop_token stop) {
     const TimePoint now = Clock::now();
     TimePoint next = now + kLongTime;
     alert_ = false;
+    // Whoever listens does not hear that the way in is gone.
+    if (trial_input_ && !trial_input_->Check()) {
+      trial_output_->Cancel();
+      trial_input_.reset();
+      trial_output_.reset();
+    }
+    if (state_ == State::kReady && !in_flight_.empty() && !input_->Check()) {
+      log::Info("syscall", "the way to the server is lost");
+      LoseWay();
+    }
+    if (trial_input_) next = now + kLookTime;
     if (state_ == State::kReady) {
       if (echo_asked_) {
         next = *echo_asked_ + options_.echo_timeout;
@@ -274,6 +289,7 @@ void Channel::Watch(std::stop_token stop) {
       }
       // While requests come and go, not each of them has to wake this thread.
       if (std::exchange(active_, false)) next = std::min(next, now + options_.quiet_time);
+      if (!in_flight_.empty()) next = std::min(next, now + kLookTime);
       alert_ = next <= now + options_.quiet_time;
     }
     tick_.wait_until(lock, stop, next, [this] { return woken_; });
@@ -582,6 +598,30 @@ Result<void> AwaitReply(envd::ProcessStream& output, ReplyParser& parser, uint64
 
 }  // namespace
 
+// A way that is not the channel's yet: that the one side of it is gone ends the waiting for the other.
+class Channel::Trial {
+ public:
+  Trial(Channel& channel, std::shared_ptr<envd::InputStream> input, std::shared_ptr<envd::ProcessStream> output) : channel_(channel) {
+    Lock lock(channel_.mutex_);
+    channel_.trial_input_ = std::move(input);
+    channel_.trial_output_ = std::move(output);
+    channel_.WakeWatch();
+  }
+  ~Trial() {
+    Lock lock(channel_.mutex_);
+    channel_.trial_input_.reset();
+    channel_.trial_output_.reset();
+  }
+  // What ended the waiting.
+  static Error Explain(Error error, const OpContext& ctx) {
+    if (error.kind != ErrorKind::kCancelled || ctx.stop.stop_requested()) return error;
+    return Failure(ErrorKind::kBroken, EIO, "the way to the server broke").value();
+  }
+
+ private:
+  Channel& channel_;
+};
+
 uint64_t Channel::TakeNumber() {
   Lock lock(mutex_);
   return next_number_++;
@@ -600,26 +640,29 @@ Result<void> Channel::Reattach(std::stop_token stop) {
   OpContext ctx = OpContext::Within(options_.echo_timeout, ServiceClass::kStream);
   ctx.stop = stop;
   const envd::ProcessSelector selector{pid, {}};
-  auto output = client_->ConnectProcess(selector, ctx);
-  if (!output) return Forward(output.error());
-  auto input = client_->StreamInput(selector, ctx);
-  if (!input) return Forward(input.error());
+  auto connected = client_->ConnectProcess(selector, ctx);
+  if (!connected) return Forward(connected.error());
+  auto begun = client_->StreamInput(selector, ctx);
+  if (!begun) return Forward(begun.error());
+  const std::shared_ptr<envd::ProcessStream> output = std::move(*connected);
+  const std::shared_ptr<envd::InputStream> input = std::move(*begun);
+  const Trial trial(*this, input, output);
   const std::string nonce = "echo " + RandomBytes(16);
   auto parser = std::make_unique<ReplyParser>(id);
   parser->DiscardUntilEcho(nonce);
   // What was given up meanwhile, and may be on its way still, is barred before anything else.
   for (size_t i = 0; i < barred.size(); i += kCancelsOfFrame) {
     const std::vector<uint64_t> numbers(barred.begin() + ptrdiff_t(i), barred.begin() + ptrdiff_t(std::min(i + kCancelsOfFrame, barred.size())));
-    if (auto sent = (*input)->Write(EncodeFrame(id, TakeNumber(), EncodeCancel(0, numbers)), ctx); !sent) return sent;
+    if (auto sent = input->Write(EncodeFrame(id, TakeNumber(), EncodeCancel(0, numbers)), ctx); !sent) return sent;
   }
   const uint64_t number = TakeNumber();
-  if (auto sent = (*input)->Write(EncodeFrame(id, number, EncodeEcho(0, nonce)), ctx); !sent) return sent;
+  if (auto sent = input->Write(EncodeFrame(id, number, EncodeEcho(0, nonce)), ctx); !sent) return sent;
   Outcomes none;
-  if (auto echoed = AwaitReply(**output, *parser, number, none, ctx); !echoed) return echoed;
-  (*output)->SkipProbes();  // from now on nobody may be waiting
+  if (auto echoed = AwaitReply(*output, *parser, number, none, ctx); !echoed) return Forward(Trial::Explain(echoed.error(), ctx));
+  output->SkipProbes();  // from now on nobody may be waiting
   Lock lock(mutex_);
-  input_ = std::move(*input);
-  output_ = std::move(*output);
+  input_ = input;
+  output_ = output;
   parser_ = std::move(parser);
   return {};
 }
@@ -640,9 +683,10 @@ Result<void> Channel::StartServer(const OpContext& context) {
   start.process.arguments = {"-e", kServerLoader};
   start.process.environment = ServerEnvironment();
   start.stdin_open = true;
-  auto output = client_->StartProcess(start, ctx);
-  if (!output) return Forward(output.error());
-  auto first = (*output)->Next(ctx);
+  auto started = client_->StartProcess(start, ctx);
+  if (!started) return Forward(started.error());
+  const std::shared_ptr<envd::ProcessStream> output = std::move(*started);
+  auto first = output->Next(ctx);
   if (!first) return Forward(first.error());
   if (!*first || (*first)->kind != envd::ProcessEvent::Kind::kStart) return Failure(ErrorKind::kProtocol, EIO, "a process without a start");
   const uint32_t pid = (*first)->pid;
@@ -651,11 +695,13 @@ Result<void> Channel::StartServer(const OpContext& context) {
     KillCondemned();
   };
   auto begin = [&]() -> Result<void> {
-    auto input = client_->StreamInput({pid, {}}, ctx);
-    if (!input) return Forward(input.error());
+    auto opened = client_->StreamInput({pid, {}}, ctx);
+    if (!opened) return Forward(opened.error());
+    const std::shared_ptr<envd::InputStream> input = std::move(*opened);
+    const Trial trial(*this, input, output);
     const std::string id = RandomBytes(kServerIdBytes);
     const std::string_view program = kServerProgram;
-    if (auto sent = (*input)->Write(fmt::format("{}{:08x}{}", Hex(id), program.size(), program), ctx); !sent) return sent;
+    if (auto sent = input->Write(fmt::format("{}{:08x}{}", Hex(id), program.size(), program), ctx); !sent) return sent;
     auto parser = std::make_unique<ReplyParser>(id);
     std::optional<Error> lost;
     auto exchange = [&](const std::vector<Call>& calls) -> Result<Outcomes> {
@@ -668,9 +714,11 @@ Result<void> Channel::StartServer(const OpContext& context) {
           numbers.push_back(TakeNumber());
           frames += EncodeFrame(id, numbers.back(), EncodeOperations(0, {calls[begun]}));
         }
-        if (auto sent = (*input)->Write(frames, ctx); !sent) return Forward(sent.error());
+        if (auto sent = input->Write(frames, ctx); !sent) return Forward(sent.error());
         for (const uint64_t number : numbers) {
-          if (auto answered = AwaitReply(**output, *parser, number, outcomes, ctx); !answered) return Forward(answered.error());
+          if (auto answered = AwaitReply(*output, *parser, number, outcomes, ctx); !answered) {
+            return Forward(Trial::Explain(answered.error(), ctx));
+          }
         }
       }
       if (outcomes.size() != calls.size()) return Failure(ErrorKind::kProtocol, EIO, "replies without an outcome");
@@ -700,10 +748,10 @@ Result<void> Channel::StartServer(const OpContext& context) {
       }
     }
     if (take_over) take_over();
-    (*output)->SkipProbes();
+    output->SkipProbes();
     Lock lock(mutex_);
-    input_ = std::move(*input);
-    output_ = std::move(*output);
+    input_ = input;
+    output_ = output;
     parser_ = std::move(parser);
     server_id_ = id;
     facts_ = std::move(*facts);

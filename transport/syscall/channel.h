@@ -88,6 +88,8 @@ class Channel {
   // program does not run (no perl).
   static Result<std::unique_ptr<Channel>> Open(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen, News news,
                                                const OpContext& ctx);
+  // Once, before anything is asked: the callbacks may be called from now on.
+  void Begin();
   // Lets the server end, if the way is open. What is in flight fails.
   ~Channel();
   Channel(const Channel&) = delete;
@@ -131,6 +133,7 @@ class Channel {
   void FindAgain(std::stop_token stop);
   Result<void> Reattach(std::stop_token stop);
   Result<void> StartServer(const OpContext& ctx);
+  class Trial;
   void KillCondemned();
   uint64_t TakeNumber();
   void Watch(std::stop_token stop);
@@ -162,6 +165,8 @@ class Channel {
   TimePoint heard_{};
   TimePoint quiet_since_{};               // the later of heard_ and when something to wait for came
   std::optional<TimePoint> echo_asked_;
+  std::shared_ptr<envd::InputStream> trial_input_;    // of the way that is tried now
+  std::shared_ptr<envd::ProcessStream> trial_output_;
   bool active_ = false;                   // there were requests since the watch looked
   bool alert_ = false;                    // the watch looks again soon by itself
   bool woken_ = false;

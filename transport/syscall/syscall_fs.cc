@@ -109,6 +109,7 @@ class SyscallFsImpl final : public RemoteFs {
     description_.hard_links_share_identity = true;
     description_.identities_survive_renames = true;
     perl_version_ = facts.perl_version;
+    channel_->Begin();
     return {};
   }
 

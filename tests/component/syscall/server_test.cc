@@ -162,6 +162,7 @@ TEST_F(SyscallServer, ItsChildrenDieWithIt) {
   if (child == 0) GTEST_SKIP() << "copies too fast to be caught";
   kill(server().pid(), SIGKILL);
   EXPECT_EQ(server().WaitEnd(), 128 + SIGKILL);
+  kill(child, SIGCONT);  // it may have been stopped before it could ask to die with its parent; then it looks whether it is there
   bool gone = false;
   for (int i = 0; i < 5000 && !gone; ++i) {
     std::ifstream stat("/proc/" + std::to_string(child) + "/stat");
