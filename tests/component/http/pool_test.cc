@@ -188,6 +188,31 @@ TEST_P(PoolTest, IdleConnectionsExpire) {
   EXPECT_EQ(server().counts().connections_closed_busy, 0);
 }
 
+TEST_P(PoolTest, IdleConnectionsExpireBesideABusyOne) {
+  auto client = MakeClient([](auto& options) { options.idle_expiry = std::chrono::milliseconds(1000); });
+  auto held = client->Start(Get("/hold"), Soon());
+  ASSERT_TRUE(held);
+  ASSERT_TRUE(Eventually([&] { return server().counts().requests_now == 1; }));
+  ASSERT_EQ(Burst(*client, 30, "/bytes?n=100"), 0);
+  EXPECT_TRUE(Eventually([&] { return server().counts().connections_now == 1; }));
+  EXPECT_EQ(server().counts().requests_now, 1);
+}
+
+TEST_P(PoolTest, AnIdleConnectionMakesRoomForAnotherOrigin) {
+  if (!http2()) return;
+  auto client = MakeClient([](auto& options) { options.max_connections = 1; });
+  for (int round = 0; round < 3; ++round) {
+    for (const std::string& origin : {test_server_.origin(), test_server_.tls_origin()}) {
+      Request request = Get("/bytes?n=100");
+      request.origin = origin;
+      const auto response = client->Fetch(std::move(request), Soon(), 100);
+      ASSERT_TRUE(response) << origin << ": " << ToString(response.error());
+    }
+  }
+  EXPECT_EQ(server().counts().connections_opened, 6);
+  EXPECT_EQ(server().counts().connections_closed_busy, 0);
+}
+
 TEST_P(PoolTest, RateLimitHoldsBack) {
   auto client = MakeClient([](auto& options) { options.rate_limit_requests = 20; });
   std::vector<std::unique_ptr<Exchange>> exchanges;
