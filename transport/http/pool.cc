@@ -10,7 +10,7 @@ namespace e2bfs::transport::http {
 namespace {
 
 constexpr int kMaxTries = 3;
-// Connections that a server closes before a request goes out are no tries of the request; but it does not wait for ever.
+// Connections that a server closes before it acts on a request are no tries of the request; but it does not wait for ever.
 constexpr int kMaxUnsentTries = 10;
 // In this order requests are served: what is small and waited for first.
 constexpr ServiceClass kServingOrder[] = {ServiceClass::kMetadata, ServiceClass::kForeground, ServiceClass::kStream,
@@ -118,7 +118,8 @@ void Pool::OnTryEnded(const ExchangePtr& exchange, TryOutcome outcome) {
     --in_flight_;
     if (exchange->on_http1) --home.http1_active[static_cast<size_t>(exchange->service_class())];
   }
-  if (outcome.reach == Reach::kNeverSent && ++exchange->unsent_tries <= kMaxUnsentTries) --exchange->tries;
+  const bool untouched = outcome.reach == Reach::kNeverSent || outcome.reach == Reach::kUnsent;
+  if (untouched && ++exchange->unsent_tries <= kMaxUnsentTries) --exchange->tries;
   if (!outcome.error) {
     exchange->Complete();
     Finish(exchange);

@@ -157,6 +157,19 @@ TEST_P(PoolTest, RequestsAboveAGoAwayAreSentElsewhere) {
   EXPECT_EQ(server().counts().connections_closed_busy, 0);
 }
 
+TEST_P(PoolTest, GoAwayIsNoTryOfWhatIsAboveIt) {
+  if (!http2()) return;
+  auto client = MakeClient();
+  // A server that turns its connections over can meet the same request again and again; nothing of it was acted on.
+  server().AddFault(MakeFault("GET /bytes", "goaway_refuse", 0, 6));
+  EXPECT_EQ(Burst(*client, 3, "/bytes?n=100", false), 0) << first_error_;
+  EXPECT_EQ(server().counts().connections_closed_busy, 0);
+  // But not for ever.
+  server().AddFault(MakeFault("GET /bytes", "goaway_refuse", 0, -1));
+  EXPECT_EQ(Burst(*client, 1, "/bytes?n=100", false), 1);
+  EXPECT_THAT(first_error_, ::testing::HasSubstr("unavailable"));
+}
+
 TEST_P(PoolTest, ConnectionsThatDiedIdleAreReplaced) {
   auto client = MakeClient();
   for (int round = 0; round < 4; ++round) {
