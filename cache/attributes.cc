@@ -261,7 +261,8 @@ Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
     const bool as_root = remote_.description().uid == 0;
     if (change.size && (writable || node->content->dirty() || node->deleted)) {
       // Truncation of an open file goes with its content; of one whose last store failed, at once.
-      send_now = !writable && !node->deleted;
+      // So does that of a file which another program has open: whoever truncates by name expects it there when he is told.
+      send_now = (!writable || handle == 0) && !node->deleted;
       RecordTruncate(*node, *change.size);
       change.size.reset();
     }

@@ -176,6 +176,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // mutex_ held: the node that lost its name, when `known` is what we took it for and `told` what the other side says of it. Null if none.
   NodePtr WhatLostItsName(const NodePtr& known, const std::optional<transport::Attributes>& told);
   void NodeRemoved(const NodePtr& node, const std::optional<transport::Attributes>& after, const NameChange& change);
+  bool WorthListing(const NodePtr& directory) const;  // no lock
   Result<NodePtr> LookupRemote(const NodePtr& parent, const std::string& name, const OpContext& ctx);
   // Its open files keep the object on the other side, if its name or its mode may soon not lead to it any more.
   void OpenHandlesInUse(const NodePtr& node, const OpContext& ctx);

@@ -20,6 +20,9 @@ Result<void> CheckName(const std::string& name) {
   return {};
 }
 
+// As a directory's size says: some hundred names at most.
+constexpr int64_t kSmallDirectoryBytes = 8192;
+
 // Nothing on the other side was changed, certainly.
 bool NothingDone(const Error& error) {
   return error.kind == ErrorKind::kErrno || error.kind == ErrorKind::kBadRequest ||
@@ -89,6 +92,12 @@ Result<NodePtr> CachedFsImpl::LookupRemote(const NodePtr& parent, const std::str
   }
 }
 
+bool CachedFsImpl::WorthListing(const NodePtr& directory) const {
+  Lock lock(mutex_);
+  return directory->watched && directory->listed_until != kWatched && (directory->attributes.access & 4) != 0 &&
+         directory->attributes.size <= kSmallDirectoryBytes && options_.attribute_ttl.count() > 0;
+}
+
 Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string& name, const OpContext& context) {
   const OpContext ctx = ForNames(context);
   if (auto good = CheckName(name); !good) return Forward(good.error());
@@ -126,6 +135,14 @@ Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string&
       ++parent->pins;
     }
     misses.Add();
+    // Who looks for one name will look for others: where the answer stays true, all of a small directory costs no more than one of it.
+    if (attempt == 0 && WorthListing(parent)) {
+      auto listed = TakeSnapshot(parent, ctx);
+      Lock lock(mutex_);
+      --parent->pins;
+      if (listed) continue;
+      ++parent->pins;
+    }
     auto ask = [&] { return LookupRemote(parent, name, ctx); };
     auto answer = options_.attribute_ttl.count() == 0
                       ? ask()

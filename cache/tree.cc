@@ -173,6 +173,11 @@ bool Tree::UseOtherPlace(Node& node) {
   return true;
 }
 
+transport::Node Tree::Address(const Node& node) const {
+  const NodePtr parent = node.places.empty() ? nullptr : Find(node.places.front().parent);
+  return {PathOf(node), node.file_id, parent ? parent->file_id : transport::FileId{}};
+}
+
 bool Tree::Droppable(const Node& node, TimePoint now) const {
   return node.id != kRoot && node.references == 0 && node.pins == 0 && node.changes_in_flight == 0 &&
          node.open_files == 0 && !node.content->storing && node.linked_children == 0 && node.parked_children == 0 &&

@@ -38,7 +38,7 @@ class Tree {
   std::string PathOf(const Node& node) const;
   // The next of its names is used for its path from now on; false if it has no other.
   static bool UseOtherPlace(Node& node);
-  transport::Node Address(const Node& node) const { return {PathOf(node), node.file_id}; }
+  transport::Node Address(const Node& node) const;
 
   size_t size() const { return nodes_.size(); }
   const std::unordered_map<NodeId, NodePtr>& nodes() const { return nodes_; }

@@ -103,7 +103,6 @@ Filesystem::Filesystem(cache::CachedFs& cached, FilesystemOptions options, std::
       identity_(options_.identity),
       invalidate_(std::move(invalidate)),
       nodes_(std::make_unique<NodeTable>()) {
-  if (!identity_.real()) return;
   // Known since CachedFs was made.
   if (auto root = cached_.GetAttributes(cache::kRoot, 0, OpContext::Within(kRootTime))) root_device_ = root->attributes.device;
 }
@@ -311,7 +310,7 @@ Result<OpenReply> Filesystem::Open(NodeId node, int flags, const OpContext& ctx)
       return Forward(std::move(cleared.error()));
     }
   }
-  return ToOpenReply(*opened, open.write);
+  return ToOpenReply(*opened, open.write || open.truncate);
 }
 
 Result<CreateReply> Filesystem::Create(NodeId parent, const std::string& name, mode_t mode, int flags,
@@ -322,7 +321,7 @@ Result<CreateReply> Filesystem::Create(NodeId parent, const std::string& name, m
   if (!opened) return Forward(std::move(opened.error()));
   CreateReply reply;
   reply.node = ToReply(parent, opened->attributes);
-  reply.file = ToOpenReply(*opened, open.write);
+  reply.file = ToOpenReply(*opened, open.write || open.truncate);
   return reply;
 }
 
@@ -396,7 +395,6 @@ Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_
 
 ino_t Filesystem::InodeOf(NodeId node, const OpContext& ctx) {
   if (node == 0) return kUnknownInode;
-  if (!identity_.real()) return node;
   const auto attributes = cached_.GetAttributes(node, 0, ctx);
   return attributes ? ToStat(*attributes).st_ino : kUnknownInode;
 }

@@ -9,8 +9,8 @@ Identity::Identity(const IdentityOptions& options)
 
 ino_t Identity::Inode(const transport::Attributes& of, uint64_t node, uint64_t root_device) const {
   constexpr ino_t kMadeUp = ino_t{1} << 62;
-  if (real_ && of.inode != 0 && of.device == root_device) return of.inode;
-  return real_ && node != 0 ? kMadeUp | node : node;
+  if (of.inode != 0 && of.device == root_device) return of.inode;
+  return of.inode != 0 && node != 0 ? kMadeUp | node : node;
 }
 
 Result<void> Identity::CheckOwnerChange(std::optional<uid_t> uid, std::optional<gid_t> gid) const {

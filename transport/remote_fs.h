@@ -42,7 +42,8 @@ struct FileId {
 
 struct Node {
   std::string path;
-  FileId id;  // unknown: whatever is there
+  FileId id;        // unknown: whatever is there
+  FileId parent{};  // the directory that it is in, where known: with it the object is found although a directory above was moved
 };
 
 struct Name {

@@ -108,7 +108,7 @@ Arguments& Arguments::Raw(std::string_view bytes) {
   return *this;
 }
 
-Arguments& Arguments::Object(const Node& node) { return U8(0).Text(node.path).Text(node.id.value); }
+Arguments& Arguments::Object(const Node& node) { return U8(0).Text(node.path).Text(node.id.value).Text(node.parent.value); }
 
 Arguments& Arguments::Object(uint64_t handle, const Node& node) { return handle == 0 ? Object(node) : U8(1).U64(handle); }
 

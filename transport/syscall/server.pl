@@ -278,10 +278,24 @@ sub forget_directories {
   close_directory($_) for grep { defined } @old[0 .. $count - 1];
 }
 
-# An object that is no handle: an O_PATH descriptor and its statx. The caller closes it (with_node does).
+# An object that is no handle: an O_PATH descriptor and its statx. The caller closes it. With its directory's identity known, the
+# directory is found first: wherever it is by now, what has the name in it is meant.
 sub node {
-  my ($path, $identity) = @_;
+  my ($path, $identity, $parent) = @_;
   my $fd = -1;
+  if ($parent ne '' && $identity ne '' && $path =~ m{^(?:(.*)/)?([^/]+)\z}s) {
+    my ($above, $name) = ($1 // '', $2);
+    my $directory = eval { directory($above, $parent) };
+    if (defined $directory) {
+      $fd = sys_openat($directory, $name, $O_PATH | $O_NOFOLLOW | $O_CLOEXEC);
+      my $statx = $fd == -1 ? undef : sys_statx($fd, '');
+      return ($fd, $statx) if defined $statx && identity_of($statx) eq $identity;
+      my $error = $fd == -1 ? 0 + $! : $ESTALE;
+      sys_close($fd) if $fd != -1;
+      fail($error) unless $directories{$identity};
+    }
+  }
+  $fd = -1;
   if ($path ne '' || $identity eq '' || !$directories{$identity}) {
     $fd = eval { open_below($path, $O_PATH | $O_NOFOLLOW) } // -1;
     if (my $error = $@) {
@@ -310,8 +324,8 @@ sub with_object {
     my $handle = $handles{$number} or fail($EBADF);
     return $body->($handle->[0], sys_statx($handle->[0], '') // fail(0 + $!), $handle);
   }
-  my ($path, $identity) = (text($args), text($args));
-  ($fd, my $statx) = node($path, $identity);
+  my ($path, $identity, $parent) = (text($args), text($args), text($args));
+  ($fd, my $statx) = node($path, $identity, $parent);
   my @result = eval { $body->($fd, $statx, undef) };
   my $error = $@;
   sys_close($fd);
@@ -524,13 +538,13 @@ sub as_creator {
     # Rights of root, but what CAP_FSETID allows: a setgid bit for somebody else's group.
     my @words = unpack 'L6', $data;
     my $all = pack 'L6', $words[1] & ~(1 << 4), $words[1], $words[2], $words[4], $words[4], $words[5];
-    syscall $NR{capset}, pack('LL', 0x20080522, 0), $all;
+    syscall $NR{capset}, my $again = pack('LL', 0x20080522, 0), $all;
   }
   my @result = eval { $body->() };
   my $error = $@;
   syscall $NR{setfsuid}, 0 + $uid;
   syscall $NR{setfsgid}, 0 + $gid;
-  syscall $NR{capset}, pack('LL', 0x20080522, 0), $data;
+  syscall $NR{capset}, my $last = pack('LL', 0x20080522, 0), $data;
   die $error if $error;
   return $result[0];
 }
@@ -942,7 +956,7 @@ $OPERATIONS[17] = sub {    # RemoveXattr
 $OPERATIONS[18] = sub {    # Open: the attributes, the descriptor
   my ($args) = @_;
   my ($number, $flags) = (number64($args), number8($args));
-  my ($path, $identity) = (text($args), text($args));
+  my ($path, $identity, $parent) = (text($args), text($args), text($args));
   my ($old_pid, $old_fd) = (number32($args), number32($args));
   my ($fd, $statx);
   # A handle of a server that is gone or stuck: the very file, if it can still be had from there.
@@ -954,7 +968,7 @@ $OPERATIONS[18] = sub {    # Open: the attributes, the descriptor
       $fd = -1;
     }
   }
-  ($fd, $statx) = node($path, $identity) if !defined $fd || $fd == -1;
+  ($fd, $statx) = node($path, $identity, $parent) if !defined $fd || $fd == -1;
   my $mode = $flags & 2 ? ($flags & 1 ? $O_RDWR : $O_WRONLY) : $O_RDONLY;
   my $opened = eval { open_object($fd, $statx, $mode) };
   my $error = $@;

@@ -474,7 +474,7 @@ class SyscallFsImpl final : public RemoteFs {
   }
 
   static std::string OpenArguments(Handle handle, const Node& node, uint8_t flags, uint32_t old_pid = 0, uint32_t old_descriptor = 0) {
-    return Arguments().U64(handle).U8(flags).Text(node.path).Text(node.id.value).U32(old_pid).U32(old_descriptor).bytes();
+    return Arguments().U64(handle).U8(flags).Text(node.path).Text(node.id.value).Text(node.parent.value).U32(old_pid).U32(old_descriptor).bytes();
   }
 
   static Result<std::string> FirstResult(Outcomes& outcomes) {
