@@ -98,7 +98,7 @@ def _(t):
         t(os.unlink, "lock")
 
 
-@case("O_TRUNC", "of a file that is opened for reading only", every=Cannot("bug: the sandbox never hears of it", "inside the sandbox: 'f'"))
+@case("O_TRUNC", "of a file that is opened for reading only")
 def _(t):
     t.file("f", b"old content")
     fd = t.open("f", os.O_RDONLY | os.O_TRUNC)
@@ -698,7 +698,9 @@ def test_files_whose_size_says_nothing(top, files, mounts, request):
             expected = local.read(10_000)
             assert here.read(10_000) == expected, file
             here.seek(0)
-            assert here.read(3) + here.read(1_000) == expected, file
+            local.seek(0)
+            # Some of /proc give nothing from anywhere but their beginning.
+            assert here.read(3) + here.read(1_000) == local.read(3) + local.read(1_000), file
 
 
 test_parity = parity_test(__name__)
