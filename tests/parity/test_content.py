@@ -316,6 +316,11 @@ def without_a_name(t, remove, prepare=lambda: None):
     t(os.fsync, fd), t.note("listed", sorted(os.listdir("."))), t(os.fchown, fd, os.getuid(), os.getgid()), t(os.pread, fd, 10, 0), t(os.close, fd)
 
 
+def arrives():
+    """open(2) of what is known is sent to the sandbox and not waited for: for a moment nothing holds the file there."""
+    time.sleep(0.3)
+
+
 @case("unlinked while open", "by us")
 def _(t):
     without_a_name(t, lambda: os.unlink("f"))
@@ -343,7 +348,7 @@ def _(t):
 
 @case("unlinked while open", "inside", inside=True, service=Cannot(NO_HANDLES, "pread"))
 def _(t):
-    without_a_name(t, lambda: os.unlink(t.inside("f")))
+    without_a_name(t, lambda: os.unlink(t.inside("f")), arrives)
 
 
 @case("unlinked while open", "by a rename over it")
@@ -356,7 +361,7 @@ def _(t):
 @case("unlinked while open", "by a rename over it inside", inside=True, service=Cannot(NO_HANDLES, "pread"))
 def _(t):
     t.file("g", b"other")
-    without_a_name(t, lambda: os.rename(t.inside("g"), t.inside("f")))
+    without_a_name(t, lambda: os.rename(t.inside("g"), t.inside("f")), arrives)
     t.read("f")
 
 
