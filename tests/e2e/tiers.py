@@ -92,7 +92,7 @@ def tiered(tier, request):
         mounts.append(mount_on(tier, made, name, options, inside))
         return mounts[-1]
 
-    made.mount = mount
+    made.mount, made.tier = mount, tier
     yield made
     problems = []
     if made.process:

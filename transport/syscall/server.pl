@@ -78,8 +78,11 @@ my $inotify = -1;
 my $watch_limit = 0;
 my (%watch_of, %watched);       # identity -> [number of the watch, when it was last used]; the other way
 my %descriptor_identity;        # of the directories' descriptors
-# What the replies at hand tell: the events of our own changes are no news.
+# What the replies at hand tell: the events of our own changes are no news. Only replies to changes count: an answer to a question may be
+# given up by who asked, since news overtook it, and what an open says is not looked at.
 my (%told_object, %told_gone);  # identity -> statx; "identity name" of what is gone
+my %told_last;                  # of regular files: the same, beyond the replies at hand
+my $telling = 0;                # the operation at hand is a change
 my $replies = '';               # they go out after the news that is older
 
 # --- what the kernel is asked
@@ -136,7 +139,11 @@ sub attributes {
   $flags |= 1 if $type == $S_IFREG && size_of($statx) <= 4096 && has_no_sizes($fd, substr $statx, 136, 8);
   my $identity = identity_of($statx);
   $flags |= 8 if $type == $S_IFDIR && $watch_of{$identity};
-  $told_object{$identity} = $statx if $inotify != -1;
+  if ($telling && $inotify != -1) {
+    $told_object{$identity} = $statx;
+    %told_last = () if keys %told_last > 4096;
+    $told_last{$identity} = $statx if $type == $S_IFREG;
+  }
   my $path = $name eq '' ? fd_path($fd) : fd_path($fd) . "/$name";
   my $names;
   if ($type == $S_IFLNK && $name ne '') {
@@ -360,9 +367,11 @@ sub keep_handle {
 
 sub close_handle {
   my $handle = delete $handles{$_[0]} or return;
-  if ($handle->[1] && $inotify != -1) {    # that a file open for writing was closed is an event
+  if ($handle->[1] && $inotify != -1) {    # that a file open for writing was closed is an event: no news if it is as a change left it
     my $statx = sys_statx($handle->[0], '');
-    $told_object{identity_of($statx)} = $statx if defined $statx;
+    my $identity = defined $statx ? identity_of($statx) : '';
+    my $told = delete $told_last{$identity};
+    $told_object{$identity} = $statx if defined $told && $told eq $statx;
   }
   sys_close($handle->[0]);
 }
@@ -728,7 +737,9 @@ sub child_said {
   my $said = $child->{said};
   my ($error, $result) = length $said >= 4 ? (unpack('N', $said), '') : ($EIO, '');
   if (!$error) {
+    $telling = 1;
     $result = eval { $child->{finish}->(substr $said, 4) };
+    $telling = 0;
     ($error, $result) = ref $@ ? ($@->{errno}, $@->{result}) : ($EIO, '') if $@;
   }
   $child->{always}->() if $child->{always};
@@ -1304,9 +1315,11 @@ sub answer {
         return $piece . pack('N', $entries) . $bytes;
       }
       my $code = $OPERATIONS[$operation] or fail($ENOSYS);
+      $telling = $CHANGES{$operation} && $operation != 18 ? 1 : 0;
       return $code->(\$args);
     };
     my $error = $@;
+    $telling = 0;
     if (ref $error && $error->{child}) {    # goes on by itself; always the last of its frame
       my ($pid, $pipe, $finish, $always) = @{$error->{child}};
       $children{fileno $pipe} = {pid => $pid, pipe => $pipe, number => $number, finish => $finish, always => $always, said => '', results => $results, count => $finished};
