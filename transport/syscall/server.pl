@@ -78,7 +78,8 @@ my $inotify = -1;
 my $watch_limit = 0;
 my (%watch_of, %watched);       # identity -> [number of the watch, when it was last used]; the other way
 my %descriptor_identity;        # of the directories' descriptors
-# What the replies at hand tell: the events of our own changes are no news.
+# What the replies to the changes at hand tell: their own events are no news. What other replies tell the client may not look at.
+my $telling = 0;
 my (%told_object, %told_gone);  # identity -> statx; "identity name" of what is gone
 my $replies = '';               # they go out after the news that is older
 
@@ -136,7 +137,7 @@ sub attributes {
   $flags |= 1 if $type == $S_IFREG && size_of($statx) <= 4096 && has_no_sizes($fd, substr $statx, 136, 8);
   my $identity = identity_of($statx);
   $flags |= 8 if $type == $S_IFDIR && $watch_of{$identity};
-  $told_object{$identity} = $statx if $inotify != -1;
+  $told_object{$identity} = $statx if $telling;
   my $path = $name eq '' ? fd_path($fd) : fd_path($fd) . "/$name";
   my $names;
   if ($type == $S_IFLNK && $name ne '') {
@@ -362,6 +363,7 @@ sub close_handle {
   my $handle = delete $handles{$_[0]} or return;
   if ($handle->[1] && $inotify != -1) {    # that a file open for writing was closed is an event
     my $statx = sys_statx($handle->[0], '');
+    look_at_events();    # what others had done to it by then is news
     $told_object{identity_of($statx)} = $statx if defined $statx;
   }
   sys_close($handle->[0]);
@@ -728,6 +730,7 @@ sub child_said {
   my $said = $child->{said};
   my ($error, $result) = length $said >= 4 ? (unpack('N', $said), '') : ($EIO, '');
   if (!$error) {
+    $telling = 1;
     $result = eval { $child->{finish}->(substr $said, 4) };
     ($error, $result) = ref $@ ? ($@->{errno}, $@->{result}) : ($EIO, '') if $@;
   }
@@ -1298,6 +1301,7 @@ sub answer {
   if ($change && $number <= $forgotten) { return reply($number, pack('NN', $EIO, 0), 1, 0) }
   for my $call (@calls) {
     my ($operation, $args) = @$call;
+    $telling = $CHANGES{$operation} && $operation != 18;
     my $result = eval {
       if ($operation == 3) {
         my ($piece, $entries, $bytes) = list_directory(\$args, sub { reply($number, pack('NN/a*', 0, $_[0]), 1, 0, 1) });
