@@ -40,7 +40,6 @@ class Handle:
 class Model:
     def __init__(self, service=False):
         self.service = service
-        self.late_truncate = service  # truncate(2) of a file that is open for writing is sent when it is closed
         self.root = Thing("directory", 0o755)
         self.handles = {}  # (actor, number) -> Handle
 
@@ -176,8 +175,7 @@ class Model:
             raise Failure("EISDIR")
         self.changed(actor, thing)
         thing.content = thing.content[:size].ljust(size, b"\0")
-        if self.late_truncate and actor != INSIDE and any(handle.writable for handle in self.held(thing)):
-            thing.dirty = True
+        self.sent(actor, thing)
         return "ok"
 
     def do_mkdir(self, actor, path):

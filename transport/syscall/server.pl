@@ -1309,13 +1309,13 @@ sub answer {
   if ($change && $number <= $forgotten) { return reply($number, pack('NN', $EIO, 0), 1, 0) }
   for my $call (@calls) {
     my ($operation, $args) = @$call;
+    $telling = $CHANGES{$operation} && $operation != 18;    # what an open says is not looked at
     my $result = eval {
       if ($operation == 3) {
         my ($piece, $entries, $bytes) = list_directory(\$args, sub { reply($number, pack('NN/a*', 0, $_[0]), 1, 0, 1) });
         return $piece . pack('N', $entries) . $bytes;
       }
       my $code = $OPERATIONS[$operation] or fail($ENOSYS);
-      $telling = $CHANGES{$operation} && $operation != 18 ? 1 : 0;
       return $code->(\$args);
     };
     my $error = $@;
