@@ -128,14 +128,14 @@ def test_status(shared_mount, double):
     status = shared_mount.status()
     assert status["sandbox"] == "debug_sandbox_id"
     assert status["mountpoint"] == str(shared_mount.path)
-    assert status["tier"] == "service"
+    assert status["tier"] == "syscall" and status["tier_reason"] == ""
     assert re.match(r"\d+\.\d+\.\d+|debug$", status["envd_version"])
     assert status["dirty_bytes"] == 0
     assert status["requests"] > 0
     if not ENVD_URL:
         assert status["protocol"] == ("h2" if PROTOCOL == "h2" else "http/1.1")
     text = shared_mount.e2bfs("status", shared_mount.path).stdout
-    assert "debug_sandbox_id" in text and "service" in text
+    assert "debug_sandbox_id" in text and "syscall" in text
 
 
 def test_list_shows_mounts(shared_mount, double):
