@@ -34,7 +34,46 @@ void MergeAttributes(transport::AttributeChange& onto, const transport::Attribut
   }
 }
 
+// Permissions after a change of content by somebody who is not root, or after a change of the owner.
+uint32_t WithoutSetIds(uint32_t permissions, bool in_group) {
+  constexpr uint32_t kSetUser = 04000, kSetGroup = 02000, kGroupExecutes = 010;
+  permissions &= ~kSetUser;
+  // Without execution for the group it means something else, which members of the group may keep.
+  if ((permissions & kGroupExecutes) != 0 || !in_group) permissions &= ~kSetGroup;
+  return permissions;
+}
+
 }  // namespace
+
+std::optional<uint32_t> CachedFsImpl::SetIdsCleared(const Node& node, const OpContext& ctx, bool of_owner) const {
+  if (!node.is_regular()) return std::nullopt;
+  const transport::Description& actor = remote_.description();
+  const bool root = ctx.creator ? ctx.creator->uid == 0 : actor.uid == 0;
+  if (root && !of_owner) return std::nullopt;
+  uint32_t permissions = node.attributes.permissions, gid = node.attributes.gid;
+  for (const Change* change : {&node.content->sending, &node.content->current}) {
+    if (change->attributes.permissions) permissions = *change->attributes.permissions;
+    if (change->attributes.gid) gid = *change->attributes.gid;
+  }
+  const uint32_t kept = WithoutSetIds(permissions, root || gid == (ctx.creator ? ctx.creator->gid : actor.gid));
+  return kept == permissions ? std::nullopt : std::optional(kept);
+}
+
+bool CachedFsImpl::IsClearedBySandbox(const Node& node, const transport::AttributeChange& change, const OpContext& ctx) const {
+  const transport::Description& actor = remote_.description();
+  if (!actor.clears_set_ids || ctx.creator || actor.uid == 0 || node.attributes.uid == actor.uid) return false;
+  if (!node.is_regular() || !change.permissions || (!change.size && node.open_writers == 0)) return false;
+  return (node.attributes.permissions & 06000) != 0 && *change.permissions == WithoutSetIds(node.attributes.permissions, true);
+}
+
+void CachedFsImpl::ClearSetIds(Node& node, const OpContext& ctx) {
+  if (!remote_.description().clears_set_ids) return;  // the kernel asks for it
+  const auto kept = SetIdsCleared(node, ctx, false);
+  if (!kept) return;
+  // The other side does it where it acts as who writes; not to what is set after the content.
+  auto& pending = node.content->current.attributes.permissions;
+  if (ctx.creator || pending || node.content->sending.attributes.permissions) pending = kept;
+}
 
 timespec CachedFsImpl::SandboxNow() const {
   auto now = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch());
@@ -60,6 +99,11 @@ NodeAttributes CachedFsImpl::BuildAttributes(const Node& node, TimePoint now) co
         shown.mtime = set.mtime->value;
         if (LaterTime(shown.mtime, shown.ctime)) shown.ctime = shown.mtime;
       }
+    }
+    const bool writes = node.content->sending.touches_content() || node.content->current.touches_content();
+    if (writes && !node.content->sending.attributes.permissions && !node.content->current.attributes.permissions &&
+        remote_.description().clears_set_ids) {
+      shown.permissions = SetIdsCleared(node, {}, false).value_or(shown.permissions);
     }
     shown.size = node.size();
     shown.blocks = std::max(shown.blocks, (shown.size + 511) / 512);
@@ -259,11 +303,17 @@ Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
       if (file->created) created_open = true;
     }
     const bool as_root = remote_.description().uid == 0;
+    const bool cleared_there = IsClearedBySandbox(*node, change, ctx);
+    if (cleared_there) change.permissions.reset();
+    if (!change.permissions && (change.uid || change.gid || (change.size && ctx.creator))) {
+      if (auto kept = SetIdsCleared(*node, ctx, change.uid || change.gid)) change.permissions = kept;
+    }
     if (change.size && (writable || node->content->dirty() || node->deleted)) {
       // Truncation of an open file goes with its content; of one whose last store failed, at once.
       // So does that of a file which another program has open: whoever truncates by name expects it there when he is told.
       send_now = (!writable || handle == 0) && !node->deleted;
       RecordTruncate(*node, *change.size);
+      ClearSetIds(*node, ctx);
       change.size.reset();
     }
     const bool travels = node->deleted || (writable && (created_open || node->content->dirty()));
@@ -286,7 +336,14 @@ Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
       if (!node->content->current.empty()) dirty_.insert(node->id);
       change = kept;
     }
-    if (change.empty() && !send_now) return BuildAttributes(*node, Clock::now());
+    if (change.empty() && !send_now) {
+      NodeAttributes built = BuildAttributes(*node, Clock::now());
+      if (cleared_there) {  // the kernel takes it for done, and writes
+        built.attributes.permissions = *asked_change.permissions;
+        built.valid_for = {};
+      }
+      return built;
+    }
   }
   writing.unlock();
   if (send_now) {
@@ -309,21 +366,15 @@ Result<NodeAttributes> CachedFsImpl::SendAttributes(const NodePtr& node, transpo
   // An open file stays usable when its new mode would not let it be opened any more.
   if (opened && (change.permissions || change.uid || change.gid)) OpenHandlesInUse(node, ctx);
   uint64_t asked_stamp;
-  transport::Handle remote_handle;
   {
     Lock lock(mutex_);
     BeginChange(*node);
     asked_stamp = stamp_;
-    remote_handle = node->write_handle != 0 ? node->write_handle : node->read_handle;
   }
   const TimePoint asked = Clock::now();
-  auto set = [&](transport::Handle handle) {
-    return AtNode(node, ctx, [&](const transport::Node& at) { return remote_.SetAttributes(at, handle, change, ctx); });
-  };
-  auto changed = set(remote_handle);
-  if (!changed && remote_handle != 0 && OpenHadFailed(changed.error()) && changed.error().errno_value != EACCES) {
-    changed = set(0);  // the other side may have lost it
-  }
+  auto changed = AtObject(node, ctx, [&](transport::Handle handle, const transport::Node& at) {
+    return remote_.SetAttributes(at, handle, change, ctx);
+  });
   bool refresh = false;
   {
     Lock lock(mutex_);

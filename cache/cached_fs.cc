@@ -29,7 +29,7 @@ CachedFsImpl::CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options,
   tree_.root()->fresh_until = NodeUntil(*tree_.root(), stamp_, asked, false);
   closer_.SetTick([this] { ReleaseIdleReaders(); });
   remote_.SetListener(this);
-  ChangesLost();  // what came before it listened
+  if (root.watched) ChangesLost();  // what came before it listened
 }
 
 CachedFsImpl::~CachedFsImpl() {
@@ -104,6 +104,15 @@ void CachedFsImpl::NoteError(const std::string& path, const Error& error) {
 
 Result<transport::FsStatistics> CachedFsImpl::StatFs(const OpContext& ctx) { return remote_.StatFs(ForNames(ctx)); }
 
+namespace {
+
+// Of extended attributes that any object may have.
+bool IsKnownNamespace(std::string_view name) {
+  return name.starts_with("user.") || name.starts_with("trusted.") || name.starts_with("security.");
+}
+
+}  // namespace
+
 Result<std::string> CachedFsImpl::GetXattr(NodeId id, const std::string& name, const OpContext& ctx) {
   NodePtr node;
   {
@@ -113,11 +122,12 @@ Result<std::string> CachedFsImpl::GetXattr(NodeId id, const std::string& name, c
     node = *found;
     if (no_xattrs_) return Errno(ENOTSUP, "extended attributes");
     if (const auto* names = FreshXattrNames(*node); names && std::find(names->begin(), names->end(), name) == names->end()) {
-      return Errno(ENODATA, name);
+      return Errno(IsKnownNamespace(name) ? ENODATA : ENOTSUP, name);
     }
   }
-  auto value = AtNode(node, ForNames(ctx),
-                      [&](const transport::Node& at) { return remote_.GetXattr(at, name, ForNames(ctx)); });
+  auto value = AtObject(node, ForNames(ctx), [&](transport::Handle handle, const transport::Node& at) {
+    return remote_.GetXattr(at, handle, name, ForNames(ctx));
+  });
   if (!value && value.error().errno_value == ENOTSUP && value.error().kind == ErrorKind::kErrno) {
     // Asked for before each write and by each `ls -l`: one answer has to do where nothing is supported at all.
     Lock lock(mutex_);
@@ -136,7 +146,9 @@ Result<std::vector<std::string>> CachedFsImpl::ListXattrs(NodeId id, const OpCon
     if (no_xattrs_) return Errno(ENOTSUP, "extended attributes");
     if (const auto* names = FreshXattrNames(*node)) return *names;
   }
-  return AtNode(node, ForNames(ctx), [&](const transport::Node& at) { return remote_.ListXattrs(at, ForNames(ctx)); });
+  return AtObject(node, ForNames(ctx), [&](transport::Handle handle, const transport::Node& at) {
+    return remote_.ListXattrs(at, handle, ForNames(ctx));
+  });
 }
 
 const std::vector<std::string>* CachedFsImpl::FreshXattrNames(const Node& node) const {
@@ -145,9 +157,25 @@ const std::vector<std::string>* CachedFsImpl::FreshXattrNames(const Node& node) 
 }
 
 Result<void> CachedFsImpl::SetXattr(NodeId id, const std::string& name, const std::string& value, int flags,
-                                    const OpContext& ctx) {
+                                    const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  return ChangeXattr(id, name, true, ctx, [&](transport::Handle handle, const transport::Node& at) {
+    return remote_.SetXattr(at, handle, name, value, flags, ctx);
+  });
+}
+
+Result<void> CachedFsImpl::RemoveXattr(NodeId id, const std::string& name, const OpContext& context) {
+  const OpContext ctx = ForNames(context);
+  return ChangeXattr(id, name, false, ctx, [&](transport::Handle handle, const transport::Node& at) {
+    return remote_.RemoveXattr(at, handle, name, ctx);
+  });
+}
+
+Result<void> CachedFsImpl::ChangeXattr(NodeId id, const std::string& name, bool is_there, const OpContext& ctx,
+                                       const std::function<Result<transport::Changed>(transport::Handle, const transport::Node&)>& call) {
   if (auto may = MayChange(); !may) return may;
   NodePtr node;
+  uint64_t asked_stamp;
   {
     Lock lock(mutex_);
     auto found = FindNode(id);
@@ -155,18 +183,19 @@ Result<void> CachedFsImpl::SetXattr(NodeId id, const std::string& name, const st
     node = *found;
     if (no_xattrs_) return Errno(ENOTSUP, "extended attributes");
     BeginChange(*node);
+    asked_stamp = stamp_;
   }
-  auto done = AtNode(node, ForNames(ctx), [&](const transport::Node& at) {
-    return remote_.SetXattr(at, name, value, flags, ForNames(ctx));
-  });
+  const TimePoint asked = Clock::now();
+  auto done = AtObject(node, ctx, call);
   Lock lock(mutex_);
-  EndChange(*node, std::nullopt, stamp_, {});
-  XattrChanged(*node, name, done, true);
-  return done;
+  EndChange(*node, done ? done->object : std::nullopt, asked_stamp, asked);
+  XattrChanged(*node, name, done, is_there);
+  if (!done) return Forward(done.error());
+  return {};
 }
 
-// Its ctime is not known, but which names there are is.
-void CachedFsImpl::XattrChanged(Node& node, const std::string& name, const Result<void>& done, bool is_there) {
+// Which names there are is known even where the answer does not carry them, or could not be taken in.
+void CachedFsImpl::XattrChanged(Node& node, const std::string& name, const Result<transport::Changed>& done, bool is_there) {
   if (!FreshXattrNames(node)) return;
   if (!done) {
     if (done.error().kind != ErrorKind::kErrno) node.xattr_names_until = {};
@@ -176,26 +205,6 @@ void CachedFsImpl::XattrChanged(Node& node, const std::string& name, const Resul
   std::erase(*names, name);
   if (is_there) names->push_back(name);
   node.attributes.xattr_names = std::move(names);
-}
-
-Result<void> CachedFsImpl::RemoveXattr(NodeId id, const std::string& name, const OpContext& ctx) {
-  if (auto may = MayChange(); !may) return may;
-  NodePtr node;
-  {
-    Lock lock(mutex_);
-    auto found = FindNode(id);
-    if (!found) return Forward(found.error());
-    node = *found;
-    if (no_xattrs_) return Errno(ENOTSUP, "extended attributes");
-    BeginChange(*node);
-  }
-  auto done = AtNode(node, ForNames(ctx), [&](const transport::Node& at) {
-    return remote_.RemoveXattr(at, name, ForNames(ctx));
-  });
-  Lock lock(mutex_);
-  EndChange(*node, std::nullopt, stamp_, {});
-  XattrChanged(*node, name, done, false);
-  return done;
 }
 
 CacheStatus CachedFsImpl::Status() const {

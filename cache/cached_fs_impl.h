@@ -116,6 +116,9 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   template <typename Call>
   auto AtNode(const NodePtr& node, const OpContext& ctx, Call call)
       -> decltype(call(std::declval<const transport::Node&>()));
+  // Calls remote(handle, address) with a handle that is open there, if there is one: it leads to the object also when its names do not.
+  template <typename Call>
+  auto AtObject(const NodePtr& node, const OpContext& ctx, Call call) -> decltype(call(transport::Handle{}, std::declval<const transport::Node&>()));
   // No lock. Whether the failed call has to be repeated, since `used` is no longer the node's path, or since it has other names; waits for
   // moves above it.
   bool MovedMeanwhile(const NodePtr& node, const std::string& used, const Error& error, size_t attempt, const OpContext& ctx);
@@ -138,9 +141,17 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void BeginChange(Node& node);
   void EndChange(Node& node, const std::optional<transport::Attributes>& after, uint64_t asked_stamp, TimePoint asked);
   bool Fresh(const Node& node, TimePoint now) const;
+  // mutex_ held: the permissions that are left when ctx's program changes the content, or the owner; unset where that changes nothing.
+  std::optional<uint32_t> SetIdsCleared(const Node& node, const OpContext& ctx, bool of_owner) const;
+  // mutex_ held: the kernel, before a write or with a truncation, takes the set-id bits off what the acting user may write but does not own,
+  // who may not change its mode. The sandbox does it when the content arrives.
+  bool IsClearedBySandbox(const Node& node, const transport::AttributeChange& change, const OpContext& ctx) const;
+  void ClearSetIds(Node& node, const OpContext& ctx);  // mutex_ held: with the content that was just recorded
   // The names of its extended attributes, if they are known and fresh; else null.
   const std::vector<std::string>* FreshXattrNames(const Node& node) const;
-  void XattrChanged(Node& node, const std::string& name, const Result<void>& done, bool is_there);
+  void XattrChanged(Node& node, const std::string& name, const Result<transport::Changed>& done, bool is_there);
+  Result<void> ChangeXattr(NodeId id, const std::string& name, bool is_there, const OpContext& ctx,
+                           const std::function<Result<transport::Changed>(transport::Handle, const transport::Node&)>& call);
   // What the other side says of the node: by an open handle, which knows it without a name, else by its path. No lock.
   Result<transport::Attributes> AskAttributes(const NodePtr& node, const OpContext& ctx);
   // Asks for the node's attributes if they are not fresh. No lock.
@@ -212,6 +223,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // read any more after its name is gone. Best effort.
   void RescueContent(const NodePtr& node, const OpContext& ctx);
   void ReleaseIdleReaders();
+  // No lock. Reading sets the time of access, of which nobody tells.
+  void NoteAccess(const NodePtr& node, const transport::Attributes& read, uint64_t asked_stamp);
 
   // --- writing.cc
   Result<std::shared_ptr<SpoolFile>> SpoolOf(const NodePtr& node);
@@ -224,6 +237,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void NoteUnsent(Node& node);                                    // mutex_ held: for whoever finds the spool file alone
 
   // --- ranges.cc
+  // Where the other side does not act as who asks.
+  Result<void> ClearSetIdsNow(const NodePtr& node, const OpContext& ctx);
   // Of a file that was removed here, and whose changes therefore stay here.
   Result<void> AllocateRemoved(const std::shared_ptr<OpenFile>& file, uint32_t mode, transport::Extent range, const OpContext& ctx);
   // mutex_ held: the other side has changed the content of a node for which BeginChange was called.
@@ -304,6 +319,20 @@ auto CachedFsImpl::WithHandle(const NodePtr& node, bool write, const OpContext& 
     if (node->deleted) return result;
     DropHandle(*node, *handle);
   }
+  return AtNode(node, ctx, [&](const transport::Node& at) { return call(transport::Handle{0}, at); });
+}
+
+template <typename Call>
+auto CachedFsImpl::AtObject(const NodePtr& node, const OpContext& ctx, Call call)
+    -> decltype(call(transport::Handle{}, std::declval<const transport::Node&>())) {
+  transport::Handle handle;
+  {
+    Lock lock(mutex_);
+    handle = node->write_handle != 0 ? node->write_handle : node->read_handle;
+  }
+  auto result = AtNode(node, ctx, [&](const transport::Node& at) { return call(handle, at); });
+  if (result || handle == 0 || !OpenHadFailed(result.error()) || result.error().errno_value == EACCES) return result;
+  // The other side may have lost it.
   return AtNode(node, ctx, [&](const transport::Node& at) { return call(transport::Handle{0}, at); });
 }
 

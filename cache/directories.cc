@@ -10,8 +10,13 @@ void CachedFsImpl::AbsorbListing(Node& directory, const transport::Listing& list
   Absorb(directory, listing.directory, asked_stamp, asked, Origin::kAsked);
   const TimePoint fresh_until = NameUntil(directory, asked_stamp, asked, options_.attribute_ttl);
   std::set<std::string_view> names;
+  bool complete = true;
   for (const transport::Entry& entry : listing.entries) {
     names.insert(entry.name);
+    if (entry.only_type) {
+      complete = false;
+      continue;
+    }
     Child* child = Tree::FindChild(directory, entry.name);
     if (asked_stamp < (child ? child->stamp : directory.forgotten_stamp)) continue;  // changed here since
     NodePtr known = child && child->node ? tree_.Find(child->node) : nullptr;
@@ -29,7 +34,8 @@ void CachedFsImpl::AbsorbListing(Node& directory, const transport::Listing& list
     if (child.node != 0 && child.stamp <= asked_stamp && names.count(name) == 0) gone.push_back(name);
   }
   for (const std::string& name : gone) tree_.Detach(directory, name).fresh_until = NameUntil(directory, asked_stamp, asked, options_.negative_ttl);
-  if (directory.forgotten_stamp <= asked_stamp) directory.listed_until = fresh_until;
+  if (!complete) directory.listed_until = {};
+  if (complete && directory.forgotten_stamp <= asked_stamp) directory.listed_until = fresh_until;
 }
 
 Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(const NodePtr& node,

@@ -94,7 +94,7 @@ Result<NodePtr> CachedFsImpl::LookupRemote(const NodePtr& parent, const std::str
 
 bool CachedFsImpl::WorthListing(const NodePtr& directory) const {
   Lock lock(mutex_);
-  return directory->watched && directory->listed_until != kWatched && (directory->attributes.access & 4) != 0 &&
+  return directory->watched && directory->listed_until != kWatched && (directory->attributes.access & 5) == 5 &&
          directory->attributes.size <= kSmallDirectoryBytes && options_.attribute_ttl.count() > 0;
 }
 
@@ -111,6 +111,8 @@ Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string&
       if (!found) return Forward(found.error());
       parent = *found;
       const TimePoint now = Clock::now();
+      // What is known of it is nothing to who may not search.
+      if ((parent->attributes.access & 1) == 0 && Fresh(*parent, now)) return Errno(EACCES, tree_.PathOf(*parent));
       if (Child* child = Tree::FindChild(*parent, name)) {
         if (child->fresh_until > now) {
           if (child->node == 0) {

@@ -65,6 +65,7 @@ Result<OpenedFile> CachedFsImpl::Open(NodeId id, OpenFlags flags, const OpContex
   {
     Lock lock(mutex_);
     if (auto may = CheckAccess(node->attributes, flags, tree_.PathOf(*node)); !may) return Forward(may.error());
+    ++node->open_files;  // what is open there stays so, although another file is released meanwhile
     request.read = flags.read && node->read_handle == 0 && !node->deleted;
     request.write = flags.write && node->write_handle == 0 && !node->deleted;
     address = tree_.Address(*node);
@@ -74,7 +75,11 @@ Result<OpenedFile> CachedFsImpl::Open(NodeId id, OpenFlags flags, const OpContex
   std::unique_lock writing(*write_mutex);
   Lock lock(mutex_);
   TakeHandle(*node, sent, request.read, request.write);
-  if (flags.truncate) RecordTruncate(*node, 0);
+  --node->open_files;
+  if (flags.truncate) {
+    RecordTruncate(*node, 0);
+    ClearSetIds(*node, ctx);
+  }
   return Register(node, flags, false);
 }
 
@@ -128,7 +133,10 @@ Result<OpenedFile> CachedFsImpl::CreateFile(NodeId parent_id, const std::string&
       CloseHandlesIfUnused(*node);
       return Forward(may.error());
     }
-    if (flags.truncate) RecordTruncate(*node, 0);
+    if (flags.truncate) {
+      RecordTruncate(*node, 0);
+      ClearSetIds(*node, ctx);
+    }
   }
   ++node->references;
   return Register(node, flags, created);

@@ -63,6 +63,17 @@ void CachedFsImpl::EndContentChange(Node& node, const Result<transport::Attribut
   EndChange(node, after ? std::optional(*after) : std::nullopt, asked_stamp, asked);
 }
 
+Result<void> CachedFsImpl::ClearSetIdsNow(const NodePtr& node, const OpContext& ctx) {
+  transport::AttributeChange change;
+  {
+    Lock lock(mutex_);
+    if (ctx.creator) change.permissions = SetIdsCleared(*node, ctx, false);
+  }
+  if (!change.permissions) return {};
+  if (auto cleared = SetAttributes(node->id, 0, change, ctx); !cleared) return Forward(cleared.error());
+  return {};
+}
+
 Result<void> CachedFsImpl::Allocate(FileHandle handle, uint32_t mode, transport::Extent range,
                                     const OpContext& context) {
   if (auto may = MayChange(); !may) return may;
@@ -81,6 +92,7 @@ Result<void> CachedFsImpl::Allocate(FileHandle handle, uint32_t mode, transport:
     if (!file->flags.write) return Errno(EBADF, "not open for writing");
   }
   const NodePtr& node = file->node;
+  if (auto cleared = ClearSetIdsNow(node, ctx); !cleared) return cleared;
   if (auto sent = Send(node, file.get(), ctx); !sent) return sent;
   uint64_t asked_stamp = 0;
   bool removed = false;
@@ -152,6 +164,7 @@ Result<size_t> CachedFsImpl::CopyRange(FileHandle from, int64_t from_offset, Fil
   }
   // As the kernel says it.
   if (written->flags.append) return Errno(EBADF, "copy_file_range to a file that is appended to");
+  if (auto cleared = ClearSetIdsNow(written->node, ctx); !cleared) return Forward(cleared.error());
   if (auto sent = Send(source->node, nullptr, ctx); !sent) return Errno(EOPNOTSUPP, "copy_file_range of what could not be sent");
   if (auto sent = Send(written->node, written.get(), ctx); !sent) return Forward(sent.error());
   uint64_t asked_stamp;

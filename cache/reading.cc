@@ -41,10 +41,23 @@ std::shared_ptr<StreamReader> CachedFsImpl::MakeReader(const NodePtr& node) {
       [this, node](const transport::Attributes* version, transport::Extent range,
                    const OpContext& ctx) -> Result<std::unique_ptr<transport::ByteStream>> {
         return WithHandle(node, false, ctx, [&](transport::Handle handle, const transport::Node& at) {
-          return remote_.Read(handle, at, version, range, ctx);
+          uint64_t asked_stamp;
+          {
+            Lock lock(mutex_);
+            asked_stamp = stamp_;
+          }
+          auto stream = remote_.Read(handle, at, version, range, ctx);
+          if (const transport::Attributes* read = stream ? (*stream)->attributes() : nullptr) NoteAccess(node, *read, asked_stamp);
+          return stream;
         });
       },
       memory_, options_.max_window_bytes);
+}
+
+void CachedFsImpl::NoteAccess(const NodePtr& node, const transport::Attributes& read, uint64_t asked_stamp) {
+  Lock lock(mutex_);
+  if (asked_stamp < node->stamp || node->changes_in_flight > 0 || read.id != node->file_id) return;
+  node->attributes.atime = read.atime;
 }
 
 std::shared_ptr<StreamReader> CachedFsImpl::ReaderOf(const std::shared_ptr<OpenFile>& file) {

@@ -215,6 +215,7 @@ Result<size_t> CachedFsImpl::Write(FileHandle handle, int64_t offset, std::strin
         } else {
           RecordWrite(*node, offset, length);
         }
+        ClearSetIds(*node, context);
         return bytes.size();
       }
     }

@@ -71,13 +71,6 @@ bool IsKernelsXattr(std::string_view name) {
 }
 bool IsAclXattr(std::string_view name) { return name.starts_with("system.posix_acl_"); }
 
-// Permissions after somebody who is not root changed the content: setgid without execution for the group means something else.
-uint32_t KeptByChange(uint32_t permissions) {
-  if ((permissions & S_ISUID) != 0) permissions &= ~uint32_t{S_ISUID};
-  if ((permissions & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP)) permissions &= ~uint32_t{S_ISGID};
-  return permissions;
-}
-
 cache::OpenFlags ToOpenFlags(int flags) {
   cache::OpenFlags open;
   const int mode = flags & O_ACCMODE;
@@ -298,18 +291,6 @@ Result<OpenReply> Filesystem::Open(NodeId node, int flags, const OpContext& ctx)
   const cache::OpenFlags open = ToOpenFlags(flags);
   auto opened = cached_.Open(node, open, ctx);
   if (!opened) return Forward(std::move(opened.error()));
-  // The kernel clears the set-id bits by an operation of its own, before it writes or truncates for anybody but root; but not for
-  // an open that truncates.
-  const uint32_t mode = opened->attributes.attributes.permissions;
-  const uint32_t kept = KeptByChange(mode);
-  if (open.truncate && kept != mode && ctx.creator && ctx.creator->uid != 0) {
-    transport::AttributeChange change;
-    change.permissions = kept;
-    if (auto cleared = cached_.SetAttributes(node, opened->handle, change, ctx); !cleared) {
-      cached_.Release(opened->handle, ctx.Uninterruptible());
-      return Forward(std::move(cleared.error()));
-    }
-  }
   return ToOpenReply(*opened, open.write || open.truncate);
 }
 
@@ -401,12 +382,22 @@ ino_t Filesystem::InodeOf(NodeId node, const OpContext& ctx) {
 
 void Filesystem::ReleaseDir(DirectoryHandle directory) { cached_.CloseDirectory(directory); }
 
-bool Filesystem::IsLocalXattr(std::string_view name) { return IsKernelsXattr(name) || IsAclXattr(name); }
+bool Filesystem::IsLocalXattr(std::string_view name) { return IsKernelsXattr(name); }
+
+Result<bool> Filesystem::HasXattr(NodeId node, const std::string& name, const OpContext& ctx) {
+  const auto names = cached_.ListXattrs(node, ctx);
+  if (!names) return Forward(names.error());
+  return std::find(names->begin(), names->end(), name) != names->end();
+}
 
 Result<std::string> Filesystem::GetXattr(NodeId node, const std::string& name, const OpContext& ctx) {
-  // Asked for by the kernel before every write and by `ls` for every file: never worth a round trip. Access lists are not shown.
+  // Asked for by the kernel before every write and by `ls` for every file: never worth a round trip.
   if (IsKernelsXattr(name)) return Errno(ENODATA);
-  if (IsAclXattr(name)) return Errno(EOPNOTSUPP);
+  if (IsAclXattr(name)) {  // access lists are not shown
+    auto has = HasXattr(node, name, ctx);
+    if (!has) return Forward(std::move(has.error()));
+    return Errno(*has ? EOPNOTSUPP : ENODATA);
+  }
   return cached_.GetXattr(node, name, ctx);
 }
 
@@ -416,7 +407,7 @@ Result<std::string> Filesystem::ListXattr(NodeId node, const OpContext& ctx) {
   std::string list;
   for (const std::string& name : *names) {
     if (name.empty() || name.size() > kNameMax || name.find('\0') != std::string::npos) continue;
-    if (IsLocalXattr(name)) continue;
+    if (IsKernelsXattr(name) || IsAclXattr(name)) continue;
     list.append(name).push_back('\0');
   }
   return list;
@@ -424,12 +415,18 @@ Result<std::string> Filesystem::ListXattr(NodeId node, const OpContext& ctx) {
 
 Result<void> Filesystem::SetXattr(NodeId node, const std::string& name, const std::string& value, int flags,
                                   const OpContext& ctx) {
-  if (IsLocalXattr(name)) return Errno(EOPNOTSUPP);
+  if (IsKernelsXattr(name) || IsAclXattr(name)) return Errno(EOPNOTSUPP);
   return cached_.SetXattr(node, name, value, flags, ctx);
 }
 
 Result<void> Filesystem::RemoveXattr(NodeId node, const std::string& name, const OpContext& ctx) {
-  if (IsLocalXattr(name)) return Errno(ENODATA);
+  if (IsKernelsXattr(name)) return Errno(ENODATA);
+  if (IsAclXattr(name)) {  // of what has none it succeeds
+    auto has = HasXattr(node, name, ctx);
+    if (!has) return Forward(std::move(has.error()));
+    if (*has) return Errno(EOPNOTSUPP);
+    return {};
+  }
   return cached_.RemoveXattr(node, name, ctx);
 }
 

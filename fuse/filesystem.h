@@ -132,7 +132,7 @@ class Filesystem {
                        const std::function<bool(const DirectoryItem&)>& emit, const OpContext& ctx);
   void ReleaseDir(DirectoryHandle directory);
 
-  // Attributes that are answered here, always and at once: what the kernel asks for by itself, and access lists.
+  // Attributes that are answered here, always and at once: what the kernel asks for by itself.
   static bool IsLocalXattr(std::string_view name);
   // The whole value or list (names each ended by a NUL): the bridge knows what size was asked for.
   Result<std::string> GetXattr(NodeId node, const std::string& name, const OpContext& ctx);
@@ -146,6 +146,7 @@ class Filesystem {
 
  private:
   ino_t InodeOf(NodeId node, const OpContext& ctx);
+  Result<bool> HasXattr(NodeId node, const std::string& name, const OpContext& ctx);
   struct stat ToStat(const cache::NodeAttributes& from) const;
   NodeReply ToReply(NodeId parent, const cache::NodeAttributes& from);
   AttributeReply ToAttributeReply(const cache::NodeAttributes& from);

@@ -628,8 +628,8 @@ void OpInit(void*, fuse_conn_info* connection) {
   want |= FUSE_CAP_READDIRPLUS;      // always: our listings have the attributes anyway, and d_ino is then right
   want |= FUSE_CAP_ATOMIC_O_TRUNC;   // O_TRUNC comes with the open: no truncate of its own on the way
   // Left out for a reason: AUTO_INVAL_DATA (would drop the pages after each of our own writes; content generations say
-  // when they are outdated), WRITEBACK_CACHE (ignores sizes and times that change in the sandbox), HANDLE_KILLPRIV (the
-  // kernel then leaves clearing setuid to us), CACHE_SYMLINKS (what is shown depends on where the link is now), EXPORT,
+  // when they are outdated), WRITEBACK_CACHE (ignores sizes and times that change in the sandbox), HANDLE_KILLPRIV (libfuse
+  // 3.14 does not tell the kernel), CACHE_SYMLINKS (what is shown depends on where the link is now), EXPORT,
   // splicing (requests are small or copied anyway), POSIX_ACL. Locks are the kernel's own, local to this machine.
   connection->want = want & connection->capable;
   connection->max_write = kMaxTransferBytes;

@@ -79,6 +79,7 @@ struct Entry {
   std::string name;
   Attributes attributes;
   std::optional<std::string> link_target;  // raw text of a symlink, where the listing carries it
+  bool only_type = false;  // the directory may be listed, but not searched: nothing but type, device and inode is known
 };
 
 struct Listing {
@@ -156,6 +157,8 @@ class ByteStream {
   // the way; the caller opens a new one where it stopped.
   virtual Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) = 0;
   virtual void Cancel() = 0;  // from any thread
+  // The file as it was after it had been read from, where that came along; else null.
+  virtual const Attributes* attributes() const { return nullptr; }
 };
 
 // Where the bytes of a store come from (the spool). Called by the thread that calls Store, possibly several times over
@@ -201,6 +204,7 @@ struct Description {
   std::string server_version;   // envd's
   std::vector<std::string> cannot;  // what it cannot do, a line each, for `status`
   bool hard_links_share_identity = false;
+  bool clears_set_ids = false;  // what is written and truncated loses its set-id bits as it does by the acting user's programs
   bool identities_survive_renames = false;  // so that another identity is another object, whoever renamed what
 };
 
@@ -247,12 +251,12 @@ class RemoteFs {
   // `handle`: an open handle of the same object if there is one, else 0; it finds an unlinked object too where handles can.
   virtual Result<Changed> SetAttributes(const Node& node, Handle handle, const AttributeChange& change, const OpContext& ctx) = 0;
 
-  // --- extended attributes; ENOTSUP where the implementation has none
-  virtual Result<std::string> GetXattr(const Node& node, const std::string& name, const OpContext& ctx) = 0;
-  virtual Result<std::vector<std::string>> ListXattrs(const Node& node, const OpContext& ctx) = 0;
-  virtual Result<void> SetXattr(const Node& node, const std::string& name, const std::string& value, int flags,
-                                const OpContext& ctx) = 0;
-  virtual Result<void> RemoveXattr(const Node& node, const std::string& name, const OpContext& ctx) = 0;
+  // --- extended attributes; ENOTSUP where the implementation has none. `handle` as in SetAttributes.
+  virtual Result<std::string> GetXattr(const Node& node, Handle handle, const std::string& name, const OpContext& ctx) = 0;
+  virtual Result<std::vector<std::string>> ListXattrs(const Node& node, Handle handle, const OpContext& ctx) = 0;
+  virtual Result<Changed> SetXattr(const Node& node, Handle handle, const std::string& name, const std::string& value, int flags,
+                                   const OpContext& ctx) = 0;
+  virtual Result<Changed> RemoveXattr(const Node& node, Handle handle, const std::string& name, const OpContext& ctx) = 0;
 
   // --- open files. Regular files only (others: ENXIO/EOPNOTSUPP: they are opened here, not there); a link is ELOOP.
   virtual Result<Opened> Open(const Node& node, const OpenRequest& request, const OpContext& ctx) = 0;

@@ -205,12 +205,12 @@ class ServiceFsImpl : public RemoteFs {
 
   // --- extended attributes: no service and no tool that every image has
 
-  Result<std::string> GetXattr(const Node&, const std::string&, const OpContext&) override { return Errno(ENOTSUP, "xattr"); }
-  Result<std::vector<std::string>> ListXattrs(const Node&, const OpContext&) override { return Errno(ENOTSUP, "xattr"); }
-  Result<void> SetXattr(const Node&, const std::string&, const std::string&, int, const OpContext&) override {
+  Result<std::string> GetXattr(const Node&, Handle, const std::string&, const OpContext&) override { return Errno(ENOTSUP, "xattr"); }
+  Result<std::vector<std::string>> ListXattrs(const Node&, Handle, const OpContext&) override { return Errno(ENOTSUP, "xattr"); }
+  Result<Changed> SetXattr(const Node&, Handle, const std::string&, const std::string&, int, const OpContext&) override {
     return Errno(ENOTSUP, "xattr");
   }
-  Result<void> RemoveXattr(const Node&, const std::string&, const OpContext&) override { return Errno(ENOTSUP, "xattr"); }
+  Result<Changed> RemoveXattr(const Node&, Handle, const std::string&, const OpContext&) override { return Errno(ENOTSUP, "xattr"); }
 
   // --- open files
 

@@ -27,18 +27,19 @@ class Thing:
         self.entries = {}
         self.mtime = None     # only where it was set
         self.dirty = False    # written by a handle of the mount, not yet closed or synced: the sandbox need not have it
+        self.unsent = False   # nor its mode and times
         self.links = 0
 
 
 class Handle:
-    def __init__(self, thing, readable, writable, append):
-        self.thing, self.readable, self.writable, self.append = thing, readable, writable, append
-        self.stale = False    # its content was changed inside since it was opened: what it reads is not promised
+    def __init__(self, thing, readable, writable, append, created):
+        self.thing, self.readable, self.writable, self.append, self.created = thing, readable, writable, append, created
+        self.stale = False    # its content was changed inside since it was opened: what it reads is not promised by the service tier
 
 
 class Model:
-    def __init__(self, late_truncate=False):
-        self.late_truncate = late_truncate  # truncate(2) of a file that is open for writing is sent when it is closed
+    def __init__(self, service=False):
+        self.service = service
         self.root = Thing("directory", 0o755)
         self.handles = {}  # (actor, number) -> Handle
 
@@ -111,7 +112,7 @@ class Model:
 
     def changed(self, actor, thing):
         thing.mtime = None
-        if actor == INSIDE:
+        if actor == INSIDE and self.service:
             for handle in self.held(thing):
                 handle.stale = True
 
@@ -154,7 +155,7 @@ class Model:
 
     def sent(self, actor, thing):
         if actor != INSIDE:
-            thing.dirty = False
+            thing.dirty = thing.unsent = False
 
     def store(self, actor, thing, offset, data):
         if data:
@@ -174,8 +175,7 @@ class Model:
             raise Failure("EISDIR")
         self.changed(actor, thing)
         thing.content = thing.content[:size].ljust(size, b"\0")
-        if self.late_truncate and actor != INSIDE and any(handle.writable for handle in self.held(thing)):
-            thing.dirty = True
+        self.sent(actor, thing)
         return "ok"
 
     def do_mkdir(self, actor, path):
@@ -265,13 +265,15 @@ class Model:
         return "ok"
 
     def sent_later(self, actor, thing):
-        """Attributes that are set on a file which is open for writing may go with what that sends (DESIGN.md chapter 5)."""
-        if actor != INSIDE and thing.kind == "file" and any(handle.writable for handle in self.held(thing)):
-            thing.dirty = True
+        """Attributes that are set on a file which is open for writing may go with what that sends (DESIGN.md chapter 5): with its
+        content, or where the handle made the file."""
+        if actor != INSIDE and thing.kind == "file" and any(handle.writable and (thing.dirty or thing.unsent or handle.created) for handle in self.held(thing)):
+            thing.unsent = True
 
     # --- handles
     def do_open(self, actor, number, path, how):
         flags = HOW[how]
+        before = self.walk(path, follow=True)[2] if flags & os.O_CREAT and not flags & os.O_EXCL else None
         thing = self.opened(path, create=bool(flags & os.O_CREAT), exclusive=bool(flags & os.O_EXCL), write=how != "r")
         if thing.kind == "directory":
             raise Failure("EISDIR")
@@ -279,7 +281,7 @@ class Model:
             self.changed(actor, thing)
             thing.content = b""
             thing.dirty = True
-        self.handles[actor, number] = Handle(thing, True, how != "r", bool(flags & os.O_APPEND))
+        self.handles[actor, number] = Handle(thing, True, how != "r", bool(flags & os.O_APPEND), bool(flags & os.O_CREAT) and before is None)
         return "ok"
 
     def do_hread(self, actor, number):
@@ -312,13 +314,14 @@ class Model:
         return "ok"
 
     def do_hsync(self, actor, number):
-        self.handles[actor, number].thing.dirty = False
+        thing = self.handles[actor, number].thing
+        thing.dirty = thing.unsent = False
         return "ok"
 
     def do_hclose(self, actor, number):
         handle = self.handles.pop((actor, number))
         if handle.writable:
-            handle.thing.dirty = False
+            handle.thing.dirty = handle.thing.unsent = False
         return "ok"
 
 

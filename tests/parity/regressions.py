@@ -5,5 +5,5 @@ name: (operations, {tier: reason why it still cannot})
 REGRESSIONS = {
     "truncate by name of a file that another process has open": (
         [("p0", "mkdir", "a"), ("p1", "open", 0, "a/b", "c"), ("p0", "truncate", "a/b", 4096)],
-        {"service": "bug: the new size is sent only when the other process closes it"}),
+        {}),
 }

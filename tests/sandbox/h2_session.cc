@@ -106,7 +106,8 @@ class H2Session {
   bool more_frames_ = false;  // TakeFrames stopped at its limit
   bool write_dead_ = false;  // the client takes nothing more, but what it sent is still read
   bool close_now_ = false;
-  bool goaway_sent_ = false;
+  bool goaway_sent_ = false;           // or given to nghttp2, which sends it after the frames that were just read
+  int32_t last_served_ = INT32_MAX;    // what it said
   bool look_at_stalls_ = false;
   uint64_t seen_generation_ = 0;
   bool frozen_ = false;
@@ -458,6 +459,7 @@ void H2Session::ResetStream(int32_t id, uint32_t error_code) {
 
 void H2Session::GoAway(int32_t last_stream_id) {
   goaway_sent_ = true;
+  last_served_ = last_stream_id;
   nghttp2_submit_goaway(session_, NGHTTP2_FLAG_NONE, last_stream_id, NGHTTP2_NO_ERROR, nullptr, 0);
 }
 
@@ -488,6 +490,11 @@ ssize_t H2Session::ReadResponse(int32_t id, uint8_t* buffer, size_t size, uint32
 }
 
 void H2Session::Begin(const H2StreamPointer& stream) {
+  if (stream->id > last_served_) {
+    // It came together with the stream that GOAWAY answers. Nothing of it is acted on, and no second GOAWAY may name a
+    // higher stream than the first (RFC 9113, 6.8). nghttp2 forgets it when GOAWAY goes out.
+    return;
+  }
   RequestHead& head = stream->head;
   stream->begun = true;
   stream->is_test = IsTestPath(head.path);

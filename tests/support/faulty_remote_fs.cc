@@ -265,21 +265,21 @@ Result<transport::Changed> FaultyRemoteFs::SetAttributes(const Node& node, Handl
   return Run("SetAttributes", node.path, ctx, [&] { return inner_.SetAttributes(node, handle, change, ctx); });
 }
 
-Result<std::string> FaultyRemoteFs::GetXattr(const Node& node, const std::string& name, const OpContext& ctx) {
-  return Run("GetXattr", node.path, ctx, [&] { return inner_.GetXattr(node, name, ctx); });
+Result<std::string> FaultyRemoteFs::GetXattr(const Node& node, Handle handle, const std::string& name, const OpContext& ctx) {
+  return Run("GetXattr", node.path, ctx, [&] { return inner_.GetXattr(node, handle, name, ctx); });
 }
 
-Result<std::vector<std::string>> FaultyRemoteFs::ListXattrs(const Node& node, const OpContext& ctx) {
-  return Run("ListXattrs", node.path, ctx, [&] { return inner_.ListXattrs(node, ctx); });
+Result<std::vector<std::string>> FaultyRemoteFs::ListXattrs(const Node& node, Handle handle, const OpContext& ctx) {
+  return Run("ListXattrs", node.path, ctx, [&] { return inner_.ListXattrs(node, handle, ctx); });
 }
 
-Result<void> FaultyRemoteFs::SetXattr(const Node& node, const std::string& name, const std::string& value, int flags,
+Result<transport::Changed> FaultyRemoteFs::SetXattr(const Node& node, Handle handle, const std::string& name, const std::string& value, int flags,
                                       const OpContext& ctx) {
-  return Run("SetXattr", node.path, ctx, [&] { return inner_.SetXattr(node, name, value, flags, ctx); });
+  return Run("SetXattr", node.path, ctx, [&] { return inner_.SetXattr(node, handle, name, value, flags, ctx); });
 }
 
-Result<void> FaultyRemoteFs::RemoveXattr(const Node& node, const std::string& name, const OpContext& ctx) {
-  return Run("RemoveXattr", node.path, ctx, [&] { return inner_.RemoveXattr(node, name, ctx); });
+Result<transport::Changed> FaultyRemoteFs::RemoveXattr(const Node& node, Handle handle, const std::string& name, const OpContext& ctx) {
+  return Run("RemoveXattr", node.path, ctx, [&] { return inner_.RemoveXattr(node, handle, name, ctx); });
 }
 
 Result<transport::Opened> FaultyRemoteFs::Open(const Node& node, const transport::OpenRequest& request, const OpContext& ctx) {

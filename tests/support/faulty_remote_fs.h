@@ -72,11 +72,11 @@ class FaultyRemoteFs : public transport::RemoteFs {
                                     const OpContext& ctx) override;
   Result<transport::Changed> SetAttributes(const transport::Node& node, transport::Handle handle,
                                            const transport::AttributeChange& change, const OpContext& ctx) override;
-  Result<std::string> GetXattr(const transport::Node& node, const std::string& name, const OpContext& ctx) override;
-  Result<std::vector<std::string>> ListXattrs(const transport::Node& node, const OpContext& ctx) override;
-  Result<void> SetXattr(const transport::Node& node, const std::string& name, const std::string& value, int flags,
+  Result<std::string> GetXattr(const transport::Node& node, transport::Handle handle, const std::string& name, const OpContext& ctx) override;
+  Result<std::vector<std::string>> ListXattrs(const transport::Node& node, transport::Handle handle, const OpContext& ctx) override;
+  Result<transport::Changed> SetXattr(const transport::Node& node, transport::Handle handle, const std::string& name, const std::string& value, int flags,
                         const OpContext& ctx) override;
-  Result<void> RemoveXattr(const transport::Node& node, const std::string& name, const OpContext& ctx) override;
+  Result<transport::Changed> RemoveXattr(const transport::Node& node, transport::Handle handle, const std::string& name, const OpContext& ctx) override;
   Result<transport::Opened> Open(const transport::Node& node, const transport::OpenRequest& request, const OpContext& ctx) override;
   // No fault acts on it: it does not wait for anything.
   transport::Handle OpenSoon(const transport::Node& node, const transport::OpenRequest& request) override;

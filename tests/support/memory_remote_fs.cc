@@ -405,6 +405,7 @@ MemoryRemoteFs::MemoryRemoteFs(MemoryRemoteFsOptions options) : tree_(std::make_
   description.root = description.home = tree_->options.root;
   description.server_version = "0.0.0";
   description.hard_links_share_identity = tree_->options.hard_links_share_identity;
+  description.clears_set_ids = true;
   description.identities_survive_renames = tree_->options.identities_survive_renames;
 }
 
@@ -814,49 +815,49 @@ Result<Changed> MemoryRemoteFs::SetAttributes(const Node& node, Handle handle, c
   return tree.Report(*entry, nullptr);
 }
 
-Result<std::string> MemoryRemoteFs::GetXattr(const Node& node, const std::string& name, const OpContext&) {
+Result<std::string> MemoryRemoteFs::GetXattr(const Node& node, Handle handle, const std::string& name, const OpContext&) {
   E2BFS_MEMORY_ENTER("GetXattr");
   if (!tree.options.xattrs) return Errno(ENOTSUP, name);
-  auto place = tree.Find(node);
-  if (!place) return Forward(place.error());
-  auto found = place->entry.inode->xattrs.find(name);
-  if (found == place->entry.inode->xattrs.end()) return Errno(ENODATA, name);
+  auto entry = tree.Target(handle, node);
+  if (!entry) return Forward(entry.error());
+  auto found = entry->inode->xattrs.find(name);
+  if (found == entry->inode->xattrs.end()) return Errno(ENODATA, name);
   return found->second;
 }
 
-Result<std::vector<std::string>> MemoryRemoteFs::ListXattrs(const Node& node, const OpContext&) {
+Result<std::vector<std::string>> MemoryRemoteFs::ListXattrs(const Node& node, Handle handle, const OpContext&) {
   E2BFS_MEMORY_ENTER("ListXattrs");
   if (!tree.options.xattrs) return Errno(ENOTSUP, node.path);
-  auto place = tree.Find(node);
-  if (!place) return Forward(place.error());
+  auto entry = tree.Target(handle, node);
+  if (!entry) return Forward(entry.error());
   std::vector<std::string> names;
-  for (const auto& [name, value] : place->entry.inode->xattrs) names.push_back(name);
+  for (const auto& [name, value] : entry->inode->xattrs) names.push_back(name);
   return names;
 }
 
-Result<void> MemoryRemoteFs::SetXattr(const Node& node, const std::string& name, const std::string& value, int flags,
+Result<Changed> MemoryRemoteFs::SetXattr(const Node& node, Handle handle, const std::string& name, const std::string& value, int flags,
                                       const OpContext&) {
   E2BFS_MEMORY_ENTER("SetXattr");
   if (!tree.options.xattrs) return Errno(ENOTSUP, name);
-  auto place = tree.Find(node);
-  if (!place) return Forward(place.error());
-  auto& xattrs = place->entry.inode->xattrs;
+  auto entry = tree.Target(handle, node);
+  if (!entry) return Forward(entry.error());
+  auto& xattrs = entry->inode->xattrs;
   bool there = xattrs.count(name) != 0;
   if ((flags & XATTR_CREATE) != 0 && there) return Errno(EEXIST, name);
   if ((flags & XATTR_REPLACE) != 0 && !there) return Errno(ENODATA, name);
   xattrs[name] = value;
-  place->entry.inode->ctime = tree.Tick();
-  return {};
+  entry->inode->ctime = tree.Tick();
+  return tree.Report(*entry, nullptr);
 }
 
-Result<void> MemoryRemoteFs::RemoveXattr(const Node& node, const std::string& name, const OpContext&) {
+Result<Changed> MemoryRemoteFs::RemoveXattr(const Node& node, Handle handle, const std::string& name, const OpContext&) {
   E2BFS_MEMORY_ENTER("RemoveXattr");
   if (!tree.options.xattrs) return Errno(ENOTSUP, name);
-  auto place = tree.Find(node);
-  if (!place) return Forward(place.error());
-  if (place->entry.inode->xattrs.erase(name) == 0) return Errno(ENODATA, name);
-  place->entry.inode->ctime = tree.Tick();
-  return {};
+  auto entry = tree.Target(handle, node);
+  if (!entry) return Forward(entry.error());
+  if (entry->inode->xattrs.erase(name) == 0) return Errno(ENODATA, name);
+  entry->inode->ctime = tree.Tick();
+  return tree.Report(*entry, nullptr);
 }
 
 Result<Opened> MemoryRemoteFs::Open(const Node& node, const transport::OpenRequest& request, const OpContext&) {

@@ -64,7 +64,8 @@ struct Request {
   std::optional<int64_t> content_length;
   // Sent again on another connection when its connection died after it was sent and before a head came. A request that
   // provably did not reach the server (nothing sent, GOAWAY below it, REFUSED_STREAM) is always sent again, silently
-  // (a streamed body: only while Write has not been called). Never more than 3 tries.
+  // (a streamed body: only while Write has not been called). Never more than 3 tries; connections that the server gave up
+  // before it acted on the request do not count, up to 10.
   bool idempotent = false;
   // Overrides of the client's deadlines; zero: the client's.
   std::chrono::milliseconds head_timeout{0};

@@ -76,8 +76,8 @@ class ExchangeState : public std::enable_shared_from_this<ExchangeState> {
   // The loop's own notes; no lock.
   Carrier* carrier = nullptr;
   uint64_t stream_id = 0;  // the carrier's
-  int tries = 0;         // of which something may have gone out
-  int unsent_tries = 0;  // connections that died before that
+  int tries = 0;         // on which the server may have acted, or which it refused
+  int unsent_tries = 0;  // connections that ended before that
   OriginPool* home = nullptr;  // the pool's
   TimePoint queued_at{};
   bool in_flight = false;

@@ -40,7 +40,7 @@ int ErrnoOfConnectFailure(CURLcode code, CURL* easy) {
 }  // namespace
 
 struct H1Client::Transfer {
-  H1Client* client;
+  Host* host;
   ExchangePtr exchange;
   CURL* easy = nullptr;
   curl_slist* headers = nullptr;
@@ -71,7 +71,18 @@ H1Client::H1Client(EventLoop& loop, const ClientOptions& options, std::shared_pt
     : loop_(loop), options_(options), tls_(std::move(tls)), counters_(std::move(counters)), ended_(std::move(ended)) {
   static std::once_flag once;
   std::call_once(once, [] { curl_global_init(CURL_GLOBAL_DEFAULT); });
-  MakeMulti();
+  multi_ = curl_multi_init();
+  curl_multi_setopt(multi_, CURLMOPT_SOCKETFUNCTION, &H1Client::OnSocket);
+  curl_multi_setopt(multi_, CURLMOPT_SOCKETDATA, this);
+  curl_multi_setopt(multi_, CURLMOPT_TIMERFUNCTION, &H1Client::OnTimer);
+  curl_multi_setopt(multi_, CURLMOPT_TIMERDATA, this);
+  curl_multi_setopt(multi_, CURLMOPT_PIPELINING, CURLPIPE_NOTHING);
+  // The pool gives no more transfers than this; idle connections make room when a new one is needed.
+  curl_multi_setopt(multi_, CURLMOPT_MAX_HOST_CONNECTIONS, static_cast<long>(options_.max_connections_per_origin));
+  curl_multi_setopt(multi_, CURLMOPT_MAX_TOTAL_CONNECTIONS, static_cast<long>(options_.max_connections));
+  // libcurl's own limit of what it keeps is looked at when a transfer ends, and then closes one at most, although many
+  // transfers can end in one call; so it is never reached, and CloseIdle closes.
+  curl_multi_setopt(multi_, CURLMOPT_MAXCONNECTS, static_cast<long>(options_.max_connections));
 }
 
 H1Client::~H1Client() {
@@ -82,80 +93,36 @@ H1Client::~H1Client() {
   transfers_.clear();
   curl_multi_cleanup(multi_);
   loop_.CancelTimer(timer_);
-  loop_.CancelTimer(collect_timer_);
   for (const auto& [socket, watch] : watches_) loop_.Unwatch(watch);
 }
 
-void H1Client::MakeMulti() {
-  multi_ = curl_multi_init();
-  curl_multi_setopt(multi_, CURLMOPT_SOCKETFUNCTION, &H1Client::OnSocket);
-  curl_multi_setopt(multi_, CURLMOPT_SOCKETDATA, this);
-  curl_multi_setopt(multi_, CURLMOPT_TIMERFUNCTION, &H1Client::OnTimer);
-  curl_multi_setopt(multi_, CURLMOPT_TIMERDATA, this);
-  curl_multi_setopt(multi_, CURLMOPT_PIPELINING, CURLPIPE_NOTHING);
-  // The pool gives no more transfers than this; idle connections make room when a new one is needed.
-  curl_multi_setopt(multi_, CURLMOPT_MAX_HOST_CONNECTIONS, static_cast<long>(options_.max_connections_per_origin));
-  curl_multi_setopt(multi_, CURLMOPT_MAX_TOTAL_CONNECTIONS, static_cast<long>(options_.max_connections));
-}
-
-void H1Client::SetIdleLimit(int connections) {
-  idle_limit_ = connections;
-  ApplyIdleLimit();
-}
-
-void H1Client::ApplyIdleLimit() {
-  // libcurl counts all connections, also those in use, and closes the oldest idle one above the limit when a transfer
-  // gives its connection back. So the limit moves with the transfers that go on. 0 would mean its own default.
-  curl_multi_setopt(multi_, CURLMOPT_MAXCONNECTS, static_cast<long>(std::max(1, active() - 1 + idle_limit_)));
-}
-
-void H1Client::CloseIdle() {
-  if (!transfers_.empty()) return;
-  // The only way to make libcurl close what it keeps.
-  curl_multi_cleanup(multi_);
-  loop_.CancelTimer(timer_);
-  MakeMulti();
-  ApplyIdleLimit();
-}
-
 std::optional<Error> H1Client::Start(const ExchangePtr& exchange, const Origin& origin) {
+  Host& host = hosts_[origin.text];
+  host.client = this;
+  host.origin = origin;
+  host.used_at = Clock::now();
   auto transfer = std::make_unique<Transfer>();
-  transfer->client = this;
+  transfer->host = &host;
   transfer->exchange = exchange;
   transfer->easy = curl_easy_init();
   if (transfer->easy == nullptr) return Failure(ErrorKind::kLocal, ENOMEM, "libcurl has no memory").value();
-  Configure(*transfer, origin);
-  Transfer* raw = transfer.get();
-  transfers_.emplace(exchange.get(), std::move(transfer));
-  ApplyIdleLimit();
-  const CURLMcode code = curl_multi_add_handle(multi_, raw->easy);
+  Configure(*transfer);
+  const CURLMcode code = curl_multi_add_handle(multi_, transfer->easy);
   if (code != CURLM_OK) {
-    transfers_.erase(exchange.get());
     return Failure(ErrorKind::kLocal, ENOMEM, std::string("libcurl: ") + curl_multi_strerror(code)).value();
   }
+  transfers_.emplace(exchange.get(), std::move(transfer));
+  ++host.active;
   exchange->carrier = this;
   return std::nullopt;
 }
 
-void H1Client::Configure(Transfer& transfer, const Origin& origin) {
-  CURL* easy = transfer.easy;
-  const Request& request = transfer.exchange->request();
-  transfer.buffer_limit = static_cast<size_t>(request.window_bytes > 0 ? request.window_bytes : options_.stream_window_bytes);
-
-  curl_easy_setopt(easy, CURLOPT_PRIVATE, &transfer);
-  curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer.error_text);
+void H1Client::ConfigureConnection(CURL* easy, Host& host) {
   curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
   curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);  // never wait on the loop for a name that is still being resolved
   curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
-  curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
   curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, static_cast<long>(CURL_HTTP_VERSION_1_1));
-  curl_easy_setopt(easy, CURLOPT_PATH_AS_IS, 1L);
-  curl_easy_setopt(easy, CURLOPT_URL, (origin.text + request.target).c_str());
-  curl_easy_setopt(easy, CURLOPT_USERAGENT, options_.user_agent.c_str());
-  curl_easy_setopt(easy, CURLOPT_HTTP_CONTENT_DECODING, 0L);
-  curl_easy_setopt(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
-  curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 65536L);
-  curl_easy_setopt(easy, CURLOPT_UPLOAD_BUFFERSIZE, 65536L);
+  curl_easy_setopt(easy, CURLOPT_URL, host.origin.text.c_str());
   curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(options_.connect_timeout.count()));
   const auto age = std::chrono::ceil<std::chrono::seconds>(options_.idle_expiry).count();
   curl_easy_setopt(easy, CURLOPT_MAXAGE_CONN, static_cast<long>(std::max<int64_t>(age, 1)));
@@ -168,9 +135,28 @@ void H1Client::Configure(Transfer& transfer, const Origin& origin) {
   curl_easy_setopt(easy, CURLOPT_SSL_CTX_DATA, this);
 
   curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, &H1Client::OnOpenSocket);
-  curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, this);
+  curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, &host);
   curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, &H1Client::OnCloseSocket);
-  curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, this);
+  curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, &host);
+}
+
+void H1Client::Configure(Transfer& transfer) {
+  CURL* easy = transfer.easy;
+  const Request& request = transfer.exchange->request();
+  transfer.buffer_limit = static_cast<size_t>(request.window_bytes > 0 ? request.window_bytes : options_.stream_window_bytes);
+
+  ConfigureConnection(easy, *transfer.host);
+  curl_easy_setopt(easy, CURLOPT_PRIVATE, &transfer);
+  curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer.error_text);
+  curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
+  curl_easy_setopt(easy, CURLOPT_PATH_AS_IS, 1L);
+  curl_easy_setopt(easy, CURLOPT_URL, (transfer.host->origin.text + request.target).c_str());
+  curl_easy_setopt(easy, CURLOPT_USERAGENT, options_.user_agent.c_str());
+  curl_easy_setopt(easy, CURLOPT_HTTP_CONTENT_DECODING, 0L);
+  curl_easy_setopt(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
+  curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 65536L);
+  curl_easy_setopt(easy, CURLOPT_UPLOAD_BUFFERSIZE, 65536L);
+
   curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, &H1Client::OnPrerequest);
   curl_easy_setopt(easy, CURLOPT_PREREQDATA, &transfer);
   curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, &H1Client::OnHeader);
@@ -253,24 +239,28 @@ int H1Client::OnTimer(CURLM*, long milliseconds, void* self) {
   return 0;
 }
 
-curl_socket_t H1Client::OnOpenSocket(void* self, curlsocktype, curl_sockaddr* address) {
-  auto* client = static_cast<H1Client*>(self);
+curl_socket_t H1Client::OnOpenSocket(void* context, curlsocktype, curl_sockaddr* address) {
+  auto* host = static_cast<Host*>(context);
+  H1Client* client = host->client;
   const int descriptor = socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
   if (descriptor < 0) return CURL_SOCKET_BAD;
   SetSocketOptions(descriptor);
+  ++host->open;
   ++client->open_connections_;
   client->counters_->connections_opened.fetch_add(1, std::memory_order_relaxed);
   client->counters_->connections_now.fetch_add(1, std::memory_order_relaxed);
   return descriptor;
 }
 
-int H1Client::OnCloseSocket(void* self, curl_socket_t socket) {
-  auto* client = static_cast<H1Client*>(self);
+int H1Client::OnCloseSocket(void* context, curl_socket_t socket) {
+  auto* host = static_cast<Host*>(context);
+  H1Client* client = host->client;
   // libcurl does not say of every socket that it no longer needs watching before it closes it.
   if (auto found = client->watches_.find(socket); found != client->watches_.end()) {
     client->loop_.Unwatch(found->second);
     client->watches_.erase(found);
   }
+  --host->open;
   --client->open_connections_;
   client->counters_->connections_now.fetch_sub(1, std::memory_order_relaxed);
   return close(socket);
@@ -392,8 +382,82 @@ void H1Client::CollectEnded() {
 void H1Client::Remove(Transfer& transfer) {
   curl_multi_remove_handle(multi_, transfer.easy);
   transfer.exchange->carrier = nullptr;
+  --transfer.host->active;
+  transfer.host->used_at = Clock::now();
   transfers_.erase(transfer.exchange.get());
-  ApplyIdleLimit();
+}
+
+// --- connections without a request
+
+bool H1Client::CloseOneIdle(Host& host) {
+  // libcurl has no call for this. So a transfer is begun that can use a kept connection only, and is stopped before a
+  // byte of it goes out; libcurl then closes the connection.
+  CURL* easy = curl_easy_init();
+  if (easy == nullptr) return false;
+  const int open_before = host.open;
+  bool found = false;
+  ConfigureConnection(easy, host);
+  curl_easy_setopt(easy, CURLOPT_FORBID_REUSE, 1L);
+  curl_easy_setopt(easy, CURLOPT_PREREQDATA, &found);
+  curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, +[](void* data, char*, char*, int, int) {
+    *static_cast<bool*>(data) = true;
+    return CURL_PREREQFUNC_ABORT;
+  });
+  curl_easy_setopt(easy, CURLOPT_RESOLVER_START_FUNCTION, +[](void*, void*, void*) { return 1; });
+  curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION,
+                   +[](void*, curlsocktype, curl_sockaddr*) -> curl_socket_t { return CURL_SOCKET_BAD; });
+  if (curl_multi_add_handle(multi_, easy) == CURLM_OK) {
+    int running = 0;
+    curl_multi_socket_action(multi_, CURL_SOCKET_TIMEOUT, 0, &running);
+    curl_multi_remove_handle(multi_, easy);
+    // Others may have come to their ends in that call.
+    if (!collect_scheduled_) {
+      collect_scheduled_ = true;
+      loop_.Defer([this, alive = std::weak_ptr<int>(alive_)] {
+        if (alive.expired()) return;
+        collect_scheduled_ = false;
+        CollectEnded();
+      });
+    }
+  }
+  curl_easy_cleanup(easy);
+  return found || host.open < open_before;  // it may also have found that one was dead
+}
+
+std::vector<H1Client::Host*> H1Client::LeastRecentlyUsed() {
+  std::vector<Host*> hosts;
+  for (auto& [name, host] : hosts_) {
+    if (host.open > 0) hosts.push_back(&host);
+  }
+  std::sort(hosts.begin(), hosts.end(), [](const Host* a, const Host* b) { return a->used_at < b->used_at; });
+  return hosts;
+}
+
+int H1Client::CloseIdle(int keep) {
+  const int excess = idle_connections() - keep;
+  int closed = 0;
+  if (excess <= 0) return 0;
+  for (Host* host : LeastRecentlyUsed()) {
+    while (closed < excess && CloseOneIdle(*host)) ++closed;
+  }
+  return closed;
+}
+
+TimePoint H1Client::idle_since() const {
+  TimePoint since = TimePoint::max();
+  for (const auto& [name, host] : hosts_) {
+    if (host.open > host.active) since = std::min(since, host.used_at);
+  }
+  return since;
+}
+
+void H1Client::CloseIdleSince(TimePoint since) {
+  for (Host* host : LeastRecentlyUsed()) {
+    if (host->used_at > since) return;
+    while (host->open > host->active && CloseOneIdle(*host)) {
+    }
+    host->used_at = Clock::now();  // whatever is left there (a proxy's connection, used for another origin) waits anew
+  }
 }
 
 TryOutcome H1Client::Judge(Transfer& transfer, CURLcode code) {

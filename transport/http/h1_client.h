@@ -3,9 +3,13 @@
 
 #include <curl/curl.h>
 
+#include <algorithm>
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "transport/http/carrier.h"
 #include "transport/http/event_loop.h"
@@ -31,10 +35,15 @@ class H1Client final : public Carrier {
 
   int active() const { return static_cast<int>(transfers_.size()); }
   int open_connections() const { return open_connections_; }
-  // How many connections may be kept without a request, now.
-  void SetIdleLimit(int connections);
-  // Closes all that are idle; only when nothing is active.
-  void CloseIdle();
+  // Connections without a request; too few for as long as a request has not yet found or opened its own.
+  int idle_connections() const { return std::max(0, open_connections_ - active()); }
+  // Since when they are idle at the origin that was used least recently; max() if none are.
+  TimePoint idle_since() const;
+  // Closes idle connections until at most `keep` are left, those of the origins that were used least recently first.
+  // How many it closed. No request is disturbed. Not from within libcurl's callbacks.
+  int CloseIdle(int keep);
+  // Those of the origins that were not used after `since`.
+  void CloseIdleSince(TimePoint since);
 
   void OnConsumed(const ExchangePtr& exchange, size_t bytes) override;
   void OnRequestBodyReady(const ExchangePtr& exchange) override;
@@ -42,24 +51,35 @@ class H1Client final : public Carrier {
 
  private:
   struct Transfer;
+  // What libcurl holds for an origin.
+  struct Host {
+    H1Client* client = nullptr;
+    Origin origin;
+    int open = 0;    // connections that were opened for it
+    int active = 0;  // transfers
+    TimePoint used_at{};
+  };
 
   static int OnSocket(CURL*, curl_socket_t socket, int what, void* self, void*);
   static int OnTimer(CURLM*, long milliseconds, void* self);
-  static curl_socket_t OnOpenSocket(void* self, curlsocktype, curl_sockaddr* address);
-  static int OnCloseSocket(void* self, curl_socket_t socket);
+  static curl_socket_t OnOpenSocket(void* host, curlsocktype, curl_sockaddr* address);
+  static int OnCloseSocket(void* host, curl_socket_t socket);
   static size_t OnHeader(char* data, size_t size, size_t count, void* transfer);
   static size_t OnBody(char* data, size_t size, size_t count, void* transfer);
   static size_t OnRead(char* buffer, size_t size, size_t count, void* transfer);
   static int OnPrerequest(void* transfer, char*, char*, int, int);
   static CURLcode OnSslContext(CURL*, void* context, void* self);
 
-  void MakeMulti();
-  void Configure(Transfer& transfer, const Origin& origin);
+  // What decides which of the kept connections a transfer can use.
+  void ConfigureConnection(CURL* easy, Host& host);
+  void Configure(Transfer& transfer);
   void Act(curl_socket_t socket, int events);
   void CollectEnded();
   void Remove(Transfer& transfer);
   TryOutcome Judge(Transfer& transfer, CURLcode code);
-  void ApplyIdleLimit();
+  // False: there is none.
+  bool CloseOneIdle(Host& host);
+  std::vector<Host*> LeastRecentlyUsed();
 
   EventLoop& loop_;
   const ClientOptions& options_;
@@ -68,11 +88,12 @@ class H1Client final : public Carrier {
   const Ended ended_;
   CURLM* multi_ = nullptr;
   EventLoop::TimerId timer_ = 0;
-  EventLoop::TimerId collect_timer_ = 0;
+  bool collect_scheduled_ = false;
+  const std::shared_ptr<int> alive_ = std::make_shared<int>(0);  // expires with this object: for deferred jobs
   std::unordered_map<curl_socket_t, EventLoop::WatchId> watches_;
+  std::map<std::string, Host> hosts_;  // by the origin's text; libcurl holds their addresses
   std::unordered_map<ExchangeState*, std::unique_ptr<Transfer>> transfers_;
   int open_connections_ = 0;
-  int idle_limit_ = 20;
 };
 
 }  // namespace e2bfs::transport::http

@@ -10,7 +10,7 @@ namespace e2bfs::transport::http {
 namespace {
 
 constexpr int kMaxTries = 3;
-// Connections that a server closes before a request goes out are no tries of the request; but it does not wait for ever.
+// Connections that a server closes before it acts on a request are no tries of the request; but it does not wait for ever.
 constexpr int kMaxUnsentTries = 10;
 // In this order requests are served: what is small and waited for first.
 constexpr ServiceClass kServingOrder[] = {ServiceClass::kMetadata, ServiceClass::kForeground, ServiceClass::kStream,
@@ -48,7 +48,6 @@ Pool::Pool(EventLoop& loop, const ClientOptions& options, std::shared_ptr<TlsCon
       http1_(std::make_unique<H1Client>(
           loop, options, tls_, counters_,
           [this](const ExchangePtr& exchange, TryOutcome outcome) { OnTryEnded(exchange, std::move(outcome)); })) {
-  http1_->SetIdleLimit(options_.max_idle_connections);
 }
 
 Pool::~Pool() = default;
@@ -118,9 +117,9 @@ void Pool::OnTryEnded(const ExchangePtr& exchange, TryOutcome outcome) {
     exchange->in_flight = false;
     --in_flight_;
     if (exchange->on_http1) --home.http1_active[static_cast<size_t>(exchange->service_class())];
-    if (http1_->active() == 0) http1_idle_since_ = Clock::now();
   }
-  if (outcome.reach == Reach::kNeverSent && ++exchange->unsent_tries <= kMaxUnsentTries) --exchange->tries;
+  const bool untouched = outcome.reach == Reach::kNeverSent || outcome.reach == Reach::kUnsent;
+  if (untouched && ++exchange->unsent_tries <= kMaxUnsentTries) --exchange->tries;
   if (!outcome.error) {
     exchange->Complete();
     Finish(exchange);
@@ -141,12 +140,7 @@ void Pool::OnTryEnded(const ExchangePtr& exchange, TryOutcome outcome) {
   if (globally_blocked_) {
     ScheduleDispatchAll();
   } else if (home.waiting()) {
-    // At once for HTTP/1.1: a connection must not look idle, and be closed, when it only waits for the end of the turn.
-    if (exchange->on_http1 && !dispatching_) {
-      Dispatch(home);
-    } else {
-      ScheduleDispatch(home);
-    }
+    ScheduleDispatch(home);
   }
   EnforceIdleLimit();
 }
@@ -180,12 +174,10 @@ void Pool::ScheduleDispatchAll() {
 
 void Pool::Dispatch(OriginPool& home) {
   if (shutting_down_) return;
-  dispatching_ = true;
   for (ServiceClass service_class : kServingOrder) {
     while (StartOne(home, service_class)) {
     }
   }
-  dispatching_ = false;
   ArmSweep();
 }
 
@@ -301,7 +293,8 @@ void Pool::MaybeDial(OriginPool& home) {
     if (connection->usable() && !connection->settled()) return;  // its SETTINGS are on the way, and make room
   }
   if (static_cast<int>(home.connections.size()) >= options_.max_connections_per_origin) return;
-  if (total_connections() >= options_.max_connections && !CloseOldestIdle()) {
+  if (total_connections() >= options_.max_connections && !CloseOldestIdle() &&
+      http1_->CloseIdle(http1_->idle_connections() - 1) == 0) {
     globally_blocked_ = true;
     return;
   }
@@ -415,15 +408,15 @@ void Pool::EnforceIdleLimit() {
   loop_.Defer([this] {
     idle_check_scheduled_ = false;
     if (shutting_down_) return;
+    if (all_scheduled_) return EnforceIdleLimit();
     int idle = 0;
     for (const auto& [name, home] : origins_) {
       if (home->dispatch_scheduled) return EnforceIdleLimit();
       for (const auto& connection : home->connections) idle += connection->idle() ? 1 : 0;
     }
     for (; idle > options_.max_idle_connections; --idle) CloseOldestIdle();
-    http1_->SetIdleLimit(std::max(0, options_.max_idle_connections - idle));
-    counters_->idle_connections.store(idle + std::max(0, http1_->open_connections() - http1_->active()),
-                                      std::memory_order_relaxed);
+    http1_->CloseIdle(options_.max_idle_connections - idle);
+    counters_->idle_connections.store(idle + http1_->idle_connections(), std::memory_order_relaxed);
     ArmSweep();
   });
 }
@@ -442,9 +435,7 @@ void Pool::ArmSweep() {
       if (!queue.empty()) next = std::min(next, std::max(queue.front()->queued_at, home->last_progress) + starving);
     }
   }
-  if (http1_->active() == 0 && http1_->open_connections() > 0) {
-    next = std::min(next, http1_idle_since_ + options_.idle_expiry);
-  }
+  if (http1_->idle_since() != TimePoint::max()) next = std::min(next, http1_->idle_since() + options_.idle_expiry);
   if (next == TimePoint::max()) return;
   // Not at every turn, when something stays due.
   next = std::max(next, Clock::now() + std::chrono::milliseconds(20));
@@ -477,9 +468,7 @@ void Pool::Sweep() {
     }
   }
   for (H2Connection* connection : expired) connection->CloseIdle();
-  if (http1_->active() == 0 && http1_->open_connections() > 0 && http1_idle_since_ + options_.idle_expiry <= now) {
-    http1_->CloseIdle();
-  }
+  http1_->CloseIdleSince(now - options_.idle_expiry);
   EnforceIdleLimit();
   ArmSweep();
 }

@@ -121,13 +121,11 @@ class Pool final : public Carrier, public H2Connection::Listener {
   int in_flight_ = 0;
   bool globally_blocked_ = false;  // somebody waits for a limit that is not its origin's
   bool all_scheduled_ = false;
-  bool dispatching_ = false;
   bool idle_check_scheduled_ = false;
   bool shutting_down_ = false;
   EventLoop::TimerId rate_timer_ = 0;
   EventLoop::TimerId sweep_timer_ = 0;
   TimePoint sweep_at_{};
-  TimePoint http1_idle_since_{};
   std::string dispatch_after_;     // origins take turns at global limits: the last one served
   std::unique_ptr<H1Client> http1_;  // last: its end calls nothing above
 };

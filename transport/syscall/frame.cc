@@ -13,7 +13,7 @@ constexpr std::string_view kReplyMagic = "e2R1";
 constexpr size_t kStatxBytes = 144;
 constexpr size_t kCheckedFrom = 12;
 
-enum AttributeFlag : uint8_t { kSizeless = 1, kXattrNames = 2, kAccess = 4, kWatched = 8 };
+enum AttributeFlag : uint8_t { kSizeless = 1, kXattrNames = 2, kAccess = 4, kWatched = 8, kOnlyType = 16 };
 enum ReplyFlag : uint8_t { kMore = 1, kEchoed = 2, kNews = 4 };
 enum NewsKind : uint8_t { kNameChanged = 1, kDirectoryChanged = 2, kUnwatched = 3, kLost = 4 };
 enum NameState : uint8_t { kGone = 0, kThere = 1, kAsk = 2 };
@@ -301,7 +301,7 @@ std::optional<Attributes> DecodeAttributes(Fields& fields, const Actor& actor) {
   attributes.rdev_minor = ReadStatx<uint32_t>(statx, 132);
   attributes.device = uint64_t{ReadStatx<uint32_t>(statx, 136)} << 32 | ReadStatx<uint32_t>(statx, 140);
   // Device, inode number, birth time: inode numbers alone are used again at once. As server.pl's identity_of makes it.
-  attributes.id.value.append(statx.substr(136, 8)).append(statx.substr(32, 8)).append(statx.substr(80, 12));
+  if ((flags & kOnlyType) == 0) attributes.id.value.append(statx.substr(136, 8)).append(statx.substr(32, 8)).append(statx.substr(80, 12));
   attributes.size_unreliable = (flags & kSizeless) != 0;
   attributes.watched = (flags & kWatched) != 0;
   attributes.access = AccessByMode(attributes, actor);
@@ -327,6 +327,7 @@ bool DecodeEntryBody(Fields& fields, const Actor& actor, Entry& entry) {
   auto attributes = DecodeAttributes(fields, actor);
   if (!attributes) return false;
   entry.attributes = std::move(*attributes);
+  entry.only_type = !entry.attributes.id.known();
   if (fields.U8() != 0) {
     entry.link_target = std::string(fields.Text());
     if (entry.link_target->empty() || entry.link_target->find('\0') != std::string::npos) entry.link_target.reset();

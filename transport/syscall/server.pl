@@ -29,7 +29,7 @@ my %NR;
     [faccessat => 269, 48], [fallocate => 285, 47], [lseek => 8, 62], [pread64 => 17, 67], [pwrite64 => 18, 68],
     [copy_file_range => 326, 285], [fsync => 74, 82], [fcntl => 72, 25], [fstatfs => 138, 44], [setxattr => 188, 5],
     [getxattr => 191, 8], [listxattr => 194, 11], [removexattr => 197, 14], [setfsuid => 122, 151], [setfsgid => 123, 152],
-    [capget => 125, 90], [capset => 126, 91], [prlimit64 => 302, 261], [prctl => 157, 167], [clock_gettime => 228, 113], [exit_group => 231, 94], [read => 0, 63],
+    [capget => 125, 90], [capset => 126, 91], [prlimit64 => 302, 261], [prctl => 157, 167], [clock_gettime => 228, 113], [exit_group => 231, 94], [read => 0, 63], [getdents64 => 217, 61],
     [inotify_init1 => 294, 26], [inotify_add_watch => 254, 27], [inotify_rm_watch => 255, 28],
   );
   $NR{$_->[0]} = $_->[$ARM ? 2 : 1] for @table;
@@ -130,7 +130,7 @@ sub has_no_sizes {
 }
 
 # Attributes as a reply carries them: statx, flags (1: sizeless, 2: names of extended attributes follow, 4: access follows, 8: a
-# directory that is watched).
+# directory that is watched, 16: nothing but type, device and number is known).
 # ($fd, $name) leads to the object.
 sub attributes {
   my ($fd, $name, $statx) = @_;
@@ -483,7 +483,8 @@ sub look_at_events {
       if (!$known) { add_news(pack 'C a28 n/a* C', 1, $identity, $name, 2); next }    # it has to be asked for
       my $statx = sys_statx($known->[0], $name);
       if (!defined $statx) {
-        add_news(pack 'C a28 n/a* C', 1, $identity, $name, 0) unless $told_gone{$identity . $name};
+        my $state = $! == $ENOENT ? 0 : 2;
+        add_news(pack 'C a28 n/a* C', 1, $identity, $name, $state) unless $state == 0 && $told_gone{$identity . $name};
         next;
       }
       my $told = $told_object{identity_of($statx)};
@@ -781,6 +782,28 @@ sub link_text {
   return $got == -1 ? "\0" : "\1" . pack 'N/a*', substr $buffer, 0, $got;
 }
 
+# Of a directory that may be read but not searched: name -> attributes with the type and the number, which are all that can be known.
+sub types_in {
+  my ($directory) = @_;
+  my $device = substr sys_statx($directory, '') // fail(0 + $!), 136, 8;
+  my $fd = check(sys_openat($AT_FDCWD, fd_path($directory), $O_DIRECTORY | $O_CLOEXEC));
+  my %found;
+  while (1) {
+    my $buffer = "\0" x 65536;
+    my $got = syscall $NR{getdents64}, 0 + $fd, $buffer, 65536;
+    last if $got == -1 || $got == 0;
+    for (my $at = 0; $at + 19 <= $got;) {
+      my ($number, $length, $type) = unpack 'Q x8 S C', substr $buffer, $at, 19;
+      my $name = unpack 'Z*', substr $buffer, $at + 19, $length - 19;
+      my $statx = pack 'x28 S x2 Q x96 a8', ($type || 8) << 12, $number, $device;
+      $found{$name} = $statx . "\x10";
+      $at += $length;
+    }
+  }
+  sys_close($fd);
+  return \%found;
+}
+
 # List: the directory, then the entries, in as many replies as it takes. Not a plain result: see answer().
 sub list_directory {
   my ($args, $emit) = @_;
@@ -789,12 +812,19 @@ sub list_directory {
   opendir(my $stream, fd_path($directory)) or fail(0 + $!);
   my $piece = attributes_of_fd($directory);
   my $count = 0;
-  my $entries = '';
+  my ($entries, $unsearched) = ('');
   local $! = 0;
   while (defined(my $name = readdir $stream)) {
     next if $name eq '.' || $name eq '..';
-    my $statx = sys_statx($directory, $name) // next;    # gone meanwhile
-    $entries .= pack('n/a*', $name) . attributes($directory, $name, $statx) . link_text($directory, $name, $statx);
+    my $statx = sys_statx($directory, $name);
+    if (defined $statx) {
+      $entries .= pack('n/a*', $name) . attributes($directory, $name, $statx) . link_text($directory, $name, $statx);
+    } elsif ($! == $EACCES) {    # it may be listed, but not searched
+      $unsearched //= types_in($directory);
+      $entries .= pack('n/a*', $name) . ($unsearched->{$name} // next) . "\0";
+    } else {
+      next;    # gone meanwhile
+    }
     ++$count;
     next if length $entries < $MAX_READ;
     $emit->($piece . pack('N', $count) . $entries);
@@ -1279,13 +1309,13 @@ sub answer {
   if ($change && $number <= $forgotten) { return reply($number, pack('NN', $EIO, 0), 1, 0) }
   for my $call (@calls) {
     my ($operation, $args) = @$call;
+    $telling = $CHANGES{$operation} && $operation != 18;    # what an open says is not looked at
     my $result = eval {
       if ($operation == 3) {
         my ($piece, $entries, $bytes) = list_directory(\$args, sub { reply($number, pack('NN/a*', 0, $_[0]), 1, 0, 1) });
         return $piece . pack('N', $entries) . $bytes;
       }
       my $code = $OPERATIONS[$operation] or fail($ENOSYS);
-      $telling = $CHANGES{$operation} && $operation != 18 ? 1 : 0;
       return $code->(\$args);
     };
     my $error = $@;

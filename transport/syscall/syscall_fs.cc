@@ -38,17 +38,32 @@ tl::unexpected<Error> Nonsense(const char* what) {
 // Bytes that are already here.
 class HeldStream final : public ByteStream {
  public:
-  explicit HeldStream(std::string bytes) : bytes_(std::move(bytes)) {}
+  HeldStream(std::string bytes, Attributes attributes) : bytes_(std::move(bytes)), attributes_(std::move(attributes)) {}
   Result<size_t> Read(char* buffer, size_t capacity, const OpContext&) override {
     const size_t count = bytes_.copy(buffer, capacity, taken_);
     taken_ += count;
     return count;
   }
   void Cancel() override {}
+  const Attributes* attributes() const override { return &attributes_; }
 
  private:
   const std::string bytes_;
+  const Attributes attributes_;
   size_t taken_ = 0;
+};
+
+// Of a file whose attributes were asked for after reading it had begun.
+class KnownStream final : public ByteStream {
+ public:
+  KnownStream(std::unique_ptr<ByteStream> stream, Attributes attributes) : stream_(std::move(stream)), attributes_(std::move(attributes)) {}
+  Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) override { return stream_->Read(buffer, capacity, ctx); }
+  void Cancel() override { stream_->Cancel(); }
+  const Attributes* attributes() const override { return &attributes_; }
+
+ private:
+  const std::unique_ptr<ByteStream> stream_;
+  const Attributes attributes_;
 };
 
 bool SameTimes(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
@@ -108,6 +123,7 @@ class SyscallFsImpl final : public RemoteFs {
     description_.server_version = client_->capabilities().version_text;
     description_.hard_links_share_identity = true;
     description_.identities_survive_renames = true;
+    description_.clears_set_ids = true;
     perl_version_ = facts.perl_version;
     channel_->Begin();
     return {};
@@ -236,21 +252,17 @@ class SyscallFsImpl final : public RemoteFs {
 
   Result<Changed> SetAttributes(const Node& node, Handle handle, const AttributeChange& change, const OpContext& ctx) override {
     if (options_.read_only) return Errno(EROFS, node.path);
-    auto attributes = Explain(handle, AskAttributes(Operation::kSetAttributes, Arguments().Object(handle, node).Change(change), Effect::kChange, ctx));
-    if (!attributes) return Forward(attributes.error());
-    Changed changed;
-    changed.object = std::move(*attributes);
-    return changed;
+    return ChangeObject(Operation::kSetAttributes, handle, Arguments().Object(handle, node).Change(change), ctx);
   }
 
   // --- extended attributes
 
-  Result<std::string> GetXattr(const Node& node, const std::string& name, const OpContext& ctx) override {
-    return Ask(Operation::kGetXattr, Arguments().Object(node).Text(name), Effect::kNone, ctx);
+  Result<std::string> GetXattr(const Node& node, Handle handle, const std::string& name, const OpContext& ctx) override {
+    return Explain(handle, Ask(Operation::kGetXattr, Arguments().Object(handle, node).Text(name), Effect::kNone, ctx));
   }
 
-  Result<std::vector<std::string>> ListXattrs(const Node& node, const OpContext& ctx) override {
-    auto result = Ask(Operation::kListXattrs, Arguments().Object(node), Effect::kNone, ctx);
+  Result<std::vector<std::string>> ListXattrs(const Node& node, Handle handle, const OpContext& ctx) override {
+    auto result = Explain(handle, Ask(Operation::kListXattrs, Arguments().Object(handle, node), Effect::kNone, ctx));
     if (!result) return Forward(result.error());
     std::vector<std::string> names;
     std::string_view rest = *result;
@@ -260,21 +272,18 @@ class SyscallFsImpl final : public RemoteFs {
     return names;
   }
 
-  Result<void> SetXattr(const Node& node, const std::string& name, const std::string& value, int flags, const OpContext& ctx) override {
+  Result<Changed> SetXattr(const Node& node, Handle handle, const std::string& name, const std::string& value, int flags,
+                           const OpContext& ctx) override {
     if (options_.read_only) return Errno(EROFS, node.path);
     // A value that no frame holds is more than any file system of a sandbox takes.
     if (value.size() + node.path.size() + name.size() + 200 > syscall::kMaxRequestBytes) return Errno(ENOSPC, name);
-    auto done = AskAttributes(Operation::kSetXattr, Arguments().Object(node).Text(name).Text(value).U32(static_cast<uint32_t>(flags)),
-                              Effect::kChange, ctx);
-    if (!done) return Forward(done.error());
-    return {};
+    return ChangeObject(Operation::kSetXattr, handle,
+                        Arguments().Object(handle, node).Text(name).Text(value).U32(static_cast<uint32_t>(flags)), ctx);
   }
 
-  Result<void> RemoveXattr(const Node& node, const std::string& name, const OpContext& ctx) override {
+  Result<Changed> RemoveXattr(const Node& node, Handle handle, const std::string& name, const OpContext& ctx) override {
     if (options_.read_only) return Errno(EROFS, node.path);
-    auto done = AskAttributes(Operation::kRemoveXattr, Arguments().Object(node).Text(name), Effect::kChange, ctx);
-    if (!done) return Forward(done.error());
-    return {};
+    return ChangeObject(Operation::kRemoveXattr, handle, Arguments().Object(handle, node).Text(name), ctx);
   }
 
   // --- open files
@@ -360,7 +369,7 @@ class SyscallFsImpl final : public RemoteFs {
       auto bytes = ReadPiece(handle, node, range.offset, static_cast<size_t>(range.length), &now, ctx);
       if (!bytes) return Forward(bytes.error());
       if (version && !IsVersion(now, *version)) return Errno(ESTALE, node.path);
-      return std::unique_ptr<ByteStream>(std::make_unique<HeldStream>(std::move(*bytes)));
+      return std::unique_ptr<ByteStream>(std::make_unique<HeldStream>(std::move(*bytes), std::move(now)));
     }
     if (!version) {
       // Whether its size is to be trusted is not known yet.
@@ -512,6 +521,14 @@ class SyscallFsImpl final : public RemoteFs {
     auto changed = syscall::DecodeChanged(fields, actor_);
     if (!changed) return Nonsense("change");
     return std::move(*changed);
+  }
+
+  Result<Changed> ChangeObject(Operation operation, Handle handle, const Arguments& arguments, const OpContext& ctx) {
+    auto attributes = Explain(handle, AskAttributes(operation, arguments, Effect::kChange, ctx));
+    if (!attributes) return Forward(attributes.error());
+    Changed changed;
+    changed.object = std::move(*attributes);
+    return changed;
   }
 
   std::optional<Entry> DecodeEntry(Fields& fields) const {
@@ -708,7 +725,7 @@ class SyscallFsImpl final : public RemoteFs {
     auto now = StatHandle(handle, node, ctx);
     if (!now) return Forward(now.error());
     if (!IsVersion(*now, *version)) return Errno(ESTALE, node.path);
-    return stream;
+    return std::unique_ptr<ByteStream>(std::make_unique<KnownStream>(std::move(*stream), std::move(*now)));
   }
 
   Result<Attributes> StoreInline(Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {

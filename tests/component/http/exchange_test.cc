@@ -1,5 +1,9 @@
 // One request at a time: bodies, heads, ends, refusals. By every protocol.
+#include <arpa/inet.h>
 #include <gmock/gmock.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <set>
@@ -227,15 +231,22 @@ TEST_P(ExchangeTest, ClosingTheClientEndsWhatWaits) {
 
 TEST_P(ExchangeTest, NothingListensThere) {
   auto client = MakeClient();
+  // A port that is taken, so that nobody else can come to listen there.
+  const int taken = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  ASSERT_EQ(bind(taken, reinterpret_cast<sockaddr*>(&address), size), 0);
+  ASSERT_EQ(getsockname(taken, reinterpret_cast<sockaddr*>(&address), &size), 0);
   Request request = Get("/bytes");
-  {
-    TestServer gone;  // its ports are free again afterwards
-    request.origin = GetParam() == Wire::kHttp1Clear ? gone.origin() : gone.tls_origin();
-  }
+  request.origin = (GetParam() == Wire::kHttp1Clear ? "http://127.0.0.1:" : "https://127.0.0.1:") +
+                   std::to_string(ntohs(address.sin_port));
   const auto response = client->Fetch(request, Soon(), 100);
   ASSERT_FALSE(response);
   EXPECT_EQ(response.error().kind, ErrorKind::kConnect);
   EXPECT_EQ(response.error().errno_value, ECONNREFUSED) << ToString(response.error());
+  close(taken);
 }
 
 TEST_P(ExchangeTest, UnknownNameIsNoConnection) {

@@ -127,7 +127,7 @@ TEST_P(FaultTest, SilentConnectionIsReplacedAfterTheDeadline) {
 
 TEST_P(FaultTest, PingThatIsAnsweredKeepsTheConnection) {
   if (!http2()) return;
-  auto client = MakeClient();
+  auto client = MakeClient([](auto& options) { options.ping_timeout = std::chrono::minutes(2); });
   Request request = Get("/hold");
   request.head_timeout = kShortDeadline;
   auto other = client->Start(Get("/silent"), Soon());

@@ -384,10 +384,10 @@ TEST_P(RemoteFsContract, ThePermissionsOfTheUserHold) {
 
 TEST_P(RemoteFsContract, ExtendedAttributesOrNone) {
   backend_->InsideWrite("file", "x");
-  EXPECT_EQ(Code(fs().SetXattr(At("file"), "user.a", "1", 0, ctx_)), traits().xattrs ? 0 : ENOTSUP);
-  EXPECT_EQ(Code(fs().GetXattr(At("file"), "user.a", ctx_)), traits().xattrs ? 0 : ENOTSUP);
-  EXPECT_EQ(Code(fs().ListXattrs(At("file"), ctx_)), traits().xattrs ? 0 : ENOTSUP);
-  EXPECT_EQ(Code(fs().RemoveXattr(At("file"), "user.a", ctx_)), traits().xattrs ? 0 : ENOTSUP);
+  EXPECT_EQ(Code(fs().SetXattr(At("file"), 0, "user.a", "1", 0, ctx_)), traits().xattrs ? 0 : ENOTSUP);
+  EXPECT_EQ(Code(fs().GetXattr(At("file"), 0, "user.a", ctx_)), traits().xattrs ? 0 : ENOTSUP);
+  EXPECT_EQ(Code(fs().ListXattrs(At("file"), 0, ctx_)), traits().xattrs ? 0 : ENOTSUP);
+  EXPECT_EQ(Code(fs().RemoveXattr(At("file"), 0, "user.a", ctx_)), traits().xattrs ? 0 : ENOTSUP);
 }
 
 TEST_P(RemoteFsContract, Statistics) {

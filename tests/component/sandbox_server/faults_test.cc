@@ -348,6 +348,37 @@ TEST_P(FaultsTest, GoAwayRefuseServesTheOthersOnly) {
   }
 }
 
+TEST_P(FaultsTest, NothingAboveAGoAwayIsActedOn) {
+  if (!http2()) {
+    return;
+  }
+  for (const char* action : {"goaway", "goaway_refuse"}) {
+    AddFault(action, 0, "/second");
+    AddFault("goaway_refuse", 0, "/fourth");
+    H2Client client(server_.tls_port());
+    // All of them come in one piece: the server has read the last before its GOAWAY goes out.
+    const int32_t first = client.Start("GET", "/first");
+    const int32_t second = client.Start("GET", "/second");
+    const int32_t third = client.Start("POST", "/count", "12345");
+    const int32_t fourth = client.Start("POST", "/fourth", "12345");
+    client.RunUntil([] { return false; });
+    EXPECT_EQ(client.connection_end(), AnswerEnd::kClosed);
+    const bool refused = action == std::string("goaway_refuse");
+    EXPECT_EQ(client.goaway_last_stream(), refused ? first : second);
+    EXPECT_EQ(client.answer(first).body, "served");
+    EXPECT_EQ(client.answer(second).body, refused ? "" : "served");
+    EXPECT_EQ(client.answer(third).end, AnswerEnd::kRefused);
+    EXPECT_EQ(client.answer(fourth).end, AnswerEnd::kRefused);
+    EXPECT_EQ(handlers_run_, refused ? 1 : 2);
+    EXPECT_EQ(server_.counts().total_requests, 2);
+    EXPECT_EQ(server_.counts().requests_now, 0);
+    EXPECT_EQ(server_.counts().connections_closed_busy, 0);
+    handlers_run_ = 0;
+    server_.ClearFaults();
+    server_.ResetCounts();
+  }
+}
+
 TEST_P(FaultsTest, FrozenUntilTheClientCloses) {
   AddFault("freeze", 0, "/frozen");
   if (http2()) {

@@ -46,11 +46,14 @@ class SyscallServer : public ::testing::Test {
   static Name In(const std::string& directory, const std::string& name, FileId id = {}) { return {{directory, std::move(id)}, name}; }
   static Arguments Making(const Name& name, uint32_t mode = 0755) { return std::move(Arguments().Place(name).U32(mode).U8(0)); }
   static Arguments Opening(uint64_t handle, uint8_t flags, const Node& node, uint32_t old_pid = 0, uint32_t old_fd = 0) {
-    return std::move(Arguments().U64(handle).U8(flags).Text(node.path).Text(node.id.value).U32(old_pid).U32(old_fd));
+    return std::move(Arguments().U64(handle).U8(flags).Text(node.path).Text(node.id.value).Text(node.parent.value).U32(old_pid).U32(old_fd));
   }
   static Arguments Reading(uint64_t handle, const Node& node) { return std::move(Arguments().Object(handle, node).I64(0).U32(1000)); }
   static Arguments Appending(uint64_t handle, const Node& node, const std::string& bytes) {
     return std::move(Arguments().Object(handle, node).I64(-1).I64(-1).U32(0).Text(bytes).U32(0));
+  }
+  static Arguments Copying(uint64_t from, uint64_t to) {
+    return std::move(Arguments().Object(from, {}).I64(0).Object(to, {}).I64(0).I64(64 << 20));
   }
   FileId IdOf(const std::string& path) {
     std::string result;
@@ -69,7 +72,7 @@ class SyscallServer : public ::testing::Test {
     EXPECT_EQ(server().Ask(Operation::kOpen, Opening(902, kOpenRead | kOpenWrite, At("target"))), 0);
     for (int tries = 0; tries < 20; ++tries) {
       *number = server().NextNumber();
-      server().Send(*number, EncodeOperations(0, {{Operation::kCopyRange, Arguments().U64(901).I64(0).U64(902).I64(0).I64(64 << 20).bytes()}}));
+      server().Send(*number, EncodeOperations(0, {{Operation::kCopyRange, Copying(901, 902).bytes()}}));
       for (int looks = 0; looks < 20'000; ++looks) {
         const auto children = server().Children();
         if (children.empty()) continue;
@@ -283,7 +286,7 @@ TEST_F(SyscallServer, LongCopiesHoldNobodyUp) {
   EXPECT_EQ(server().Ask(Operation::kMakeDirectory, Making(In("", "meanwhile"))), 0);
   EXPECT_EQ(server().Ask(Operation::kSync, Arguments().Object(At("source"))), 0);
   // A repeat of what runs is not begun again.
-  server().Send(number, EncodeOperations(0, {{Operation::kCopyRange, Arguments().U64(901).I64(0).U64(902).I64(0).I64(64 << 20).bytes()}}));
+  server().Send(number, EncodeOperations(0, {{Operation::kCopyRange, Copying(901, 902).bytes()}}));
   EXPECT_TRUE(server().Echo());
   EXPECT_EQ(server().Children().size(), 1U);
   EXPECT_FALSE(server().HasReply(number));
@@ -500,7 +503,7 @@ TEST_F(SyscallServer, Errnos) {
       {"sync of nothing", Operation::kSync, Arguments().Object(At("none")), ENOENT},
       {"seek beyond the end", Operation::kSeek, Arguments().Object(At("file")).I64(1000).U8(3), ENXIO},
       {"allocate of nothing", Operation::kAllocate, Arguments().Object(At("file")).U32(0).I64(0).I64(0), EINVAL},
-      {"copy of an unknown handle", Operation::kCopyRange, Arguments().U64(80).I64(0).U64(81).I64(0).I64(1), EBADF},
+      {"copy of an unknown handle", Operation::kCopyRange, Copying(80, 81), EBADF},
       {"close of an unknown handle", Operation::kClose, Arguments().U64(82), 0},
   };
   for (const Case& one : cases) EXPECT_EQ(server().Ask(one.operation, one.arguments), one.expected) << one.what;

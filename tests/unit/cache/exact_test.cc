@@ -358,8 +358,23 @@ TEST_F(ExactTest, WhichExtendedAttributesThereAreIsKnownWithTheOthers) {
   EXPECT_EQ(Errno(fs().RemoveXattr(a, "user.x", Ctx())), 0);
   EXPECT_EQ(Errno(fs().GetXattr(a, "user.x", Ctx())), ENODATA);
   EXPECT_EQ(remote_->total_calls(), 3);
-  // Its ctime is asked for.
+  // Its ctime came with the answers.
   EXPECT_EQ(fs().GetAttributes(a, 0, Ctx())->attributes.ctime.tv_nsec, remote_->InsideStat("a")->ctime.tv_nsec);
+  EXPECT_EQ(remote_->total_calls(), 3);
+}
+
+TEST_F(ExactTest, ExtendedAttributesOfAnOpenFileWithoutAName) {
+  remote_->InsideWrite("a", "1");
+  const NodeId a = Find("a");
+  auto opened = fs().Open(a, OpenFlags{true, true}, Ctx());
+  ASSERT_TRUE(opened);
+  EXPECT_EQ(Errno(fs().SetXattr(a, "user.x", "1", 0, Ctx())), 0);
+  EXPECT_EQ(Errno(fs().Unlink(kRoot, "a", Ctx())), 0);
+  EXPECT_EQ(Errno(fs().SetXattr(a, "user.y", "2", 0, Ctx())), 0);
+  EXPECT_EQ(fs().GetXattr(a, "user.x", Ctx()).value_or("?"), "1");
+  EXPECT_EQ(fs().ListXattrs(a, Ctx())->size(), 2u);
+  EXPECT_EQ(Errno(fs().RemoveXattr(a, "user.x", Ctx())), 0);
+  EXPECT_EQ(Close(opened->handle), 0);
 }
 
 TEST_F(ExactTest, WithoutNamesEachExtendedAttributeIsAskedFor) {

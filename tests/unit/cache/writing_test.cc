@@ -576,6 +576,9 @@ TEST_F(WritingTest, TheNoteOfASpoolFileIsTrueAtAnyTime) {
 // What can never be sent does not keep the mount for ever, nor is it lost.
 TEST_F(WritingTest, WhatWasWrittenToAFileThatIsGoneIsPutAside) {
   options_.unsent_directory = spool_ + "-unsent/of-this-mount";
+  testing::MemoryRemoteFsOptions paths;  // a handle that survives takes it all, as on a local disk
+  paths.handles_survive = false;
+  UseRemote(paths);
   remote_->InsideMakeDirectory("dir");
   remote_->InsideWrite("dir/a", "old");
   const FileHandle handle = OpenWrite("dir/a");

@@ -270,7 +270,10 @@ TEST_F(FilesystemTest, SecurityAttributesAndAccessListsNeverCostARoundTrip) {
   const NodeId node = Find("f");
   memory_.ResetCalls();
   EXPECT_EQ(ErrnoOf(filesystem_->GetXattr(node, "security.capability", ctx_)), ENODATA);
-  EXPECT_EQ(ErrnoOf(filesystem_->GetXattr(node, "system.posix_acl_access", ctx_)), EOPNOTSUPP);
+  EXPECT_EQ(ErrnoOf(filesystem_->GetXattr(node, "system.posix_acl_access", ctx_)), ENODATA);
+  EXPECT_EQ(ErrnoOf(filesystem_->RemoveXattr(node, "system.posix_acl_access", ctx_)), 0);
+  EXPECT_EQ(ErrnoOf(filesystem_->SetXattr(node, "system.posix_acl_access", "x", 0, ctx_)), EOPNOTSUPP);
+  EXPECT_EQ(ErrnoOf(filesystem_->GetXattr(node, "unknown.one", ctx_)), ENOTSUP);
   EXPECT_EQ(ErrnoOf(filesystem_->SetXattr(node, "security.selinux", "x", 0, ctx_)), EOPNOTSUPP);
   EXPECT_EQ(ErrnoOf(filesystem_->RemoveXattr(node, "security.capability", ctx_)), ENODATA);
   EXPECT_EQ(memory_.total_calls(), 0);

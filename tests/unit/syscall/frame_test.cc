@@ -540,5 +540,44 @@ TEST(DecodeChanged, OnlyWhatIsPresentAndNothingMore) {
   EXPECT_FALSE(DecodeChanged(none, {}));
 }
 
+// --- news
+
+std::string NameNews(const std::string& name, uint8_t state) {
+  return "\x01" + std::string(28, 'i') + Big(uint16_t(name.size())) + name + std::string(1, char(state));
+}
+
+TEST(DecodeNews, WhatMakesSense) {
+  const std::string entry = AttributeBytes("/etc/passwd") + std::string(1, '\0');
+  for (const std::string& news : {std::string(), NameNews("a", 0), NameNews("a", 1) + entry, NameNews("a", 2), "\x02" + AttributeBytes("/etc"),
+                                  "\x03" + std::string(28, 'i'), std::string("\x04"),
+                                  NameNews("a", 2) + "\x04" + NameNews("b", 1) + entry + "\x02" + AttributeBytes("/etc")}) {
+    EXPECT_TRUE(DecodeNews(news, {}, nullptr));
+  }
+}
+
+TEST(DecodeNews, WhatMakesNone) {
+  for (const std::string& name : {std::string(), std::string("."), std::string(".."), std::string("a/b"), std::string("a\0b", 3)}) {
+    EXPECT_FALSE(DecodeNews(NameNews(name, 0), {}, nullptr)) << name;
+  }
+  for (const std::string& news : {std::string("\x05"), std::string(1, '\0'), NameNews("a", 3), NameNews("a", 1), "\x02" + AttributeBytes("/etc/passwd"),
+                                  "\x03" + std::string(27, 'i'), NameNews("a", 0).substr(0, 31)}) {
+    EXPECT_FALSE(DecodeNews(news, {}, nullptr));
+  }
+}
+
+TEST(DecodeNews, Fuzzed) {
+  const std::string good = NameNews("name", 1) + AttributeBytes("/etc/passwd") + std::string(1, '\0') + "\x04" + NameNews("x", 2) + "\x02" +
+                           AttributeBytes("/etc") + "\x03" + std::string(28, 'i');
+  ASSERT_TRUE(DecodeNews(good, {}, nullptr));
+  std::mt19937_64 random(11);
+  int refused = 0;
+  for (int round = 0; round < 20'000; ++round) {
+    std::string bytes = good;
+    for (uint64_t i = random() % 4 + 1; i > 0; --i) Mutate(bytes, random);
+    refused += DecodeNews(bytes, {1, 1, {}}, nullptr) ? 0 : 1;
+  }
+  EXPECT_GT(refused, 1000);
+}
+
 }  // namespace
 }  // namespace e2bfs::transport::syscall
