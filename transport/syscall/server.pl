@@ -4,7 +4,7 @@
 # a few hundred bytes reads it and calls eval), so that its text is in nobody's log. Requests come by standard input, replies
 # go to standard output, in frames; frame.h describes them, and the two files change together.
 #
-# Rules of this file, each paid for (PROTOCOL.md 8):
+# Rules of this file, each paid for:
 #   - syscall() passes a scalar that was ever used as a number as one: strings go in as fresh copies "$x", numbers as 0+$x.
 #   - Buffers that the kernel fills are whole, fresh and long enough.
 #   - $! is looked at only after -1. No call may block: opens are O_NONBLOCK after a look at the type; what can take
