@@ -113,6 +113,7 @@ sub sys_statx {
 sub mode_of { unpack 'x28 S', $_[0] }
 sub type_of { $S_IFMT & unpack 'x28 S', $_[0] }
 sub size_of { unpack 'x40 q', $_[0] }
+sub without_atime { substr($_[0], 0, 64) . substr $_[0], 80 }
 # Device, inode number, birth time: inode numbers alone are used again at once. As frame.h's IdentityOf makes it.
 sub identity_of { substr($_[0], 136, 8) . substr($_[0], 32, 8) . substr($_[0], 80, 12) }
 
@@ -371,7 +372,7 @@ sub close_handle {
     my $statx = sys_statx($handle->[0], '');
     my $identity = defined $statx ? identity_of($statx) : '';
     my $told = delete $told_last{$identity};
-    $told_object{$identity} = $statx if defined $told && $told eq $statx;
+    $told_object{$identity} = $statx if defined $told && without_atime($told) eq without_atime($statx);
   }
   sys_close($handle->[0]);
 }
