@@ -18,15 +18,27 @@ finish() {  # finish NAME STATUS
   results+=("$(printf '%-28s %-7s %5d s' "$1" "$verdict" $((SECONDS - begin)))")
   say "=== $1: $verdict after $((SECONDS - begin)) s"
 }
+# What was not run in a variant, and why: whole ctests, parts of them, and selections, as the tests said it.
+skips=()
+note_skips() {  # note_skips VARIANT LAST-TEST-LOG
+  [ -f "$2" ] || return 0
+  local line
+  while IFS= read -r line; do skips+=("$1: $line"); done < <(awk '
+    /^[0-9]+\/[0-9]+ Test: / { name = $3; after = 0; next }
+    after { print name ": skipped: " $0; after = 0; next }
+    /: Skipped$/ { after = 1; next }
+    /^SKIPPED|^a selection: / { print name ": " $0 }' "$2" | sort -u)
+}
 summary() {
   say; say "=== summary"
+  [ ${#skips[@]} = 0 ] || { say "not run:"; printf '  %s\n' "${skips[@]}" >&2; say; }
   printf '%s\n' "${results[@]}" >&2
   [ "$failed" = 0 ] && say "everything passed" || say "SOMETHING FAILED"
   exit "$failed"
 }
 
 # The tools that the tests use, and nothing that they do not.
-test_packages='libgtest-dev libgmock-dev nghttp2-proxy python3 python3-pytest python3-venv git make rsync sqlite3 util-linux vim'
+test_packages='libgtest-dev libgmock-dev nghttp2-proxy python3 python3-pytest python3-venv git make rsync sqlite3 util-linux vim busybox'
 # These come from elsewhere on some machines (NodeSource has npm inside nodejs), and Debian's would be in their way.
 command -v node >/dev/null || test_packages+=' nodejs'
 command -v npm >/dev/null || test_packages+=' npm'
@@ -87,6 +99,8 @@ for variant in $variants; do
 
   start "tests ($variant)"
   (cd "$directory" && ${runner[@]+"${runner[@]}"} ctest --output-on-failure --no-tests=error --parallel "$test_jobs" "$@" >&2)
-  finish "tests ($variant)" $?
+  status=$?
+  note_skips "$variant" "$directory/Testing/Temporary/LastTest.log"
+  finish "tests ($variant)" $status
 done
 summary

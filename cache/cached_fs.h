@@ -29,7 +29,7 @@ using NodeId = uint64_t;
 inline constexpr NodeId kRoot = 1;
 
 struct CachedFsOptions {
-  std::chrono::milliseconds attribute_ttl{1000};  // also listings and link texts
+  std::chrono::milliseconds attribute_ttl{1000};  // also listings and link texts; of what is not watched
   std::chrono::milliseconds negative_ttl{1000};
   std::chrono::milliseconds operation_timeout{60'000};   // for one operation on names or attributes
   std::chrono::milliseconds transfer_timeout{600'000};   // for one read(2), retries included, or for a store that does not get on; each wait inside has the transport's idle timeout too

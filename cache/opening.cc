@@ -224,8 +224,10 @@ void CachedFsImpl::Release(FileHandle handle, const OpContext& context) {
     auto found = FindFile(handle);
     if (!found) return;
     file = *found;
-    // What failed at the flush is not tried again here; what came after it (stores through mmap) is.
-    send = file->flags.write && file->node->content->dirty() && file->node->content->untried && !file->node->deleted;
+    // What failed at the flush is not tried again here; what came after it (stores through mmap) is. Not what another handle is about to write:
+    // the release comes some time after the close, and its O_TRUNC alone would take the old content away.
+    send = file->flags.write && file->node->content->dirty() && file->node->content->untried && !file->node->deleted &&
+           (!file->flushed || file->node->open_writers == 1);
   }
   const NodePtr& node = file->node;
   if (send) {

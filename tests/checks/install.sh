@@ -20,7 +20,7 @@ case $version in e2bfs\ [0-9]*) ;; *) wrong "e2bfs --version says: $version" ;; 
 manual=$root/share/man/man1/e2bfs.1
 [ -f "$manual" ] || wrong "no manual page"
 if grep -q '@[A-Z_]*@' "$manual"; then wrong "the manual page has places that nobody filled in"; fi
-for option in symlinks transfer_timeout allow_other; do
+for option in symlinks transfer_timeout allow_other tier ids; do
   grep -q "$option" "$manual" || wrong "the manual page does not know $option"
 done
 
@@ -34,7 +34,7 @@ if command -v systemd-analyze >/dev/null 2>&1; then
   said=$(systemd-analyze verify --man=no "$top/units/e2bfs@test.service" 2>&1 | grep 'e2bfs@test' || true)
   [ -z "$said" ] || wrong "the unit: $said"
 fi
-for text in README.md LICENSE CHANGELOG.md; do
+for text in README.md LICENSE CHANGELOG.md semantics.md syscall-tier.md; do
   [ -n "$(find "$root/share/doc" -name "$text" 2>/dev/null)" ] || wrong "no $text"
 done
 exit "$failed"

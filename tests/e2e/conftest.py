@@ -205,6 +205,11 @@ def is_mounted(path):
     return any(line.split()[1] == str(path) for line in open("/proc/self/mounts"))
 
 
+def pytest_terminal_summary(terminalreporter):
+    if SANITIZED:
+        terminalreporter.write_line("a selection: sanitizer build, tiers: " + os.environ.get("E2BFS_TEST_TIERS", "all"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def fuse_is_here():
     assert os.path.exists("/dev/fuse"), "no /dev/fuse: these tests need real mounts (modprobe fuse, or a machine that has it)"

@@ -1,6 +1,6 @@
-"""The round trips of DESIGN.md chapter 7, counted at the test sandbox through a real mount: names, attributes, small files.
+"""The round trips that operations may cost, counted at the test sandbox through a real mount: names, attributes, small files.
 
-What of that table needs the walk's prefetch or -o writeback is not here. Both numbers are of round trips in sequence. On the
+Prefetch of whole trees and -o writeback are not there yet. Both numbers are of round trips in sequence. On the
 service tier the test sandbox counts the longest chain of requests. On the syscall tier the operations are frames in one
 long stream: `e2bfs status --json` counts those that were waited for, and transfers of files come on top.
 """

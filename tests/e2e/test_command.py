@@ -135,7 +135,7 @@ def test_status(shared_mount, double):
     if not ENVD_URL:
         assert status["protocol"] == ("h2" if PROTOCOL == "h2" else "http/1.1")
     text = shared_mount.e2bfs("status", shared_mount.path).stdout
-    assert "debug_sandbox_id" in text and "service" in text
+    assert "debug_sandbox_id" in text and "syscall" in text
 
 
 def test_list_shows_mounts(shared_mount, double):

@@ -265,7 +265,7 @@ class Model:
         return "ok"
 
     def sent_later(self, actor, thing):
-        """Attributes that are set on a file which is open for writing may go with what that sends (DESIGN.md chapter 5): with its
+        """Attributes that are set on a file which is open for writing may go with what that sends: with its
         content, or where the handle made the file."""
         if actor != INSIDE and thing.kind == "file" and any(handle.writable and (thing.dirty or thing.unsent or handle.created) for handle in self.held(thing)):
             thing.unsent = True

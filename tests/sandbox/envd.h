@@ -33,6 +33,7 @@ struct EnvdOptions {
   std::string access_token;
   std::string default_user;
   std::string log_file;
+  std::string command_path;  // PATH of commands, and the directory of the sh that /bin/sh means to them; empty: the machine's
   int max_watches = 0;  // WatchDir streams and watchers at a time; 0: as many as the kernel gives
 };
 

@@ -83,7 +83,8 @@ RpcResult<Process::Command> ProcessService::MakeCommand(const JsonMessage& confi
   }
   Process::Command command;
   command.directory = *directory;
-  const char* path = getenv("PATH");
+  const std::string& command_path = context_.options().command_path;
+  const char* path = command_path.empty() ? getenv("PATH") : command_path.c_str();
   std::map<std::string, std::string> variables = {
       {"PATH", path != nullptr ? path : "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
       {"HOME", account.home},
@@ -97,7 +98,10 @@ RpcResult<Process::Command> ProcessService::MakeCommand(const JsonMessage& confi
   for (const auto& [name, value] : variables) {
     command.environment.push_back(name + "=" + value);
   }
-  const std::string program = config.String("cmd");
+  std::string program = config.String("cmd");
+  if (!command_path.empty() && program == "/bin/sh") {
+    program = command_path + "/sh";
+  }
   std::vector<std::string> arguments = config.StringList("args");
   arguments.insert(arguments.begin(), program);
   if (context_.can().wrapped_commands) {

@@ -67,6 +67,9 @@ int main(int argc, char** argv) {
   app.add_option("--max-streams", options.server.max_concurrent_streams, "HTTP/2 streams for one connection")
       ->capture_default_str();
   app.add_option("--max-watches", options.max_watches, "Refuse watches beyond this number");
+  app.add_option("--command-path", options.command_path,
+                 "Commands find their programs in this directory alone, /bin/sh as well: another image's tools")
+      ->check(CLI::ExistingDirectory);
   app.add_option("--log", options.log_file, "Append what envd would log to this file");
   app.add_option(
       "--ready-fd", ready_fd,

@@ -70,6 +70,7 @@ EnvdOptions EnvdOptionsOf(const SandboxOptions& options) {
   envd.access_token = options.access_token;
   envd.default_user = options.default_user;
   envd.log_file = options.log_file;
+  envd.command_path = options.command_path;
   envd.max_watches = options.max_watches;
   return envd;
 }

@@ -4,7 +4,7 @@
 # a few hundred bytes reads it and calls eval), so that its text is in nobody's log. Requests come by standard input, replies
 # go to standard output, in frames; frame.h describes them, and the two files change together.
 #
-# Rules of this file, each paid for (PROTOCOL.md 8):
+# Rules of this file, each paid for:
 #   - syscall() passes a scalar that was ever used as a number as one: strings go in as fresh copies "$x", numbers as 0+$x.
 #   - Buffers that the kernel fills are whole, fresh and long enough.
 #   - $! is looked at only after -1. No call may block: opens are O_NONBLOCK after a look at the type; what can take
@@ -113,6 +113,7 @@ sub sys_statx {
 sub mode_of { unpack 'x28 S', $_[0] }
 sub type_of { $S_IFMT & unpack 'x28 S', $_[0] }
 sub size_of { unpack 'x40 q', $_[0] }
+sub without_atime { substr($_[0], 0, 64) . substr $_[0], 80 }
 # Device, inode number, birth time: inode numbers alone are used again at once. As frame.h's IdentityOf makes it.
 sub identity_of { substr($_[0], 136, 8) . substr($_[0], 32, 8) . substr($_[0], 80, 12) }
 
@@ -371,7 +372,7 @@ sub close_handle {
     my $statx = sys_statx($handle->[0], '');
     my $identity = defined $statx ? identity_of($statx) : '';
     my $told = delete $told_last{$identity};
-    $told_object{$identity} = $statx if defined $told && $told eq $statx;
+    $told_object{$identity} = $statx if defined $told && without_atime($told) eq without_atime($statx);
   }
   sys_close($handle->[0]);
 }

@@ -255,6 +255,22 @@ TEST_F(WritingTest, WritesAfterTheFlushGoWithTheRelease) {
   EXPECT_EQ(Inside("a"), "mmap");
 }
 
+TEST_F(WritingTest, ALateReleaseDoesNotSendTheTruncationOfTheNextOpen) {
+  remote_->InsideWrite("a", "old content");
+  const FileHandle first = OpenFor(Find("a"), {true, true, false, false});
+  Write(first, 0, "OLD");
+  EXPECT_EQ(Flush(first), 0);  // close(2) has returned
+  const FileHandle next = OpenFor(Find("a"), {true, true, false, true});
+  fs().Release(first, Ctx());
+  EXPECT_EQ(Inside("a"), "OLD content");
+  Write(next, 0, "new");
+  FailStores(1, ENOSPC);
+  EXPECT_EQ(Flush(next), ENOSPC);
+  EXPECT_EQ(Inside("a"), "OLD content");
+  EXPECT_EQ(Close(next), 0);
+  EXPECT_EQ(Inside("a"), "new");
+}
+
 TEST_F(WritingTest, AFailureOfTheLastReleaseIsToldToTheNext) {
   const auto made = Made("a");
   EXPECT_EQ(Flush(made.handle), 0);
