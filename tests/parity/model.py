@@ -471,13 +471,7 @@ class Worker:
         return os.getxattr(self.handles[number], name).decode()
 
     def do_hcopy(self, number, source, offset, to, length):
-        done = 0
-        while done < length:
-            now = os.copy_file_range(self.handles[source], self.handles[number], length - done, offset + done, to + done)
-            if now == 0:
-                break
-            done += now
-        return str(done)
+        return str(os.copy_file_range(self.handles[source], self.handles[number], length, offset, to))
 
     def do_hpunch(self, number, offset, length):
         calls.fallocate(self.handles[number], calls.FALLOC_PUNCH_HOLE | calls.FALLOC_KEEP_SIZE, offset, length)

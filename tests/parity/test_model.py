@@ -165,12 +165,23 @@ class Run:
     def __init__(self, mount, patience=0):
         self.mount, self.patience = mount, patience
 
+    @staticmethod
+    def still_there(model, here):
+        """A name that no listing shows, and that the kernel here believes in."""
+        known = dict(model.everything())
+        for path in PATHS:
+            directory = known.get(path.rpartition("/")[0])
+            if path not in known and ("/" not in path or directory is not None and directory.kind == "directory") and os.path.lexists(here / path):
+                return f"through the mount: {path} is not listed, but there"
+        return None
+
     def compare(self, model, here, there, actor):
         """What differs. patience: the mount is told of what happens inside, and shows it soon."""
         end = time.monotonic() + (self.patience if actor == INSIDE else 0)
         while True:
             try:
-                problem = compare(model, look(there), "inside the sandbox", True) or compare(model, look(here), "through the mount", False)
+                problem = compare(model, look(there), "inside the sandbox", True) or compare(model, look(here), "through the mount", False) \
+                    or self.still_there(model, here)
             except OSError as trouble:
                 problem = f"looking: {trouble}"
             if problem is None or time.monotonic() > end:
