@@ -29,6 +29,7 @@ class Thing:
         self.dirty = False    # written by a handle of the mount, not yet closed or synced: the sandbox need not have it
         self.unsent = False   # nor its mode and times
         self.links = 0
+        self.xattrs = {}
 
 
 class Handle:
@@ -270,6 +271,60 @@ class Model:
         if actor != INSIDE and thing.kind == "file" and any(handle.writable and (thing.dirty or thing.unsent or handle.created) for handle in self.held(thing)):
             thing.unsent = True
 
+    def do_setxattr(self, actor, path, name, value, flags):
+        return self.set_xattr(self.find(path, follow=True), name, value, flags)
+
+    def set_xattr(self, thing, name, value, flags):
+        if flags & os.XATTR_CREATE and name in thing.xattrs:
+            raise Failure("EEXIST")
+        if flags & os.XATTR_REPLACE and name not in thing.xattrs:
+            raise Failure("ENODATA")
+        thing.xattrs[name] = value
+        return "ok"
+
+    def get_xattr(self, thing, name):
+        if name not in thing.xattrs:
+            raise Failure("ENODATA")
+        return thing.xattrs[name]
+
+    def do_getxattr(self, actor, path, name):
+        return self.get_xattr(self.find(path, follow=True), name)
+
+    def do_removexattr(self, actor, path, name):
+        thing = self.find(path, follow=True)
+        self.get_xattr(thing, name)
+        del thing.xattrs[name]
+        return "ok"
+
+    def do_hsetxattr(self, actor, number, name, value, flags):
+        return self.set_xattr(self.handles[actor, number].thing, name, value, flags)
+
+    def do_hgetxattr(self, actor, number, name):
+        return self.get_xattr(self.handles[actor, number].thing, name)
+
+    def do_hcopy(self, actor, number, source, offset, to, length):
+        """copy_file_range of two handles of one process."""
+        origin, target = self.handles[actor, source], self.handles[actor, number]
+        if not target.writable or target.append:
+            raise Failure("EBADF")
+        data = origin.thing.content[offset:offset + length]
+        length = len(data)
+        if origin.thing is target.thing and length and offset < to + length and to < offset + length:
+            raise Failure("EINVAL")
+        self.store(actor, target.thing, to, data)  # done in the sandbox
+        return str(len(data))
+
+    def do_hpunch(self, actor, number, offset, length):
+        handle = self.handles[actor, number]
+        if not handle.writable:
+            raise Failure("EBADF")
+        content = handle.thing.content
+        end = min(offset + length, len(content))
+        if end > offset:
+            handle.thing.content = content[:offset] + bytes(end - offset) + content[end:]
+        self.changed(actor, handle.thing)
+        return "ok"
+
     # --- handles
     def do_open(self, actor, number, path, how):
         flags = HOW[how]
@@ -399,6 +454,27 @@ class Worker:
 
     def do_utime(self, path, mtime):
         os.utime(self.path(path), ns=(mtime, mtime))
+
+    def do_setxattr(self, path, name, value, flags):
+        os.setxattr(self.path(path), name, value.encode(), flags)
+
+    def do_getxattr(self, path, name):
+        return os.getxattr(self.path(path), name).decode()
+
+    def do_removexattr(self, path, name):
+        os.removexattr(self.path(path), name)
+
+    def do_hsetxattr(self, number, name, value, flags):
+        os.setxattr(self.handles[number], name, value.encode(), flags)
+
+    def do_hgetxattr(self, number, name):
+        return os.getxattr(self.handles[number], name).decode()
+
+    def do_hcopy(self, number, source, offset, to, length):
+        return str(os.copy_file_range(self.handles[source], self.handles[number], length, offset, to))
+
+    def do_hpunch(self, number, offset, length):
+        calls.fallocate(self.handles[number], calls.FALLOC_PUNCH_HOLE | calls.FALLOC_KEEP_SIZE, offset, length)
 
     def do_open(self, number, path, how):
         fd = os.open(self.path(path), HOW[how], 0o644)

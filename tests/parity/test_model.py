@@ -23,11 +23,12 @@ SERVICE = TIER == "service"
 
 NAMES = ["a", "b", "c"]
 PATHS = NAMES + [f"{top}/{name}" for top in NAMES for name in NAMES]
+XATTRS = ["user.x", "user.y"]
 TEXTS = ["a", "b", "c", "a/b", "nowhere"]
 SIZES = [0, 1, 5, 4096, 4097, 70_000]
 WEIGHTS = {"create": 4, "put": 8, "write": 8, "append": 6, "get": 3, "truncate": 4, "mkdir": 6, "symlink": 2, "link": 3, "unlink": 5, "rmdir": 3, "rename": 8, "renameat2": 3, "chmod": 4, "utime": 4,
-           "open": 7, "handle": 22}
-HANDLE_WEIGHTS = {"hread": 4, "hwrite": 6, "htruncate": 2, "hstat": 2, "hchmod": 1, "hsync": 2, "hclose": 3}
+           "open": 7, "handle": 22, **({} if SERVICE else {"setxattr": 3, "getxattr": 2, "removexattr": 2})}
+HANDLE_WEIGHTS = {"hread": 4, "hwrite": 6, "htruncate": 2, "hstat": 2, "hchmod": 1, "hsync": 2, "hclose": 3, **({} if SERVICE else {"hsetxattr": 1, "hgetxattr": 1, "hcopy": 2, "hpunch": 1})}
 
 
 def invent(chance, model, number):
@@ -42,13 +43,17 @@ def invent(chance, model, number):
             return None
         actor, handle = chance.choice(own)
         what = chance.choices(list(HANDLE_WEIGHTS), HANDLE_WEIGHTS.values())[0]
-        more = {"hwrite": (offset, number, size), "htruncate": (size,), "hchmod": (chance.choice([0o600, 0o644, 0o666]),)}.get(what, ())
+        others = [number for owner, number in own if owner == actor]
+        more = {"hcopy": (chance.choice(others), offset, chance.choice([0, 4096, 50_000]), chance.choice([1, 4096, 30_000])), "hpunch": (offset, 3_000),
+                "hsetxattr": (chance.choice(XATTRS), str(number), chance.choice([0, 0, os.XATTR_CREATE, os.XATTR_REPLACE])), "hgetxattr": (chance.choice(XATTRS),),
+                "hwrite": (offset, number, size), "htruncate": (size,), "hchmod": (chance.choice([0o600, 0o644, 0o666]),)}.get(what, ())
         return (actor, what, handle, *more)
     if what == "open":
         actor = chance.choice(MOUNTED)
         free = [each for each in range(3) if (actor, each) not in model.handles]
         return (actor, "open", free[0], path, chance.choice(["r", "rw", "rw", "a", "c", "x", "t"])) if free else None
-    return {"create": lambda: (actor, what, path), "put": lambda: (actor, what, path, number, size), "write": lambda: (actor, what, path, offset, number, size),
+    return {"setxattr": lambda: (actor, what, path, chance.choice(XATTRS), str(number), chance.choice([0, 0, os.XATTR_CREATE, os.XATTR_REPLACE])),
+            "getxattr": lambda: (actor, what, path, chance.choice(XATTRS)), "removexattr": lambda: (actor, what, path, chance.choice(XATTRS)), "create": lambda: (actor, what, path), "put": lambda: (actor, what, path, number, size), "write": lambda: (actor, what, path, offset, number, size),
             "append": lambda: (actor, what, path, number, size), "get": lambda: (actor, what, path), "truncate": lambda: (actor, what, path, size), "mkdir": lambda: (actor, what, chance.choice(NAMES)),
             "symlink": lambda: (actor, what, chance.choice(TEXTS), chance.choice(NAMES)), "link": lambda: (actor, what, path, chance.choice(PATHS)), "unlink": lambda: (actor, what, path),
             "rmdir": lambda: (actor, what, path), "rename": lambda: (actor, what, path, chance.choice(PATHS)),
@@ -115,7 +120,8 @@ def look(top):
             else:
                 with open(path, "rb", buffering=0) as file:
                     content = file.readall()
-                found[prefix + name] = ("file", stat.S_IMODE(status.st_mode), digest(content), status.st_size, status.st_nlink, status.st_mtime_ns)
+                found[prefix + name] = ("file", stat.S_IMODE(status.st_mode), digest(content), status.st_size, status.st_nlink, status.st_mtime_ns,
+                                         {} if SERVICE else {key: os.getxattr(path, key).decode() for key in os.listxattr(path) if key in XATTRS})
     visit(top, "")
     return found
 
@@ -145,6 +151,8 @@ def compare(model, tree, where, inside):
             return f"{where}: {path} has size {got[3]}, not {len(thing.content)}"
         if got[4] != thing.links and (inside or not SERVICE):
             return f"{where}: {path} has {got[4]} links, not {thing.links}"
+        if got[6] != thing.xattrs:
+            return f"{where}: {path} has xattrs {got[6]}, not {thing.xattrs}"
         if thing.mtime is not None and got[5] != thing.mtime and not (inside and thing.unsent):
             return f"{where}: {path} has mtime {got[5]}, not {thing.mtime}"
     return None
@@ -157,12 +165,23 @@ class Run:
     def __init__(self, mount, patience=0):
         self.mount, self.patience = mount, patience
 
+    @staticmethod
+    def still_there(model, here):
+        """A name that no listing shows, and that the kernel here believes in."""
+        known = dict(model.everything())
+        for path in PATHS:
+            directory = known.get(path.rpartition("/")[0])
+            if path not in known and ("/" not in path or directory is not None and directory.kind == "directory") and os.path.lexists(here / path):
+                return f"through the mount: {path} is not listed, but there"
+        return None
+
     def compare(self, model, here, there, actor):
         """What differs. patience: the mount is told of what happens inside, and shows it soon."""
         end = time.monotonic() + (self.patience if actor == INSIDE else 0)
         while True:
             try:
-                problem = compare(model, look(there), "inside the sandbox", True) or compare(model, look(here), "through the mount", False)
+                problem = compare(model, look(there), "inside the sandbox", True) or compare(model, look(here), "through the mount", False) \
+                    or self.still_there(model, here)
             except OSError as trouble:
                 problem = f"looking: {trouble}"
             if problem is None or time.monotonic() > end:

