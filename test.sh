@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds three times (plain, AddressSanitizer with UndefinedBehaviorSanitizer, ThreadSanitizer) and
-# passes every test in each. All parts run, whatever fails before them; the summary and the exit status tell.
+# passes the tests in each: every one in the plain build, a selection in the others (one tier, shorter random tests), which the summary
+# lists with whatever else was not run, and why. All parts run, whatever fails before them; the summary and the exit status tell.
 #   ./test.sh [--quick] [CTEST-ARGUMENT...]     --quick: the plain build only
 set -uo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" || exit 1
