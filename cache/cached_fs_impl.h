@@ -175,11 +175,12 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
     std::string name;
     uint64_t stamp = 0;
     TimePoint asked{};
+    bool overtaken = false;     // by news of the name: its answer may be older than they
   };
   Result<NameChange> BeginName(NodeId parent, const std::string& name);
   // mutex_ held: what became of it.
   void EndParent(const NameChange& change, const std::optional<transport::Attributes>& parent);
-  NodePtr EndMade(const NameChange& change, const transport::Attributes& object);
+  NodePtr EndMade(NameChange& change, const transport::Attributes& object);
   void EndUnknown(const NameChange& change);
   Result<NodeAttributes> Make(NodeId parent, const std::string& name, const OpContext& ctx,
                               const std::function<Result<transport::Changed>(const transport::Name&)>& call,

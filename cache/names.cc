@@ -212,13 +212,14 @@ void CachedFsImpl::EndParent(const NameChange& change, const std::optional<trans
   --change.parent->pins;
 }
 
-NodePtr CachedFsImpl::EndMade(const NameChange& change, const transport::Attributes& object) {
+NodePtr CachedFsImpl::EndMade(NameChange& change, const transport::Attributes& object) {
   Child* child = Tree::FindChild(*change.parent, change.name);
+  change.overtaken = child && child->stamp > change.stamp;
   NodePtr known = child && child->node ? tree_.Find(child->node) : nullptr;
   NodePtr node = tree_.GetOrMake(object, known);
   if (!child || child->node != node->id) child = &tree_.Attach(*change.parent, change.name, *node);
   child->stamp = ++stamp_;
-  child->fresh_until = NameUntil(*change.parent, change.stamp, change.asked, options_.attribute_ttl);
+  child->fresh_until = change.overtaken ? TimePoint{} : NameUntil(*change.parent, change.stamp, change.asked, options_.attribute_ttl);
   return node;
 }
 
@@ -245,6 +246,7 @@ Result<NodeAttributes> CachedFsImpl::Make(NodeId parent_id, const std::string& n
       NodePtr node = EndMade(*begun, *made->object);
       EndParent(*begun, made->parent);
       Absorb(*node, *made->object, stamp_, begun->asked, Origin::kOwnChange, true);
+      if (begun->overtaken) node->fresh_until = {};
       // What was made just now is empty: no name in it has to be asked for.
       if (node->is_directory() && node->children.empty()) node->listed_until = NameUntil(*node, begun->stamp, begun->asked, options_.attribute_ttl);
       if (link_text) {

@@ -122,6 +122,7 @@ Result<OpenedFile> CachedFsImpl::CreateFile(NodeId parent_id, const std::string&
   --node->pins;
   Absorb(*node, opened->attributes, asked_stamp, begun->asked,
          opened->created ? Origin::kOwnChange : Origin::kAsked, true);
+  if (begun->overtaken) node->fresh_until = {};
   const bool created = opened->created;
   // A new file's handle serves for both; the other's was opened as far as its mode allows.
   TakeHandle(*node, opened->handle, created || flags.read, created || flags.write);

@@ -16,7 +16,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <functional>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -108,14 +110,16 @@ enum class Ending {
   kNever,       // flush, fsync, release, write: only the end of the mount ends it
 };
 
-// One request, answered exactly once; with EIO if nobody did. Not copyable; used by one thread at a time, but for OnInterrupt.
+// One request, answered exactly once; with EIO if nobody did. Not copyable; used by one thread at a time, but for OnInterrupt and for
+// the answer to a caller who is dying: he waits for nothing, while what was begun goes on (a change that was sent cannot be called
+// back) and finds that its answer was given.
 class Reply {
  public:
   Reply(State& state, fuse_req_t request) : state_(state), request_(request), id_(state.next_id++) {}
   Reply(const Reply&) = delete;
 
   ~Reply() {
-    if (request_ == nullptr) return;
+    if (const std::lock_guard lock(request_mutex_); request_ == nullptr) return;
     static Counter& unanswered = Metrics::Get("fuse.unanswered_requests_count");
     unanswered.Add();
     AnswerErrno(EIO);
@@ -145,6 +149,7 @@ class Reply {
     }
     interruptible_ = true;
     fuse_req_interrupt_func(request_, &Reply::OnInterrupt, this);
+    gone_.emplace(stop_.get_token(), [this] { AnswerErrno(EINTR); });
     return ctx;
   }
 
@@ -155,33 +160,33 @@ class Reply {
     AnswerErrno(KernelErrno(error, stop_.stop_requested()));
   }
 
-  void AnswerErrno(int value) { fuse_reply_err(Take(), value); }
+  void AnswerErrno(int value) { Give([&](fuse_req_t request) { return fuse_reply_err(request, value); }); }
 
   void Nothing(const Result<void>& result) { result ? Ok() : Fail(result.error()); }
 
   void Entry(const Result<NodeReply>& result) {
     if (!result) return Fail(result.error());
     const fuse_entry_param entry = ToEntry(*result);
-    if (fuse_reply_entry(Take(), &entry) != 0) state_.filesystem.Forget(result->node, 1);
+    if (Give([&](fuse_req_t request) { return fuse_reply_entry(request, &entry); }) != 0) state_.filesystem.Forget(result->node, 1);
   }
 
   void Attributes(const Result<AttributeReply>& result) {
     if (!result) return Fail(result.error());
-    fuse_reply_attr(Take(), &result->attributes, Seconds(result->valid_for));
+    Give([&](fuse_req_t request) { return fuse_reply_attr(request, &result->attributes, Seconds(result->valid_for)); });
   }
 
   void Opened(const Result<OpenReply>& result, fuse_file_info info, const OpContext& ctx) {
     if (!result) return Fail(result.error());
     FillInfo(*result, &info);
     // The program is gone: nobody will close it.
-    if (fuse_reply_open(Take(), &info) != 0) state_.filesystem.Release(result->handle, ctx.Uninterruptible());
+    if (Give([&](fuse_req_t request) { return fuse_reply_open(request, &info); }) != 0) state_.filesystem.Release(result->handle, ctx.Uninterruptible());
   }
 
   void Created(const Result<CreateReply>& result, fuse_file_info info, const OpContext& ctx) {
     if (!result) return Fail(result.error());
     FillInfo(result->file, &info);
     const fuse_entry_param entry = ToEntry(result->node);
-    if (fuse_reply_create(Take(), &entry, &info) != 0) {
+    if (Give([&](fuse_req_t request) { return fuse_reply_create(request, &entry, &info); }) != 0) {
       state_.filesystem.Release(result->file.handle, ctx.Uninterruptible());
       state_.filesystem.Forget(result->node.node, 1);
     }
@@ -190,37 +195,37 @@ class Reply {
   void DirectoryOpened(const Result<DirectoryHandle>& result, fuse_file_info info) {
     if (!result) return Fail(result.error());
     info.fh = *result;
-    if (fuse_reply_open(Take(), &info) != 0) state_.filesystem.ReleaseDir(*result);
+    if (Give([&](fuse_req_t request) { return fuse_reply_open(request, &info); }) != 0) state_.filesystem.ReleaseDir(*result);
   }
 
   void Text(const Result<std::string>& result) {
     if (!result) return Fail(result.error());
-    fuse_reply_readlink(Take(), result->c_str());
+    Give([&](fuse_req_t request) { return fuse_reply_readlink(request, result->c_str()); });
   }
 
   // False if the kernel did not take it.
-  bool Bytes(const char* bytes, size_t length) { return fuse_reply_buf(Take(), bytes, length) == 0; }
+  bool Bytes(const char* bytes, size_t length) { return Give([&](fuse_req_t request) { return fuse_reply_buf(request, bytes, length); }) == 0; }
 
   void Written(const Result<size_t>& result) {
     if (!result) return Fail(result.error());
-    fuse_reply_write(Take(), *result);
+    Give([&](fuse_req_t request) { return fuse_reply_write(request, *result); });
   }
 
   void Position(const Result<off_t>& result) {
     if (!result) return Fail(result.error());
-    fuse_reply_lseek(Take(), *result);
+    Give([&](fuse_req_t request) { return fuse_reply_lseek(request, *result); });
   }
 
   void Statistics(const Result<struct statvfs>& result) {
     if (!result) return Fail(result.error());
-    fuse_reply_statfs(Take(), &*result);
+    Give([&](fuse_req_t request) { return fuse_reply_statfs(request, &*result); });
   }
 
   // getxattr and listxattr: `size` is what the caller has room for, 0 if it only asks how long it is.
   void Xattr(const Result<std::string>& result, size_t size) {
     if (!result) return Fail(result.error());
     if (size == 0) {
-      fuse_reply_xattr(Take(), result->size());
+      Give([&](fuse_req_t request) { return fuse_reply_xattr(request, result->size()); });
     } else if (result->size() > size) {
       AnswerErrno(ERANGE);
     } else {
@@ -252,10 +257,21 @@ class Reply {
     info->noflush = from.no_flush;
   }
 
-  // The request, for the one answer that it gets.
+  // 0: the kernel took the answer. Otherwise it did not, or was given another one before.
+  template <typename Answer>
+  int Give(Answer answer) {
+    fuse_req_t request = Take();
+    return request != nullptr ? answer(request) : -ENOENT;
+  }
+
+  // The request, for the one answer that it gets; null if it has it.
   fuse_req_t Take() {
-    fuse_req_t request = std::exchange(request_, nullptr);
-    if (interruptible_) {
+    fuse_req_t request;
+    {
+      std::lock_guard lock(request_mutex_);
+      request = std::exchange(request_, nullptr);
+    }
+    if (request != nullptr && interruptible_) {
       // Waits for an OnInterrupt that is running, so that none uses this object later.
       fuse_req_interrupt_func(request, nullptr, nullptr);
       state_.interrupts.Finished(id_);
@@ -280,6 +296,7 @@ class Reply {
   }
 
   State& state_;
+  std::mutex request_mutex_;  // a leaf
   fuse_req_t request_;
   const uint64_t id_;
   const char* operation_ = "";
@@ -287,6 +304,7 @@ class Reply {
   TimePoint started_{};
   std::stop_source stop_;
   bool interruptible_ = false;
+  std::optional<std::stop_callback<std::function<void()>>> gone_;  // last: its destructor waits while it answers
 };
 
 using ReplyPtr = std::shared_ptr<Reply>;

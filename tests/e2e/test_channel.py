@@ -33,11 +33,19 @@ def server_pid(mount):
     return int(re.search(r"pid (\d+)", mount.status()["remote"]["syscall server"])[1])
 
 
+def is_dead(pid):
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return "\nState:\tZ" in status.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def kill_server(mount, how=signal.SIGKILL):
     pid = server_pid(mount)
     os.kill(pid, how)
     if how == signal.SIGKILL:
-        eventually(lambda: not os.path.exists(f"/proc/{pid}") or "\nState:\tZ" in open(f"/proc/{pid}/status").read(), "the server is dead")
+        eventually(lambda: is_dead(pid), "the server is dead")
     return pid
 
 

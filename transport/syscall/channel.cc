@@ -637,13 +637,19 @@ Result<void> Channel::Reattach(std::stop_token stop) {
     id = server_id_;
     barred.assign(abandoned_.begin(), abandoned_.end());
   }
-  OpContext ctx = OpContext::Within(options_.echo_timeout, ServiceClass::kStream);
+  OpContext ctx = OpContext::Within(options_.start_timeout, ServiceClass::kStream);
   ctx.stop = stop;
+  // That envd does not let us through (a rate limit) says nothing of the server.
+  auto no_way = [](Error error) {
+    if (error.kind == ErrorKind::kTimeout) error.kind = ErrorKind::kUnavailable;
+    return Forward(std::move(error));
+  };
   const envd::ProcessSelector selector{pid, {}};
   auto connected = client_->ConnectProcess(selector, ctx);
-  if (!connected) return Forward(connected.error());
+  if (!connected) return no_way(connected.error());
   auto begun = client_->StreamInput(selector, ctx);
-  if (!begun) return Forward(begun.error());
+  if (!begun) return no_way(begun.error());
+  ctx.deadline = Clock::now() + options_.echo_timeout;
   const std::shared_ptr<envd::ProcessStream> output = std::move(*connected);
   const std::shared_ptr<envd::InputStream> input = std::move(*begun);
   const Trial trial(*this, input, output);
