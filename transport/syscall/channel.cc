@@ -378,7 +378,11 @@ void Channel::Take(Reply reply) {
   }
   auto found = reply.echo || reply.news ? in_flight_.end() : in_flight_.find(reply.number);
   if (found == in_flight_.end()) {  // not an answer, or whoever asked has gone
+    const bool given_up = !reply.echo && !reply.news && abandoned_.count(reply.number) != 0;
     SendQueued(lock);
+    lock.unlock();
+    // It was done all the same, and its own events are left out of the news, since this reply says what they would.
+    if (given_up) news_(nullptr);
     return;
   }
   const std::shared_ptr<Request> request = found->second;
