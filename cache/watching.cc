@@ -41,7 +41,7 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
   const uint64_t stamp = ++stamp_;
   const TimePoint at = Clock::now();
   if (before) Outdated(*before);
-  kernel_news_.push_back({0, directory->id, name});
+  bool same = false;  // the name leads to what it led to
   if (directory->changes_in_flight > 0 || (!now && !gone)) {
     if (!child) child = &tree_.Detach(*directory, name);
     child->fresh_until = {};
@@ -50,6 +50,7 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
     child->fresh_until = NameUntil(*directory, stamp, at, options_.negative_ttl);
   } else {
     const NodePtr node = tree_.GetOrMake(now->attributes, before);
+    same = node == before;
     if (!child || child->node != node->id) child = &tree_.Attach(*directory, name, *node);
     child->fresh_until = NameUntil(*directory, stamp, at, options_.attribute_ttl);
     node->stamp = stamp;
@@ -60,6 +61,8 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
     }
   }
   child->stamp = stamp;
+  // A name that leads where it led stays: the kernel forgets a file's pages with its last name.
+  if (!same) kernel_news_.push_back({0, directory->id, name});
   tree_.SweepIfLarge(at);
   TellKernel(lock);
 }
