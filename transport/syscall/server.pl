@@ -81,6 +81,7 @@ my %descriptor_identity;        # of the directories' descriptors
 # What the replies at hand tell: the events of our own changes are no news. Only replies to changes count: an answer to a question may be
 # given up by who asked, since news overtook it, and what an open says is not looked at.
 my (%told_object, %told_gone);  # identity -> statx; "identity name" of what is gone
+my %told_name;                  # "identity name" -> identity of what has the name: that an object is known says nothing of its names
 my %told_last;                  # of regular files: the same, beyond the replies at hand
 my $telling = 0;                # the operation at hand is a change
 my $replies = '';               # they go out after the news that is older
@@ -142,6 +143,7 @@ sub attributes {
   $flags |= 8 if $type == $S_IFDIR && $watch_of{$identity};
   if ($telling && $inotify != -1) {
     $told_object{$identity} = $statx;
+    $told_name{($descriptor_identity{$fd} // '') . $name} = $identity if $name ne '';
     %told_last = () if keys %told_last > 4096;
     $told_last{$identity} = $statx if $type == $S_IFREG;
   }
@@ -452,6 +454,7 @@ sub send_all {
   $replies = '';
   %told_object = ();
   %told_gone = ();
+  %told_name = ();
 }
 
 sub look_at_events {
@@ -474,7 +477,8 @@ sub look_at_events {
       }
       # What comes and goes changes the directory too; what is written to does not.
       $changed{$identity} ||= $name eq '' || $mask & (0x40 | 0x80 | 0x100 | 0x200) ? 1 : 0;
-      $names{$identity}{$name} = 1 if $name ne '';
+      # 1: what has the name may be another object.
+      $names{$identity}{$name} |= $mask & (0x80 | 0x100) ? 1 : 0 if $name ne '';
     }
     last if $got < 32768;
   }
@@ -488,7 +492,9 @@ sub look_at_events {
         add_news(pack 'C a28 n/a* C', 1, $identity, $name, $state) unless $state == 0 && $told_gone{$identity . $name};
         next;
       }
-      my $told = $told_object{identity_of($statx)};
+      my $object = identity_of($statx);
+      my $told = $told_object{$object};
+      undef $told if $names{$identity}{$name} && ($told_name{$identity . $name} // '') ne $object;
       next if defined $told && $told eq $statx;
       add_news(pack('C a28 n/a* C', 1, $identity, $name, 1) . attributes($known->[0], $name, $statx) . link_text($known->[0], $name, $statx));
     }
@@ -1048,7 +1054,9 @@ $OPERATIONS[19] = sub {    # Create: exclusively, or what is there as far as it 
     $fd = high_fd($fd);
   }
   keep_handle($number, $fd, $rights & 2);
-  return pack('NNC', $fd, $rights, $created) . attributes_of_fd($fd) . (attributes_at($directory, '') // fail($EIO));
+  my $attributes = attributes_of_fd($fd);
+  $told_name{($descriptor_identity{$directory} // '') . $name} = identity_of($attributes) if $created;
+  return pack('NNC', $fd, $rights, $created) . $attributes . (attributes_at($directory, '') // fail($EIO));
 };
 
 $OPERATIONS[20] = sub {    # Read: bytes, the attributes after them
