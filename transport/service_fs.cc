@@ -279,7 +279,8 @@ class ServiceFsImpl : public RemoteFs {
     }
     auto stream = OpenServiceStream(session_->client(), *located, version, range, unreliable, ctx);
     // What was opened tells its time in seconds only. A further range has to be of the version that the ranges before it are of.
-    if (stream && version && !unreliable && range.offset > 0 && range.length > 0) {
+    const bool told_time = session_->client().capabilities().gzip_download;  // as in OpenServiceStream
+    if (stream && version && !unreliable && (range.offset > 0 || !told_time) && range.length > 0) {
       auto now = session_->Stat(node.path, ctx);
       if (!now) return Forward(now.error());
       const bool same = now->size == version->size && now->mtime.tv_sec == version->mtime.tv_sec && now->mtime.tv_nsec == version->mtime.tv_nsec;

@@ -71,7 +71,8 @@ Result<std::unique_ptr<ByteStream>> OpenServiceStream(envd::Client& client, cons
   const envd::DownloadHead& head = (*download)->head();
   if (version) {
     bool other_size = head.total_size >= 0 && head.total_size != version->size;
-    bool other_time = head.last_modified_seconds != 0 && head.last_modified_seconds != version->mtime.tv_sec;
+    // Before it compressed downloads, envd sent a time of its own as Last-Modified, not the file's.
+    bool other_time = client.capabilities().gzip_download && head.last_modified_seconds != 0 && head.last_modified_seconds != version->mtime.tv_sec;
     if (other_size || other_time) return Errno(ESTALE, absolute);
   }
   if (head.length > range.length || (head.length > 0 && head.offset != range.offset)) {
