@@ -191,10 +191,10 @@ class Mount:
         if self.mounted:
             self.mounted = False
             try:
-                done = self.e2bfs("umount", self.path, check=False, timeout=60)
+                done = self.e2bfs("umount", self.path, check=False, timeout=PATIENCE)
                 problem = done.stderr if done.returncode != 0 else ""
             except subprocess.TimeoutExpired:
-                problem = "umount did not end within 60 s"
+                problem = f"umount did not end within {PATIENCE} s"
             subprocess.run(["fusermount3", "-uz", str(self.path)], stderr=subprocess.DEVNULL, check=False)
             assert not problem, problem
         log = self.log.read_text(errors="replace") if self.log.exists() else ""
