@@ -5,7 +5,7 @@
 #include <limits>
 #include <utility>
 
-#include "cache/single_flight.h"
+#include "transport/base/waiting.h"
 
 namespace e2bfs::cache {
 namespace {

@@ -70,20 +70,23 @@ class ServiceFsImpl : public RemoteFs {
   // --- names and attributes
 
   Result<Attributes> Stat(const Node& node, const OpContext& ctx) override {
-    auto absolute = session_->Locate(node);
-    if (!absolute) return Forward(absolute.error());
-    auto attributes = session_->Stat(node.path, ctx);
-    if (attributes && node.id.known() && !(attributes->id == node.id)) return Errno(ESTALE, node.path);
-    return attributes;
+    auto held = session_->path_locks().Use({node.path}, ctx);
+    if (!held) return Forward(held.error());
+    return session_->Stat(node, ctx);
   }
 
   Result<Attributes> Lookup(const Name& name, const OpContext& ctx) override {
+    const std::string path = JoinPath(name.parent.path, name.name);
+    auto held = session_->path_locks().Use({path}, ctx);
+    if (!held) return Forward(held.error());
     auto absolute = session_->Locate(name, nullptr);
     if (!absolute) return Forward(absolute.error());
-    return session_->Stat(JoinPath(name.parent.path, name.name), ctx);
+    return session_->Stat(path, ctx);
   }
 
   Result<Listing> List(const Node& directory, const OpContext& ctx) override {
+    auto held = session_->path_locks().Use({directory.path}, ctx);
+    if (!held) return Forward(held.error());
     auto absolute = session_->Locate(directory);
     if (!absolute) return Forward(absolute.error());
     auto listing = IsUtf8Text(*absolute) ? ListByService(directory.path, *absolute, ctx)
@@ -93,6 +96,8 @@ class ServiceFsImpl : public RemoteFs {
   }
 
   Result<std::string> ReadLink(const Node& node, const OpContext& ctx) override {
+    auto held = session_->path_locks().Use({node.path}, ctx);
+    if (!held) return Forward(held.error());
     auto absolute = session_->Locate(node);
     if (!absolute) return absolute;
     auto text = session_->Ask(ServiceScript::kReadLink, {EncodeArgument(*absolute)}, ctx);
@@ -150,9 +155,12 @@ class ServiceFsImpl : public RemoteFs {
   }
 
   Result<Changed> MakeLink(const Node& existing, const Name& name, const OpContext& ctx) override {
+    if (read_only_) return Errno(EROFS, name.name);
+    auto held = session_->path_locks().Use({existing.path, JoinPath(name.parent.path, name.name)}, ctx);
+    if (!held) return Forward(held.error());
     auto source = session_->Locate(existing);
     if (!source) return Forward(source.error());
-    return Make(ServiceScript::kMakeLink, name, {EncodeArgument(*source)}, ctx);
+    return MakeHeld(ServiceScript::kMakeLink, name, {EncodeArgument(*source)}, ctx);
   }
 
   Result<Changed> Unlink(const Name& name, const OpContext& ctx) override { return Remove(ServiceScript::kUnlink, name, ctx); }
@@ -165,12 +173,14 @@ class ServiceFsImpl : public RemoteFs {
     if (read_only_) return Errno(EROFS, "rename");
     // Only the system call itself exchanges.
     if ((flags & ~uint32_t{kRenameNoReplace}) != 0) return Errno(EINVAL, "rename flags");
+    std::string from_path = JoinPath(from.parent.path, from.name), to_path = JoinPath(to.parent.path, to.name);
+    auto held = session_->path_locks().Change({from_path, to_path}, ctx);
+    if (!held) return Forward(held.error());
     std::string from_parent, to_parent;
     auto source = session_->Locate(from, &from_parent);
     if (!source) return Forward(source.error());
     auto target = session_->Locate(to, &to_parent);
     if (!target) return Forward(target.error());
-    std::string from_path = JoinPath(from.parent.path, from.name), to_path = JoinPath(to.parent.path, to.name);
     bool no_replace = (flags & kRenameNoReplace) != 0;
     auto answer = session_->Change(ServiceScript::kRename,
                                    {EncodeArgument(*source), EncodeArgument(*target), EncodeArgument(from_parent), EncodeArgument(to_parent),
@@ -186,6 +196,8 @@ class ServiceFsImpl : public RemoteFs {
 
   Result<Changed> SetAttributes(const Node& node, Handle handle, const AttributeChange& change, const OpContext& ctx) override {
     if (read_only_) return Errno(EROFS, node.path);
+    auto held = session_->path_locks().Use({node.path}, ctx);
+    if (!held) return Forward(held.error());
     auto absolute = session_->Locate(node);
     if (!absolute) return Forward(absolute.error());
     if (change.size && *change.size < 0) return Errno(EINVAL, "size");
@@ -233,6 +245,9 @@ class ServiceFsImpl : public RemoteFs {
 
   Result<Opened> Create(const Name& name, const CreateRequest& request, const OpContext& ctx) override {
     if (read_only_) return Errno(EROFS, name.name);
+    std::string path = JoinPath(name.parent.path, name.name);
+    auto held = session_->path_locks().Use({path}, ctx);
+    if (!held) return Forward(held.error());
     std::string parent;
     auto absolute = session_->Locate(name, &parent);
     if (!absolute) return Forward(absolute.error());
@@ -242,7 +257,6 @@ class ServiceFsImpl : public RemoteFs {
                                     ModeBeyondCreation(permissions, 0666), request.exclusive ? "x" : "-"},
                                    ctx);
     if (!answer) return Forward(answer.error());
-    std::string path = JoinPath(name.parent.path, name.name);
     bool made = answer->words == std::vector<std::string>{"NEW"};
     if (made) session_->identities().Created(path);
     Result<Attributes> attributes = answer->objects.size() == 2 ? session_->Complete(answer->objects[0], path, ctx) : session_->Stat(path, ctx);
@@ -261,12 +275,14 @@ class ServiceFsImpl : public RemoteFs {
 
   Result<std::unique_ptr<ByteStream>> Read(Handle handle, const Node& node, const Attributes* version, Extent range,
                                            const OpContext& ctx) override {
+    auto held = session_->path_locks().Use({node.path}, ctx);
+    if (!held) return Forward(held.error());
     auto located = LocateOpen(handle, node);
     if (!located) return Forward(located.error());
     bool unreliable = version && version->size_unreliable;
     if (!version && handle == 0) {
       // A fifo would never answer, and envd reads what the user may not.
-      auto attributes = Stat(node, ctx);
+      auto attributes = session_->Stat(node, ctx);
       if (!attributes) return Forward(attributes.error());
       if (int wrong = ErrnoOfOpenedType(attributes->type)) return Errno(wrong, node.path);
       if ((attributes->access & 4) == 0) return Errno(EACCES, node.path);
@@ -304,12 +320,16 @@ class ServiceFsImpl : public RemoteFs {
   }
 
   Result<Attributes> StatHandle(Handle handle, const Node& node, const OpContext& ctx) override {
+    auto held = session_->path_locks().Use({node.path}, ctx);
+    if (!held) return Forward(held.error());
     auto located = LocateOpen(handle, node);
     if (!located) return Forward(located.error());
-    return Stat(node, ctx);
+    return session_->Stat(node, ctx);
   }
 
   Result<void> Sync(Handle handle, const Node& node, const OpContext& ctx) override {
+    auto held = session_->path_locks().Use({node.path}, ctx);
+    if (!held) return Forward(held.error());
     auto located = LocateOpen(handle, node);
     if (!located) return Forward(located.error());
     auto synced = session_->Ask(ServiceScript::kSync, {EncodeArgument(*located)}, ctx);
@@ -442,6 +462,12 @@ class ServiceFsImpl : public RemoteFs {
 
   Result<Changed> Make(ServiceScript script, const Name& name, std::vector<std::string> more, const OpContext& ctx) {
     if (read_only_) return Errno(EROFS, name.name);
+    auto held = session_->path_locks().Use({JoinPath(name.parent.path, name.name)}, ctx);
+    if (!held) return Forward(held.error());
+    return MakeHeld(script, name, std::move(more), ctx);
+  }
+
+  Result<Changed> MakeHeld(ServiceScript script, const Name& name, std::vector<std::string> more, const OpContext& ctx) {
     std::string parent;
     auto absolute = session_->Locate(name, &parent);
     if (!absolute) return Forward(absolute.error());
@@ -456,12 +482,15 @@ class ServiceFsImpl : public RemoteFs {
 
   Result<Changed> Remove(ServiceScript script, const Name& name, const OpContext& ctx) {
     if (read_only_) return Errno(EROFS, name.name);
+    const std::string path = JoinPath(name.parent.path, name.name);
+    auto held = session_->path_locks().Change({path}, ctx);
+    if (!held) return Forward(held.error());
     std::string parent;
     auto absolute = session_->Locate(name, &parent);
     if (!absolute) return Forward(absolute.error());
     auto answer = session_->Change(script, {EncodeArgument(*absolute), EncodeArgument(parent)}, ctx);
     if (!answer) return Forward(answer.error());
-    session_->identities().Removed(JoinPath(name.parent.path, name.name));
+    session_->identities().Removed(path);
     Changed changed;
     if (answer->objects.size() == 1 && answer->objects[0].nanoseconds) changed.parent = session_->From(answer->objects[0], name.parent.path);
     return changed;
@@ -483,7 +512,8 @@ class ServiceFsImpl : public RemoteFs {
     }
     if (!done) {
       if (!checked.objects.empty() && checked.objects[0].type == FileType::kDirectory) {
-        auto again = MakeDirectory(to, checked.objects[0].permissions, whole);
+        const uint32_t permissions = checked.objects[0].permissions;
+        auto again = MakeHeld(ServiceScript::kMakeDirectory, to, {UmaskArgument(permissions), ModeBeyondCreation(permissions, 0777)}, whole);
         if (!again) log::Warning("service", "the empty directory {} is gone after a failed rename", target);
       }
       return Forward(moved.error());

@@ -196,6 +196,14 @@ Result<Attributes> ServiceSession::Stat(const std::string& path, const OpContext
   }
 }
 
+Result<Attributes> ServiceSession::Stat(const Node& node, const OpContext& ctx) {
+  auto absolute = Locate(node);
+  if (!absolute) return Forward(absolute.error());
+  auto attributes = Stat(node.path, ctx);
+  if (attributes && node.id.known() && !(attributes->id == node.id)) return Errno(ESTALE, node.path);
+  return attributes;
+}
+
 Result<Attributes> ServiceSession::Complete(const ServiceStat& stat, const std::string& path, const OpContext& ctx) {
   if (!stat.nanoseconds && IsUtf8Text(JoinPath(facts_.root, path))) return Stat(path, ctx);
   return From(stat, path);

@@ -12,6 +12,7 @@
 #include "transport/remote_fs.h"
 #include "transport/service_fs.h"
 #include "transport/service_names.h"
+#include "transport/service_path_locks.h"
 #include "transport/service_scripts.h"
 
 namespace e2bfs::transport {
@@ -28,6 +29,8 @@ class ServiceSession {
   const ServiceFacts& facts() const { return facts_; }
   PathIdentities& identities() { return identities_; }
   const PathIdentities& identities() const { return identities_; }
+  // Held around Locate and what is done by its answer.
+  PathLocks& path_locks() { return path_locks_; }
 
   // In the sandbox. ENAMETOOLONG beyond what a system call takes, EINVAL for what is no path of this interface.
   Result<std::string> Absolute(const std::string& path) const;
@@ -42,6 +45,8 @@ class ServiceSession {
   Attributes From(const ServiceStat& stat, const std::string& path) const;
   // lstat, by envd, or by a command where the path is not UTF-8.
   Result<Attributes> Stat(const std::string& path, const OpContext& ctx);
+  // The same where the node has to be what it was: ESTALE.
+  Result<Attributes> Stat(const Node& node, const OpContext& ctx);
   // The attributes that a change printed; asks for them where the sandbox's stat knows no nanoseconds.
   Result<Attributes> Complete(const ServiceStat& stat, const std::string& path, const OpContext& ctx);
 
@@ -68,6 +73,7 @@ class ServiceSession {
   std::shared_ptr<envd::Client> client_;
   ServiceFacts facts_;
   PathIdentities identities_;
+  PathLocks path_locks_;
   std::atomic<int64_t> commands_{0};
   std::atomic<bool> not_running_{false};  // said the last command
   std::mutex mutex_;  // innermost; guards what follows

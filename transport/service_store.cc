@@ -193,7 +193,8 @@ Result<Attributes> StoreContent(ServiceSession& session, const Node& node, bool 
       if (!staged) return Forward(staged.error());
       stage = std::move(*staged);
     }
-    auto path = session.Locate(node);
+    auto held = session.path_locks().Use({node.path}, whole);
+    auto path = held ? session.Locate(node) : Result<std::string>(Forward(held.error()));
     if (!path) {
       if (!stage.empty()) session.DiscardStageFile(stage);
       return Forward(path.error());
