@@ -54,6 +54,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
 
   Result<NodeAttributes> Lookup(NodeId parent, const std::string& name, const OpContext& ctx) override;
   void Forget(NodeId node, uint64_t count) override;
+  NodeId NodeNamed(NodeId parent, const std::string& name) const override;
   Result<NodeAttributes> GetAttributes(NodeId node, FileHandle handle, const OpContext& ctx) override;
   Result<NodeAttributes> SetAttributes(NodeId node, FileHandle handle, const transport::AttributeChange& change,
                                        const OpContext& ctx) override;
@@ -112,7 +113,9 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   Result<NodePtr> FindDirectory(NodeId id) const;      // mutex_ held; ESTALE, ENOTDIR
   Result<std::shared_ptr<OpenFile>> FindFile(FileHandle handle) const;  // mutex_ held; EBADF
   Result<void> MayChange() const;                      // EROFS
-  // Calls remote(address of the node as it now is); again when the node or a directory above it was moved meanwhile.
+  // Calls remote(address of the node as it now is); again when the node or a directory above it was moved meanwhile, which somebody
+  // may do again and again.
+  static constexpr size_t kMostMoves = 50;
   template <typename Call>
   auto AtNode(const NodePtr& node, const OpContext& ctx, Call call)
       -> decltype(call(std::declval<const transport::Node&>()));
@@ -347,7 +350,7 @@ auto CachedFsImpl::AtNode(const NodePtr& node, const OpContext& ctx, Call call)
       address = tree_.Address(*node);
     }
     auto result = call(address);
-    if (result || attempt >= 4 || !MovedMeanwhile(node, address.path, result.error(), attempt, ctx)) return result;
+    if (result || attempt >= kMostMoves || !MovedMeanwhile(node, address.path, result.error(), attempt, ctx)) return result;
   }
 }
 

@@ -90,7 +90,7 @@ int KernelErrno(const Error& error, bool caller_dying) {
   return value;
 }
 
-Filesystem::Filesystem(cache::CachedFs& cached, FilesystemOptions options, std::function<void(NodeId)> invalidate)
+Filesystem::Filesystem(cache::CachedFs& cached, FilesystemOptions options, std::function<void(Outdated)> invalidate)
     : cached_(cached),
       options_(std::move(options)),
       identity_(options_.identity),
@@ -125,14 +125,42 @@ struct stat Filesystem::ToStat(const cache::NodeAttributes& from) const {
   return out;
 }
 
-NodeReply Filesystem::ToReply(NodeId parent, const cache::NodeAttributes& from) {
-  nodes_->Referenced(parent, from);
-  if (nodes_->PagesOutdated(from.node, from.content_generation)) invalidate_(from.node);
-  return {from.node, ToStat(from), std::max(from.valid_for, std::chrono::milliseconds(0))};
+NodeReply Filesystem::ToReply(NodeId parent, const cache::NodeAttributes& from, PlaceTable::Found found) {
+  const NodeId number = Referenced(parent, from, found);
+  return {number, ToStat(from), std::max(from.valid_for, std::chrono::milliseconds(0))};
+}
+
+NodeId Filesystem::Referenced(NodeId parent, const cache::NodeAttributes& attributes, PlaceTable::Found found) {
+  if (attributes.attributes.type == FileType::kDirectory && attributes.node != cache::kRoot) {
+    return places_.Referenced(parent, attributes.node, found, attributes.valid_for, Clock::now());
+  }
+  nodes_->Referenced(At(parent), attributes);
+  if (nodes_->PagesOutdated(attributes.node, attributes.content_generation)) invalidate_({attributes.node, true, {}});
+  return attributes.node;
+}
+
+void Filesystem::Tell(const cache::KernelNews& news) {
+  if (news.node != 0) {
+    for (const NodeId number : places_.NumbersOf(news.node)) invalidate_({number, false, {}});
+  }
+  if (news.directory != 0) {
+    for (const NodeId number : places_.NumbersOf(news.directory)) invalidate_({number, false, news.name});
+  }
+}
+
+void Filesystem::NameChanged(NodeId parent, const std::string& name) {
+  for (const NodeId number : places_.NumbersOf(At(parent))) {
+    if (number != parent) invalidate_({number, false, name});  // the directory's attributes with it
+  }
+}
+
+NodeReply Filesystem::Made(NodeId parent, const std::string& name, const cache::NodeAttributes& made) {
+  NameChanged(parent, name);
+  return ToReply(parent, made, PlaceTable::Found::kMade);
 }
 
 AttributeReply Filesystem::ToAttributeReply(const cache::NodeAttributes& from) {
-  if (nodes_->PagesOutdated(from.node, from.content_generation)) invalidate_(from.node);
+  if (nodes_->PagesOutdated(from.node, from.content_generation)) invalidate_({from.node, true, {}});
   return {ToStat(from), std::max(from.valid_for, std::chrono::milliseconds(0))};
 }
 
@@ -148,19 +176,25 @@ OpenReply Filesystem::ToOpenReply(const cache::OpenedFile& opened, bool writable
 
 Result<NodeReply> Filesystem::Lookup(NodeId parent, const std::string& name, const OpContext& ctx) {
   if (auto checked = CheckNewName(name); !checked) return Forward(std::move(checked.error()));
-  auto found = cached_.Lookup(parent, name, ctx);
+  auto found = cached_.Lookup(At(parent), name, ctx);
   if (!found) return Forward(std::move(found.error()));
-  return ToReply(parent, *found);
+  return ToReply(parent, *found, PlaceTable::Found::kLookedUp);
+}
+
+void Filesystem::Unreferenced(NodeId number, uint64_t count) {
+  nodes_->Forgotten(number, count);
+  places_.Forgotten(number, count);
 }
 
 void Filesystem::Forget(NodeId node, uint64_t count) {
   if (node == cache::kRoot) return;
-  nodes_->Forgotten(node, count);
-  cached_.Forget(node, count);
+  const NodeId at = At(node);
+  Unreferenced(node, count);
+  cached_.Forget(at, count);
 }
 
 Result<AttributeReply> Filesystem::GetAttr(NodeId node, FileHandle file, const OpContext& ctx) {
-  auto attributes = cached_.GetAttributes(node, file, ctx);
+  auto attributes = cached_.GetAttributes(At(node), file, ctx);
   if (!attributes) return Forward(std::move(attributes.error()));
   return ToAttributeReply(*attributes);
 }
@@ -181,14 +215,14 @@ Result<AttributeReply> Filesystem::SetAttr(NodeId node, FileHandle file, const S
   }
   change.atime = request.atime;
   change.mtime = request.mtime;
-  auto attributes = change.empty() ? cached_.GetAttributes(node, file, ctx)
-                                   : cached_.SetAttributes(node, file, change, ctx);
+  auto attributes = change.empty() ? cached_.GetAttributes(At(node), file, ctx)
+                                   : cached_.SetAttributes(At(node), file, change, ctx);
   if (!attributes) return Forward(std::move(attributes.error()));
   return ToAttributeReply(*attributes);
 }
 
 Result<void> Filesystem::Access(NodeId node, int mask, const OpContext& ctx) {
-  auto attributes = cached_.GetAttributes(node, 0, ctx);
+  auto attributes = cached_.GetAttributes(At(node), 0, ctx);
   if (!attributes) return Forward(std::move(attributes.error()));
   static_assert(R_OK == 4 && W_OK == 2 && X_OK == 1, "Attributes::access has access(2)'s bits");
   const uint32_t wanted = static_cast<uint32_t>(mask) & 7;
@@ -236,19 +270,19 @@ Result<std::string> Filesystem::ReadLink(NodeId node, const OpContext& ctx) {
 Result<NodeReply> Filesystem::Symlink(const std::string& text, NodeId parent, const std::string& name,
                                       const OpContext& ctx) {
   if (auto checked = CheckNewName(name); !checked) return Forward(std::move(checked.error()));
-  const std::string directory = PathBelow(cached_.PathOf(parent), root()).value_or("");
+  const std::string directory = PathBelow(PathOf(parent), root()).value_or("");
   auto stored = StoredLinkText(options_.symlinks, text, root(), options_.mount_point, directory);
   if (!stored) return Forward(std::move(stored.error()));
-  auto made = cached_.MakeSymlink(parent, name, *stored, ctx);
+  auto made = cached_.MakeSymlink(At(parent), name, *stored, ctx);
   if (!made) return Forward(std::move(made.error()));
-  return ToReply(parent, *made);
+  return Made(parent, name, *made);
 }
 
 Result<NodeReply> Filesystem::Mkdir(NodeId parent, const std::string& name, mode_t mode, const OpContext& ctx) {
   if (auto checked = CheckNewName(name); !checked) return Forward(std::move(checked.error()));
-  auto made = cached_.MakeDirectory(parent, name, mode & 07777, ctx);
+  auto made = cached_.MakeDirectory(At(parent), name, mode & 07777, ctx);
   if (!made) return Forward(std::move(made.error()));
-  return ToReply(parent, *made);
+  return Made(parent, name, *made);
 }
 
 Result<NodeReply> Filesystem::Mknod(NodeId parent, const std::string& name, mode_t mode, dev_t device,
@@ -256,26 +290,30 @@ Result<NodeReply> Filesystem::Mknod(NodeId parent, const std::string& name, mode
   if (auto checked = CheckNewName(name); !checked) return Forward(std::move(checked.error()));
   const auto type = TypeOfMode(mode);
   if (!type) return Forward(type.error());
-  auto made = cached_.MakeNode(parent, name, *type, mode & 07777, major(device), minor(device), ctx);
+  auto made = cached_.MakeNode(At(parent), name, *type, mode & 07777, major(device), minor(device), ctx);
   if (!made) return Forward(std::move(made.error()));
-  return ToReply(parent, *made);
+  return Made(parent, name, *made);
 }
 
 Result<NodeReply> Filesystem::Link(NodeId node, NodeId parent, const std::string& name, const OpContext& ctx) {
   if (auto checked = CheckNewName(name); !checked) return Forward(std::move(checked.error()));
-  auto made = cached_.MakeLink(node, parent, name, ctx);
+  auto made = cached_.MakeLink(node, At(parent), name, ctx);
   if (!made) return Forward(std::move(made.error()));
-  return ToReply(parent, *made);
+  return Made(parent, name, *made);
 }
 
 Result<void> Filesystem::Unlink(NodeId parent, const std::string& name, const OpContext& ctx) {
   if (auto checked = CheckNewName(name); !checked) return checked;
-  return cached_.Unlink(parent, name, ctx);
+  auto done = cached_.Unlink(At(parent), name, ctx);
+  NameChanged(parent, name);
+  return done;
 }
 
 Result<void> Filesystem::Rmdir(NodeId parent, const std::string& name, const OpContext& ctx) {
   if (auto checked = CheckNewName(name); !checked) return checked;
-  return cached_.RemoveDirectory(parent, name, ctx);
+  auto done = cached_.RemoveDirectory(At(parent), name, ctx);
+  NameChanged(parent, name);
+  return done;
 }
 
 Result<void> Filesystem::Rename(NodeId parent, const std::string& name, NodeId new_parent, const std::string& new_name,
@@ -284,7 +322,16 @@ Result<void> Filesystem::Rename(NodeId parent, const std::string& name, NodeId n
   if (auto checked = CheckNewName(new_name); !checked) return checked;
   constexpr unsigned kKnown = transport::kRenameNoReplace | transport::kRenameExchange;
   if ((flags & ~kKnown) != 0 || flags == kKnown) return Errno(EINVAL);
-  return cached_.Rename(parent, name, new_parent, new_name, flags, ctx);
+  const NodeId from = At(parent), to = At(new_parent);
+  const NodeId moved = cached_.NodeNamed(from, name), other = cached_.NodeNamed(to, new_name);
+  auto done = cached_.Rename(from, name, to, new_name, flags, ctx);
+  if (done && parent != new_parent) {
+    places_.Moved(moved, parent, new_parent);
+    if ((flags & transport::kRenameExchange) != 0) places_.Moved(other, new_parent, parent);
+  }
+  NameChanged(parent, name);
+  NameChanged(new_parent, new_name);
+  return done;
 }
 
 Result<OpenReply> Filesystem::Open(NodeId node, int flags, const OpContext& ctx) {
@@ -298,10 +345,10 @@ Result<CreateReply> Filesystem::Create(NodeId parent, const std::string& name, m
                                        const OpContext& ctx) {
   if (auto checked = CheckNewName(name); !checked) return Forward(std::move(checked.error()));
   const cache::OpenFlags open = ToOpenFlags(flags);
-  auto opened = cached_.CreateFile(parent, name, mode & 07777, (flags & O_EXCL) != 0, open, ctx);
+  auto opened = cached_.CreateFile(At(parent), name, mode & 07777, (flags & O_EXCL) != 0, open, ctx);
   if (!opened) return Forward(std::move(opened.error()));
   CreateReply reply;
-  reply.node = ToReply(parent, opened->attributes);
+  reply.node = Made(parent, name, opened->attributes);
   reply.file = ToOpenReply(*opened, open.write || open.truncate);
   return reply;
 }
@@ -338,7 +385,7 @@ Result<void> Filesystem::Fsync(FileHandle file, const OpContext& ctx) { return c
 void Filesystem::Release(FileHandle file, const OpContext& ctx) { cached_.Release(file, ctx); }
 
 Result<DirectoryHandle> Filesystem::OpenDir(NodeId node, const OpContext& ctx) {
-  return cached_.OpenDirectory(node, ctx);
+  return cached_.OpenDirectory(At(node), ctx);
 }
 
 Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_t position, bool with_references,
@@ -347,7 +394,7 @@ Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_
   static const std::string kDots[] = {".", ".."};
   for (; position < 2; ++position) {
     NodeReply dot;
-    dot.attributes.st_ino = InodeOf(position == 0 ? node : cached_.ParentOf(node), ctx);
+    dot.attributes.st_ino = InodeOf(position == 0 ? At(node) : cached_.ParentOf(At(node)), ctx);
     dot.attributes.st_mode = S_IFDIR;
     if (!emit({kDots[position], position + 1, dot})) return {};
   }
@@ -361,13 +408,12 @@ Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_
           return true;
         }
         const cache::NodeAttributes& attributes = entry.attributes;
-        const NodeReply reply{entry.node, ToStat(attributes), std::max(attributes.valid_for, std::chrono::milliseconds(0))};
-        if (!emit({entry.name, next + 2, reply})) return false;
-        if (entry.node != 0) {
-          nodes_->Referenced(node, attributes);
-          if (nodes_->PagesOutdated(attributes.node, attributes.content_generation)) invalidate_(attributes.node);
-        }
-        return true;
+        const NodeId number = entry.node != 0 ? Referenced(node, attributes, PlaceTable::Found::kListed) : 0;
+        const NodeReply reply{number, ToStat(attributes), std::max(attributes.valid_for, std::chrono::milliseconds(0))};
+        if (emit({entry.name, next + 2, reply})) return true;
+        // CachedFs takes its own reference back.
+        if (number != 0) Unreferenced(number, 1);
+        return false;
       },
       ctx);
   for (const NodeId unused : unlisted) cached_.Forget(unused, 1);
@@ -385,7 +431,7 @@ void Filesystem::ReleaseDir(DirectoryHandle directory) { cached_.CloseDirectory(
 bool Filesystem::IsLocalXattr(std::string_view name) { return IsKernelsXattr(name); }
 
 Result<bool> Filesystem::HasXattr(NodeId node, const std::string& name, const OpContext& ctx) {
-  const auto names = cached_.ListXattrs(node, ctx);
+  const auto names = cached_.ListXattrs(At(node), ctx);
   if (!names) return Forward(names.error());
   return std::find(names->begin(), names->end(), name) != names->end();
 }
@@ -398,11 +444,11 @@ Result<std::string> Filesystem::GetXattr(NodeId node, const std::string& name, c
     if (!has) return Forward(std::move(has.error()));
     return Errno(*has ? EOPNOTSUPP : ENODATA);
   }
-  return cached_.GetXattr(node, name, ctx);
+  return cached_.GetXattr(At(node), name, ctx);
 }
 
 Result<std::string> Filesystem::ListXattr(NodeId node, const OpContext& ctx) {
-  auto names = cached_.ListXattrs(node, ctx);
+  auto names = cached_.ListXattrs(At(node), ctx);
   if (!names) return Forward(std::move(names.error()));
   std::string list;
   for (const std::string& name : *names) {
@@ -416,7 +462,7 @@ Result<std::string> Filesystem::ListXattr(NodeId node, const OpContext& ctx) {
 Result<void> Filesystem::SetXattr(NodeId node, const std::string& name, const std::string& value, int flags,
                                   const OpContext& ctx) {
   if (IsKernelsXattr(name) || IsAclXattr(name)) return Errno(EOPNOTSUPP);
-  return cached_.SetXattr(node, name, value, flags, ctx);
+  return cached_.SetXattr(At(node), name, value, flags, ctx);
 }
 
 Result<void> Filesystem::RemoveXattr(NodeId node, const std::string& name, const OpContext& ctx) {
@@ -427,7 +473,7 @@ Result<void> Filesystem::RemoveXattr(NodeId node, const std::string& name, const
     if (*has) return Errno(EOPNOTSUPP);
     return {};
   }
-  return cached_.RemoveXattr(node, name, ctx);
+  return cached_.RemoveXattr(At(node), name, ctx);
 }
 
 }  // namespace e2bfs::fuse

@@ -1,6 +1,7 @@
 // Filesystem: what each operation of the kernel means. The public header of fuse/, and the only part of it that a test
 // needs: no libfuse type occurs here.
 //
+// NodeIds here are the kernel's numbers, CachedFs's but for some directories (place_table.h).
 // Operations keep the kernel's words (Lookup, SetAttr, ReadDirPlus), so one search finds the way from bridge to cache. Each blocks within
 // ctx and may be called by any thread. Errors are CachedFs's and a few of its own; KernelErrno makes them fit for the kernel.
 #pragma once
@@ -19,6 +20,8 @@
 
 #include "cache/cached_fs.h"
 #include "fuse/identity.h"
+#include "fuse/kernel_notify.h"
+#include "fuse/place_table.h"
 #include "fuse/symlinks.h"
 #include "transport/base/context.h"
 #include "transport/base/error.h"
@@ -83,9 +86,9 @@ int KernelErrno(const Error& error, bool caller_dying);
 
 class Filesystem {
  public:
-  // `cached` outlives this object. `invalidate` is called, by any thread and inside operations, with a node whose pages in
-  // the kernel are outdated: it must only queue the work (telling the kernel from inside a request can deadlock).
-  Filesystem(cache::CachedFs& cached, FilesystemOptions options, std::function<void(NodeId)> invalidate);
+  // `cached` outlives this object. `invalidate` is called, by any thread and inside operations, with what is outdated
+  // in the kernel: it must only queue the work (telling the kernel from inside a request can deadlock).
+  Filesystem(cache::CachedFs& cached, FilesystemOptions options, std::function<void(Outdated)> invalidate);
   ~Filesystem();
 
   Result<NodeReply> Lookup(NodeId parent, const std::string& name, const OpContext& ctx);
@@ -142,13 +145,23 @@ class Filesystem {
 
   bool real_ids() const { return identity_.real(); }
   // For messages.
-  std::string PathOf(NodeId node) const { return cached_.PathOf(node); }
+  std::string PathOf(NodeId node) const { return cached_.PathOf(places_.NodeOf(node)); }
+  // Makes the kernel forget what news from the other side made outdated.
+  void Tell(const cache::KernelNews& news);
 
  private:
   ino_t InodeOf(NodeId node, const OpContext& ctx);
   Result<bool> HasXattr(NodeId node, const std::string& name, const OpContext& ctx);
   struct stat ToStat(const cache::NodeAttributes& from) const;
-  NodeReply ToReply(NodeId parent, const cache::NodeAttributes& from);
+  NodeId At(NodeId number) const { return places_.NodeOf(number); }
+  NodeReply ToReply(NodeId parent, const cache::NodeAttributes& from, PlaceTable::Found found);
+  // Of what was made in `parent` by that name just now.
+  NodeReply Made(NodeId parent, const std::string& name, const cache::NodeAttributes& made);
+  // The number by which the kernel gets a reference to the node that is in `parent`.
+  NodeId Referenced(NodeId parent, const cache::NodeAttributes& attributes, PlaceTable::Found found);
+  void Unreferenced(NodeId number, uint64_t count);
+  // A name in a directory was changed by the kernel's request: it knows that itself, but for the directory's other numbers.
+  void NameChanged(NodeId parent, const std::string& name);
   AttributeReply ToAttributeReply(const cache::NodeAttributes& from);
   OpenReply ToOpenReply(const cache::OpenedFile& opened, bool writable);
   // The link's directory relative to the mounted one, and how many ".." from it are certainly inside.
@@ -158,8 +171,9 @@ class Filesystem {
   cache::CachedFs& cached_;
   const FilesystemOptions options_;
   const Identity identity_;
-  const std::function<void(NodeId)> invalidate_;
+  const std::function<void(Outdated)> invalidate_;
   const std::unique_ptr<NodeTable> nodes_;
+  PlaceTable places_;
   uint64_t root_device_ = 0;
 };
 

@@ -59,7 +59,7 @@ struct FuseBridge::State {
       : options(std::move(bridge_options)),
         cached(cached),
         notify([this](const Outdated& outdated) { Forget(outdated); }),
-        filesystem(cached, filesystem_options, [this](NodeId node) { notify.Invalidate({node, true, {}}); }),
+        filesystem(cached, filesystem_options, [this](Outdated outdated) { notify.Invalidate(std::move(outdated)); }),
         pool(PoolOptions(options.max_waiting_operations)) {}
 
   static WorkerPoolOptions PoolOptions(int limit) {
@@ -777,11 +777,8 @@ void FuseBridge::Serve(std::function<void()> on_end) {
   fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
   fcntl(fd, F_SETFD, FD_CLOEXEC);
   state_->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  state_->cached.SetKernel([notify = &state_->notify](const std::vector<cache::KernelNews>& news) {
-    for (const cache::KernelNews& item : news) {
-      if (item.node != 0) notify->Invalidate({item.node, false, {}});
-      if (item.directory != 0) notify->Invalidate({item.directory, false, item.name});
-    }
+  state_->cached.SetKernel([filesystem = &state_->filesystem](const std::vector<cache::KernelNews>& news) {
+    for (const cache::KernelNews& item : news) filesystem->Tell(item);
   });
   for (int i = 0; i < kReaderThreads; ++i) state_->readers.emplace_back([this] { state_->ReadRequests(); });
 }

@@ -326,28 +326,28 @@ TEST_F(SyscallServer, ADirectoryIsWhatItIsWhereverItWent) {
 }
 
 TEST_F(SyscallServer, AnotherObjectIsStale) {
-  ASSERT_TRUE(fs::create_directory(Path("a")));
+  ASSERT_TRUE(fs::create_directories(Path("in/a")));
   Write("file", "old");
-  const FileId directory = IdOf("a"), file = IdOf("file");
-  ServerProcess fresh({root_});  // holds nothing
-  fs::rename(Path("a"), Path("elsewhere"));
+  const FileId directory = IdOf("in/a"), file = IdOf("file");
+  ServerProcess fresh({root_});  // holds nothing, and does not watch what it has not used
+  fs::rename(Path("in/a"), Path("in/elsewhere"));
   fs::rename(Path("file"), Path("elsewhere file"));
-  EXPECT_EQ(fresh.Ask(Operation::kMakeDirectory, Making(In("a", "x", directory))), ESTALE);
+  EXPECT_EQ(fresh.Ask(Operation::kMakeDirectory, Making(In("in/a", "x", directory))), ESTALE);
   EXPECT_EQ(fresh.Ask(Operation::kStat, Arguments().Object(At("a/below", file))), ENOENT);
-  ASSERT_TRUE(fs::create_directory(Path("a")));
+  ASSERT_TRUE(fs::create_directory(Path("in/a")));
   Write("file", "new");
-  EXPECT_EQ(fresh.Ask(Operation::kMakeDirectory, Making(In("a", "x", directory))), ESTALE);
-  EXPECT_EQ(fresh.Ask(Operation::kUnlink, Arguments().Place(In("a", "x", directory))), ESTALE);
-  EXPECT_EQ(fresh.Ask(Operation::kList, Arguments().Text("a").Text(directory.value)), ESTALE);
+  EXPECT_EQ(fresh.Ask(Operation::kMakeDirectory, Making(In("in/a", "x", directory))), ESTALE);
+  EXPECT_EQ(fresh.Ask(Operation::kUnlink, Arguments().Place(In("in/a", "x", directory))), ESTALE);
+  EXPECT_EQ(fresh.Ask(Operation::kList, Arguments().Text("in/a").Text(directory.value)), ESTALE);
   EXPECT_EQ(fresh.Ask(Operation::kStat, Arguments().Object(At("file", file))), ESTALE);
   EXPECT_EQ(fresh.Ask(Operation::kOpen, Opening(1, kOpenRead | kOpenWrite | kOpenTruncate, At("file", file))), ESTALE);
   EXPECT_EQ(fresh.Ask(Operation::kStore, Appending(0, At("file", file), "x")), ESTALE);
   EXPECT_EQ(Content("file"), "new");
   // A link in the way is not followed.
-  fs::remove(Path("a"));
-  fs::create_directory_symlink("elsewhere", Path("a"));
-  EXPECT_EQ(fresh.Ask(Operation::kMakeDirectory, Making(In("a", "x", directory))), ESTALE);
-  EXPECT_TRUE(fs::is_empty(Path("elsewhere")));
+  fs::remove(Path("in/a"));
+  fs::create_directory_symlink("elsewhere", Path("in/a"));
+  EXPECT_EQ(fresh.Ask(Operation::kMakeDirectory, Making(In("in/a", "x", directory))), ESTALE);
+  EXPECT_TRUE(fs::is_empty(Path("in/elsewhere")));
 }
 
 TEST_F(SyscallServer, OpenFilesAreTakenOverFromAServerThatIsStuck) {

@@ -45,7 +45,9 @@ class FilesystemTest : public ::testing::Test {
     options.identity.uid = 4711;
     options.identity.gid = 4712;
     options.mount_point = "/mnt/box";
-    filesystem_ = std::make_unique<Filesystem>(*cached_, options, [this](NodeId node) { invalidated_.push_back(node); });
+    filesystem_ = std::make_unique<Filesystem>(*cached_, options, [this](const Outdated& outdated) {
+      if (outdated.pages) invalidated_.push_back(outdated.node);
+    });
   }
 
   NodeId Find(const std::string& name, NodeId parent = cache::kRoot) {
