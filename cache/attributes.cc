@@ -133,6 +133,7 @@ TimePoint CachedFsImpl::NameUntil(const Node& directory, uint64_t asked_stamp, T
 }
 
 TimePoint CachedFsImpl::NodeUntil(const Node& node, uint64_t asked_stamp, TimePoint asked, bool by_directory) const {
+  if (node.attributes.being_written) return asked;
   const TimePoint unwatched = asked + options_.attribute_ttl;
   if (options_.attribute_ttl.count() == 0 || asked_stamp < lost_stamp_) return unwatched;
   if (node.is_directory()) return node.watched && asked_stamp >= node.watched_stamp ? kWatched : unwatched;

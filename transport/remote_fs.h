@@ -71,6 +71,8 @@ struct Attributes {
   bool size_unreliable = false;
   // Of a directory: from before these attributes were taken, the listener is told of what changes in it, its own attributes included.
   bool watched = false;
+  // Of a regular file: some program in the sandbox writes to it, as far as the implementation knows, so this is true for the moment only.
+  bool being_written = false;
   // Names of its extended attributes; null: not known. Shared, since most objects have none.
   std::shared_ptr<const std::vector<std::string>> xattr_names;
 };

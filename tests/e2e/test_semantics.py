@@ -262,6 +262,24 @@ def test_changes_made_inside_are_seen(place):
     eventually(lambda: not (place.here / "g").exists(), "the removal is seen")
 
 
+def test_a_file_that_a_program_inside_writes_is_never_shown_as_it_was(place):
+    """As it creates it, too: who reads after the writer's close reads what was written."""
+    name = place.there / "growing"
+    with open(name, "w") as writer:
+        eventually(lambda: (place.here / "growing").exists(), "it is seen")
+        writer.write("x")
+        writer.flush()
+        eventually(lambda: (place.here / "growing").stat().st_size == 1, "it is seen to grow")
+        if place.mount.status()["tier"] != "syscall":
+            return  # believes attributes for a second
+        for size in range(2, 100):
+            writer.write("x")
+            writer.flush()
+            assert (place.here / "growing").stat().st_size == size
+            assert (place.here / "growing").read_text() == "x" * size
+    eventually(lambda: (place.here / "growing").read_text() == "x" * 99, "the close is seen")
+
+
 def test_an_unlinked_file_is_still_written_and_read(place):
     with open(place.here / "f", "w+b") as file:
         file.write(b"kept")

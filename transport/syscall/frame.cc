@@ -13,7 +13,7 @@ constexpr std::string_view kReplyMagic = "e2R1";
 constexpr size_t kStatxBytes = 144;
 constexpr size_t kCheckedFrom = 12;
 
-enum AttributeFlag : uint8_t { kSizeless = 1, kXattrNames = 2, kAccess = 4, kWatched = 8, kOnlyType = 16 };
+enum AttributeFlag : uint8_t { kSizeless = 1, kXattrNames = 2, kAccess = 4, kWatched = 8, kOnlyType = 16, kBeingWritten = 32 };
 enum ReplyFlag : uint8_t { kMore = 1, kEchoed = 2, kNews = 4 };
 enum NewsKind : uint8_t { kNameChanged = 1, kDirectoryChanged = 2, kUnwatched = 3, kLost = 4 };
 enum NameState : uint8_t { kGone = 0, kThere = 1, kAsk = 2 };
@@ -304,6 +304,7 @@ std::optional<Attributes> DecodeAttributes(Fields& fields, const Actor& actor) {
   if ((flags & kOnlyType) == 0) attributes.id.value.append(statx.substr(136, 8)).append(statx.substr(32, 8)).append(statx.substr(80, 12));
   attributes.size_unreliable = (flags & kSizeless) != 0;
   attributes.watched = (flags & kWatched) != 0;
+  attributes.being_written = (flags & kBeingWritten) != 0;
   attributes.access = AccessByMode(attributes, actor);
   if ((flags & kXattrNames) != 0) {
     static const auto none = std::make_shared<const std::vector<std::string>>();

@@ -52,7 +52,8 @@ my $MAX_BODY = 256 << 10;
 my $MAX_READ = 192 << 10;
 my $CHUNK = 1 << 20;            # copied at once
 my $INLINE_COPY = 1 << 20;      # more than this is copied by a child
-my $MAX_DIRECTORIES = 256;      # kept open
+my $MAX_DIRECTORIES = 1024;     # kept open, and at most a quarter of what may be
+my $HELD_OF_LISTING = 64;       # directories that are held when the one that they are in is listed
 my $FIRST_HANDLE_FD = 64;       # handles' numbers only grow, up to the limit: a late request must not meet another file
 my $KEPT_BYTES = 8 << 20;       # of replies to changes
 my $MAX_WATCHES = 8192;         # and at most a quarter of what the user may have
@@ -83,6 +84,8 @@ my %descriptor_identity;        # of the directories' descriptors
 my (%told_object, %told_gone);  # identity -> statx; "identity name" of what is gone
 my %told_name;                  # "identity name" -> identity of what has the name: that an object is known says nothing of its names
 my %told_last;                  # of regular files: the same, beyond the replies at hand
+# Regular files that somebody else has begun to write and not closed, as far as events tell: what is said of them is true for the moment only.
+my %written;                    # identity -> 1
 my $telling = 0;                # the operation at hand is a change
 my $replies = '';               # they go out after the news that is older
 
@@ -132,7 +135,7 @@ sub has_no_sizes {
 }
 
 # Attributes as a reply carries them: statx, flags (1: sizeless, 2: names of extended attributes follow, 4: access follows, 8: a
-# directory that is watched, 16: nothing but type, device and number is known).
+# directory that is watched, 16: nothing but type, device and number is known, 32: somebody writes to it).
 # ($fd, $name) leads to the object.
 sub attributes {
   my ($fd, $name, $statx) = @_;
@@ -142,11 +145,13 @@ sub attributes {
   my $identity = identity_of($statx);
   $flags |= 8 if $type == $S_IFDIR && $watch_of{$identity};
   if ($telling && $inotify != -1) {
+    delete $written{$identity};
     $told_object{$identity} = $statx;
     $told_name{($descriptor_identity{$fd} // '') . $name} = $identity if $name ne '';
     %told_last = () if keys %told_last > 4096;
     $told_last{$identity} = $statx if $type == $S_IFREG;
   }
+  $flags |= 32 if $written{$identity};
   my $path = $name eq '' ? fd_path($fd) : fd_path($fd) . "/$name";
   my $names;
   if ($type == $S_IFLNK && $name ne '') {
@@ -258,9 +263,9 @@ sub directory {
   return keep_directory($found, $fd);
 }
 
-# The descriptor becomes ours; another one that is known already is used in its place.
+# The descriptor becomes ours; another one that is known already is used in its place. $unwatched: until it is used.
 sub keep_directory {
-  my ($identity, $fd) = @_;
+  my ($identity, $fd, $unwatched) = @_;
   if (my $known = $directories{$identity}) {    # an operation may be using that descriptor
     sys_close($fd) if $fd != $known->[0];
     $known->[1] = ++$use_counter;
@@ -270,7 +275,7 @@ sub keep_directory {
     $directories{$identity} = [$fd, ++$use_counter];
     $descriptor_identity{$fd} = $identity;
   }
-  watch($identity, $fd);
+  watch($identity, $fd) unless $unwatched;
   return $fd;
 }
 
@@ -458,7 +463,7 @@ sub send_all {
 }
 
 sub look_at_events {
-  my (%names, %changed);
+  my (%names, %writers, %changed);
   while (1) {
     my $buffer = "\0" x 65536;
     my $got = syscall $NR{read}, 0 + $inotify, $buffer, 65536;
@@ -479,6 +484,7 @@ sub look_at_events {
       $changed{$identity} ||= $name eq '' || $mask & (0x40 | 0x80 | 0x100 | 0x200) ? 1 : 0;
       # 1: what has the name may be another object.
       $names{$identity}{$name} |= $mask & (0x80 | 0x100) ? 1 : 0 if $name ne '';
+      $writers{$identity}{$name} = $mask & 0x8 ? 0 : 1 if $mask & (0x2 | 0x8 | 0x100);
     }
     last if $got < 32768;
   }
@@ -493,9 +499,16 @@ sub look_at_events {
         next;
       }
       my $object = identity_of($statx);
+      look_into($known->[0], $name, 1) if type_of($statx) == $S_IFDIR && !$directories{$object};
       my $told = $told_object{$object};
       undef $told if $names{$identity}{$name} && ($told_name{$identity . $name} // '') ne $object;
+      my $writer = $writers{$identity}{$name};
+      delete $written{$object} if defined $writer && !$writer;
       next if defined $told && $told eq $statx;
+      if ($writer && type_of($statx) == $S_IFREG) {
+        %written = () if keys %written > 4096;
+        $written{$object} = 1;
+      }
       add_news(pack('C a28 n/a* C', 1, $identity, $name, 1) . attributes($known->[0], $name, $statx) . link_text($known->[0], $name, $statx));
     }
     next unless $known && $changed{$identity};
@@ -771,14 +784,15 @@ $OPERATIONS[2] = sub {    # Lookup: the object, a link's text
   return attributes($directory, $name, $statx) . link_text($directory, $name, $statx);
 };
 
-# A directory that was found will be looked into: it is watched from now on. Its statx after that.
+# A directory that was found will be looked into: it is held, so that it is found wherever it is moved to, and watched from now on, unless
+# $unwatched. Its statx after that.
 sub look_into {
-  my ($directory, $name) = @_;
+  my ($directory, $name, $unwatched) = @_;
   my $fd = sys_openat($directory, $name, $O_PATH | $O_DIRECTORY | $O_NOFOLLOW | $O_CLOEXEC);
   return undef if $fd == -1;
   my $before = sys_statx($fd, '') // do { sys_close($fd); return undef };
-  $fd = keep_directory(identity_of($before), $fd);
-  return sys_statx($fd, '');
+  $fd = keep_directory(identity_of($before), $fd, $unwatched);
+  return $unwatched ? $before : sys_statx($fd, '');
 }
 
 sub link_text {
@@ -819,12 +833,13 @@ sub list_directory {
   opendir(my $stream, fd_path($directory)) or fail(0 + $!);
   my $piece = attributes_of_fd($directory);
   my $count = 0;
-  my ($entries, $unsearched) = ('');
+  my ($entries, $held, $unsearched) = ('', 0);
   local $! = 0;
   while (defined(my $name = readdir $stream)) {
     next if $name eq '.' || $name eq '..';
     my $statx = sys_statx($directory, $name);
     if (defined $statx) {
+      look_into($directory, $name, 1) if type_of($statx) == $S_IFDIR && $held++ < $HELD_OF_LISTING && !$directories{identity_of($statx)};
       $entries .= pack('n/a*', $name) . attributes($directory, $name, $statx) . link_text($directory, $name, $statx);
     } elsif ($! == $EACCES) {    # it may be listed, but not searched
       $unsearched //= types_in($directory);
@@ -1258,6 +1273,7 @@ $OPERATIONS[29] = sub {    # Initialize: where the mount begins, and who we are
     my $raised = pack 'QQ', $hard, (unpack 'QQ', $limits)[1];
     syscall $NR{prlimit64}, 0, 7, $raised, 0;
     $max_fd = $hard;
+    $MAX_DIRECTORIES = int($max_fd / 4) if $MAX_DIRECTORIES > $max_fd / 4;
   }
   my @groups = split / /, $);
   my $name = (getpwuid $>)[0] // $>;
