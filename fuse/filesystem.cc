@@ -125,14 +125,14 @@ struct stat Filesystem::ToStat(const cache::NodeAttributes& from) const {
   return out;
 }
 
-NodeReply Filesystem::ToReply(NodeId parent, const cache::NodeAttributes& from, PlaceTable::Found found) {
-  const NodeId number = Referenced(parent, from, found);
+NodeReply Filesystem::ToReply(NodeId parent, const cache::NodeAttributes& from, PlaceTable::Found found, TimePoint asked) {
+  const NodeId number = Referenced(parent, from, found, asked);
   return {number, ToStat(from), std::max(from.valid_for, std::chrono::milliseconds(0))};
 }
 
-NodeId Filesystem::Referenced(NodeId parent, const cache::NodeAttributes& attributes, PlaceTable::Found found) {
+NodeId Filesystem::Referenced(NodeId parent, const cache::NodeAttributes& attributes, PlaceTable::Found found, TimePoint asked) {
   if (attributes.attributes.type == FileType::kDirectory && attributes.node != cache::kRoot) {
-    return places_.Referenced(parent, attributes.node, found, attributes.valid_for, Clock::now());
+    return places_.Referenced(parent, attributes.node, found, asked);
   }
   nodes_->Referenced(At(parent), attributes);
   if (nodes_->PagesOutdated(attributes.node, attributes.content_generation)) invalidate_({attributes.node, true, {}});
@@ -154,9 +154,15 @@ void Filesystem::NameChanged(NodeId parent, const std::string& name) {
   }
 }
 
+void Filesystem::AttributesChanged(NodeId number) {
+  for (const NodeId other : places_.NumbersOf(At(number))) {
+    if (other != number) invalidate_({other, false, {}});
+  }
+}
+
 NodeReply Filesystem::Made(NodeId parent, const std::string& name, const cache::NodeAttributes& made) {
   NameChanged(parent, name);
-  return ToReply(parent, made, PlaceTable::Found::kMade);
+  return ToReply(parent, made, PlaceTable::Found::kMade, Clock::now());
 }
 
 AttributeReply Filesystem::ToAttributeReply(const cache::NodeAttributes& from) {
@@ -176,9 +182,10 @@ OpenReply Filesystem::ToOpenReply(const cache::OpenedFile& opened, bool writable
 
 Result<NodeReply> Filesystem::Lookup(NodeId parent, const std::string& name, const OpContext& ctx) {
   if (auto checked = CheckNewName(name); !checked) return Forward(std::move(checked.error()));
+  const TimePoint asked = Clock::now();
   auto found = cached_.Lookup(At(parent), name, ctx);
   if (!found) return Forward(std::move(found.error()));
-  return ToReply(parent, *found, PlaceTable::Found::kLookedUp);
+  return ToReply(parent, *found, PlaceTable::Found::kLookedUp, asked);
 }
 
 void Filesystem::Unreferenced(NodeId number, uint64_t count) {
@@ -218,6 +225,7 @@ Result<AttributeReply> Filesystem::SetAttr(NodeId node, FileHandle file, const S
   auto attributes = change.empty() ? cached_.GetAttributes(At(node), file, ctx)
                                    : cached_.SetAttributes(At(node), file, change, ctx);
   if (!attributes) return Forward(std::move(attributes.error()));
+  if (!change.empty()) AttributesChanged(node);
   return ToAttributeReply(*attributes);
 }
 
@@ -408,7 +416,7 @@ Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_
           return true;
         }
         const cache::NodeAttributes& attributes = entry.attributes;
-        const NodeId number = entry.node != 0 ? Referenced(node, attributes, PlaceTable::Found::kListed) : 0;
+        const NodeId number = entry.node != 0 ? Referenced(node, attributes, PlaceTable::Found::kListed, {}) : 0;
         const NodeReply reply{number, ToStat(attributes), std::max(attributes.valid_for, std::chrono::milliseconds(0))};
         if (emit({entry.name, next + 2, reply})) return true;
         // CachedFs takes its own reference back.
@@ -462,7 +470,9 @@ Result<std::string> Filesystem::ListXattr(NodeId node, const OpContext& ctx) {
 Result<void> Filesystem::SetXattr(NodeId node, const std::string& name, const std::string& value, int flags,
                                   const OpContext& ctx) {
   if (IsKernelsXattr(name) || IsAclXattr(name)) return Errno(EOPNOTSUPP);
-  return cached_.SetXattr(At(node), name, value, flags, ctx);
+  auto done = cached_.SetXattr(At(node), name, value, flags, ctx);
+  AttributesChanged(node);
+  return done;
 }
 
 Result<void> Filesystem::RemoveXattr(NodeId node, const std::string& name, const OpContext& ctx) {
@@ -473,7 +483,9 @@ Result<void> Filesystem::RemoveXattr(NodeId node, const std::string& name, const
     if (*has) return Errno(EOPNOTSUPP);
     return {};
   }
-  return cached_.RemoveXattr(At(node), name, ctx);
+  auto done = cached_.RemoveXattr(At(node), name, ctx);
+  AttributesChanged(node);
+  return done;
 }
 
 }  // namespace e2bfs::fuse

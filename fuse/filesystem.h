@@ -154,14 +154,16 @@ class Filesystem {
   Result<bool> HasXattr(NodeId node, const std::string& name, const OpContext& ctx);
   struct stat ToStat(const cache::NodeAttributes& from) const;
   NodeId At(NodeId number) const { return places_.NodeOf(number); }
-  NodeReply ToReply(NodeId parent, const cache::NodeAttributes& from, PlaceTable::Found found);
+  NodeReply ToReply(NodeId parent, const cache::NodeAttributes& from, PlaceTable::Found found, TimePoint asked);
   // Of what was made in `parent` by that name just now.
   NodeReply Made(NodeId parent, const std::string& name, const cache::NodeAttributes& made);
   // The number by which the kernel gets a reference to the node that is in `parent`.
-  NodeId Referenced(NodeId parent, const cache::NodeAttributes& attributes, PlaceTable::Found found);
+  NodeId Referenced(NodeId parent, const cache::NodeAttributes& attributes, PlaceTable::Found found, TimePoint asked);
   void Unreferenced(NodeId number, uint64_t count);
   // A name in a directory was changed by the kernel's request: it knows that itself, but for the directory's other numbers.
   void NameChanged(NodeId parent, const std::string& name);
+  // The same of a directory's attributes.
+  void AttributesChanged(NodeId number);
   AttributeReply ToAttributeReply(const cache::NodeAttributes& from);
   OpenReply ToOpenReply(const cache::OpenedFile& opened, bool writable);
   // The link's directory relative to the mounted one, and how many ".." from it are certainly inside.

@@ -6,30 +6,36 @@ namespace e2bfs::fuse {
 
 namespace {
 
-// A kernel that could not use an answer asks again at once, also where names are believed for no time at all.
-constexpr std::chrono::milliseconds kLeastWait{20};
+// A kernel that could not use an answer asks again at once; one that could believes it for some time.
+constexpr std::chrono::seconds kRetryTime{1};
 // While the kernel may be trying to move one, its second try is not to depend on another; once it failed, others would too.
 constexpr std::chrono::seconds kCareful{1}, kCarefulAfterFailure{10};
 
 }  // namespace
 
-bool PlaceTable::Settle(Place& place, NodeId parent, Found found, std::chrono::milliseconds valid_for, TimePoint now) {
-  if (place.parent != parent) {
-    if (found == Found::kMade || now < careful_until_) return false;
-    careful_until_ = now + kCareful;
-    place.parent_before = place.parent;
-    place.parent = parent;
-    place.sure_from = now + std::max(valid_for, kLeastWait);
+bool PlaceTable::Settle(Place& place, NodeId parent, Found found, TimePoint asked) {
+  if (place.parent == parent) return true;
+  if (found == Found::kMade) return false;
+  if (found == Found::kListed) {
+    if (place.told != parent) place.parent = place.told = 0;
     return true;
   }
-  if (now >= place.sure_from || found == Found::kListed) return true;
-  place.parent = place.parent_before;
-  place.sure_from = {};
-  return false;
+  if (place.told == parent) {
+    const bool moved = asked >= place.sure_from;
+    place.parent = moved ? parent : 0;
+    place.told = 0;
+    return moved;
+  }
+  const TimePoint now = Clock::now();
+  if (now < careful_until_) return false;
+  careful_until_ = now + kCareful;
+  place.parent = 0;
+  place.told = parent;
+  place.sure_from = now + kRetryTime;
+  return true;
 }
 
-PlaceTable::NodeId PlaceTable::Referenced(NodeId parent, NodeId node, Found found, std::chrono::milliseconds valid_for,
-                                          TimePoint now) {
+PlaceTable::NodeId PlaceTable::Referenced(NodeId parent, NodeId node, Found found, TimePoint asked) {
   std::lock_guard lock(mutex_);
   const auto seconds = seconds_.find(node);
   if (seconds != seconds_.end()) {
@@ -42,14 +48,14 @@ PlaceTable::NodeId PlaceTable::Referenced(NodeId parent, NodeId node, Found foun
   }
   const auto [known, fresh] = places_.try_emplace(node);
   Place& place = known->second;
-  if (fresh) place = {node, 0, parent, {}, 0};
-  if (Settle(place, parent, found, valid_for, now)) {
+  if (fresh) place = {.node = node, .parent = parent};
+  if (Settle(place, parent, found, asked)) {
     ++place.references;
     return node;
   }
-  careful_until_ = now + kCarefulAfterFailure;
+  careful_until_ = Clock::now() + kCarefulAfterFailure;
   const NodeId number = next_second_++;
-  places_[number] = {node, 1, parent, {}, 0};
+  places_[number] = {.node = node, .references = 1, .parent = parent};
   seconds_[node].push_back(number);
   ++second_count_;
   return number;
@@ -78,7 +84,7 @@ void PlaceTable::Moved(NodeId node, NodeId from_parent, NodeId to_parent) {
     const auto found = places_.find(number);
     if (found == places_.end() || found->second.parent != from_parent) continue;
     found->second.parent = to_parent;
-    found->second.sure_from = {};
+    found->second.told = 0;
     return;
   }
 }

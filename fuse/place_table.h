@@ -9,7 +9,6 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <mutex>
 #include <unordered_map>
@@ -26,13 +25,12 @@ class PlaceTable {
   using NodeId = cache::NodeId;
 
   enum class Found {
-    kLookedUp,  // by name: if the kernel cannot use the answer it asks again
-    kListed,
+    kLookedUp,  // by name: if the kernel cannot use the answer it asks again, at once
+    kListed,    // if the kernel cannot use it, nobody is told
     kMade,      // just now: if the kernel cannot use the answer the program's mkdir fails, although it was done
   };
-  // The kernel is given one reference to a directory that is in `parent` (its number), and believes it for `valid_for`: the number to
-  // give it by.
-  NodeId Referenced(NodeId parent, NodeId node, Found found, std::chrono::milliseconds valid_for, TimePoint now);
+  // The kernel asked at that time, and is given one reference to a directory that is in `parent` (its number): the number to give it by.
+  NodeId Referenced(NodeId parent, NodeId node, Found found, TimePoint asked);
   void Forgotten(NodeId number, uint64_t count);
   // The kernel moved it, since it was renamed through the mount.
   void Moved(NodeId node, NodeId from_parent, NodeId to_parent);
@@ -48,15 +46,14 @@ class PlaceTable {
   struct Place {
     NodeId node = 0;
     uint64_t references = 0;
-    NodeId parent = 0;           // its number
-    // While not sure: the kernel was told of the new parent, and would have asked again before this if that did not work.
+    NodeId parent = 0;    // the number of the directory that the kernel has it in; 0: not known
+    NodeId told = 0;      // the kernel was told of this other one, and would ask again before `sure_from` if it could not move it there
     TimePoint sure_from{};
-    NodeId parent_before = 0;
   };
 
   NodeId NodeOfSecond(NodeId number) const;
-  // mutex_ held. False: the kernel was told of this parent just now, and could not move the directory there; or it might not.
-  bool Settle(Place& place, NodeId parent, Found found, std::chrono::milliseconds valid_for, TimePoint now);
+  // mutex_ held. False: the kernel could not move the directory there, or it might not.
+  bool Settle(Place& place, NodeId parent, Found found, TimePoint asked);
 
   mutable std::mutex mutex_;  // a leaf
   std::unordered_map<NodeId, Place> places_;               // by number

@@ -4,6 +4,9 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
+#include <unistd.h>
+
+#include <cstdlib>
 
 namespace e2bfs::transport::http {
 namespace {
@@ -30,6 +33,12 @@ Result<std::shared_ptr<TlsContext>> TlsContext::Create(const std::string& ca_fil
   SSL_CTX_set_alpn_protos(context, kAlpnNames, sizeof kAlpnNames - 1);
   bool trusted = true;
   if (ca_file.empty() && ca_directory.empty()) {
+    // OpenSSL ignores what it cannot read, and the error would be the server's certificate.
+    for (const char* variable : {X509_get_default_cert_file_env(), X509_get_default_cert_dir_env()}) {
+      const char* path = getenv(variable);
+      if (path == nullptr || *path == '\0' || access(path, R_OK) == 0) continue;
+      return Failure(ErrorKind::kBadRequest, EINVAL, std::string(variable) + " names what cannot be read: " + path);
+    }
     trusted = SSL_CTX_set_default_verify_paths(context) == 1;
   } else {
     if (!ca_file.empty()) trusted = SSL_CTX_load_verify_file(context, ca_file.c_str()) == 1;

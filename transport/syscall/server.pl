@@ -57,6 +57,7 @@ my $HELD_OF_LISTING = 64;       # directories that are held when the one that th
 my $FIRST_HANDLE_FD = 64;       # handles' numbers only grow, up to the limit: a late request must not meet another file
 my $KEPT_BYTES = 8 << 20;       # of replies to changes
 my $MAX_WATCHES = 8192;         # and at most a quarter of what the user may have
+my $WRITTEN_FOR = 2;            # seconds after a write that was not followed by a close
 my $EVENT_PAUSE = 0.01;         # seconds between two looks at the events, if nothing is asked: a busy writer is one event then
 
 # --- state
@@ -84,8 +85,10 @@ my %descriptor_identity;        # of the directories' descriptors
 my (%told_object, %told_gone);  # identity -> statx; "identity name" of what is gone
 my %told_name;                  # "identity name" -> identity of what has the name: that an object is known says nothing of its names
 my %told_last;                  # of regular files: the same, beyond the replies at hand
-# Regular files that somebody else has begun to write and not closed, as far as events tell: what is said of them is true for the moment only.
-my %written;                    # identity -> 1
+# Regular files that somebody else has begun to write and not closed, as far as events tell: what is said of them is true for the moment only,
+# until later events would have been told.
+my %written;                    # identity -> when
+my %written_name;               # "identity name" in the events -> identity of the file
 my $telling = 0;                # the operation at hand is a change
 my $replies = '';               # they go out after the news that is older
 
@@ -117,9 +120,12 @@ sub sys_statx {
 sub mode_of { unpack 'x28 S', $_[0] }
 sub type_of { $S_IFMT & unpack 'x28 S', $_[0] }
 sub size_of { unpack 'x40 q', $_[0] }
+sub links_of { unpack 'x16 L', $_[0] }
 sub without_atime { substr($_[0], 0, 64) . substr $_[0], 80 }
 # Device, inode number, birth time: inode numbers alone are used again at once. As frame.h's IdentityOf makes it.
 sub identity_of { substr($_[0], 136, 8) . substr($_[0], 32, 8) . substr($_[0], 80, 12) }
+# Whether what has this statx is where the directory of that identity is: what is mounted there is not held just because it was seen.
+sub same_device { substr($_[0], 136, 8) eq substr $_[1], 0, 8 }
 
 # --- objects
 
@@ -151,7 +157,7 @@ sub attributes {
     %told_last = () if keys %told_last > 4096;
     $told_last{$identity} = $statx if $type == $S_IFREG;
   }
-  $flags |= 32 if $written{$identity};
+  $flags |= 32 if is_written($identity);
   my $path = $name eq '' ? fd_path($fd) : fd_path($fd) . "/$name";
   my $names;
   if ($type == $S_IFLNK && $name ne '') {
@@ -172,6 +178,27 @@ sub attributes {
     }
   }
   return $statx . chr($flags) . $more;
+}
+
+sub is_written {
+  my ($identity) = @_;
+  my $when = $written{$identity} // return 0;
+  return 1 if seconds() < $when + $WRITTEN_FOR;
+  delete $written{$identity};
+  return 0;
+}
+
+sub note_writer {
+  my ($identity, $name, $object) = @_;
+  (%written, %written_name) = () if keys %written_name > 4096;
+  $written{$object} = seconds();
+  $written_name{$identity . $name} = $object;
+}
+
+sub note_close {
+  my ($identity, $name) = @_;
+  my $object = delete $written_name{$identity . $name};
+  delete $written{$object} if defined $object;
 }
 
 # undef where they cannot be told.
@@ -422,14 +449,17 @@ sub watch {
   $watched{$number} = $identity;
 }
 
+sub unwatch {
+  my ($identity) = @_;
+  my ($number) = @{delete $watch_of{$identity} // return};
+  delete $watched{$number};
+  syscall $NR{inotify_rm_watch}, 0 + $inotify, 0 + $number;
+  add_news(pack 'C a28', 3, $identity);
+}
+
 sub unwatch_oldest {
   my @old = sort { $watch_of{$a}[1] <=> $watch_of{$b}[1] } keys %watch_of;
-  for my $identity (@old[0 .. @old / 8]) {
-    my ($number) = @{delete $watch_of{$identity}};
-    delete $watched{$number};
-    syscall $NR{inotify_rm_watch}, 0 + $inotify, 0 + $number;
-    add_news(pack 'C a28', 3, $identity);
-  }
+  unwatch($_) for @old[0 .. @old / 8];
 }
 
 sub told_gone {
@@ -463,7 +493,7 @@ sub send_all {
 }
 
 sub look_at_events {
-  my (%names, %writers, %changed);
+  my (%names, %begun, %changed);
   while (1) {
     my $buffer = "\0" x 65536;
     my $got = syscall $NR{read}, 0 + $inotify, $buffer, 65536;
@@ -484,7 +514,9 @@ sub look_at_events {
       $changed{$identity} ||= $name eq '' || $mask & (0x40 | 0x80 | 0x100 | 0x200) ? 1 : 0;
       # 1: what has the name may be another object.
       $names{$identity}{$name} |= $mask & (0x80 | 0x100) ? 1 : 0 if $name ne '';
-      $writers{$identity}{$name} = $mask & 0x8 ? 0 : 1 if $mask & (0x2 | 0x8 | 0x100);
+      # 1: made, 2: written to, and not closed after it.
+      if ($mask & 0x8) { $begun{$identity}{$name} = 0; note_close($identity, $name) }
+      elsif ($mask & 0x102) { $begun{$identity}{$name} = $mask & 0x2 ? 2 : 1 }
     }
     last if $got < 32768;
   }
@@ -499,20 +531,22 @@ sub look_at_events {
         next;
       }
       my $object = identity_of($statx);
-      look_into($known->[0], $name, 1) if type_of($statx) == $S_IFDIR && !$directories{$object};
+      if (type_of($statx) == $S_IFDIR && !$directories{$object} && same_device($statx, $identity)) {
+        $known->[1] = ++$use_counter;    # not to be forgotten for it
+        look_into($known->[0], $name, 1);
+      }
       my $told = $told_object{$object};
       undef $told if $names{$identity}{$name} && ($told_name{$identity . $name} // '') ne $object;
-      my $writer = $writers{$identity}{$name};
-      delete $written{$object} if defined $writer && !$writer;
       next if defined $told && $told eq $statx;
-      if ($writer && type_of($statx) == $S_IFREG) {
-        %written = () if keys %written > 4096;
-        $written{$object} = 1;
-      }
+      # A name made by link(2) has nobody who would close it.
+      my $begun = $begun{$identity}{$name} // 0;
+      note_writer($identity, $name, $object)
+        if type_of($statx) == $S_IFREG && ($begun == 2 || $begun == 1 && size_of($statx) == 0 && links_of($statx) == 1);
       add_news(pack('C a28 n/a* C', 1, $identity, $name, 1) . attributes($known->[0], $name, $statx) . link_text($known->[0], $name, $statx));
     }
-    next unless $known && $changed{$identity};
-    my $statx = sys_statx($known->[0], '') // next;
+    next unless $changed{$identity};
+    my $statx = $known ? sys_statx($known->[0], '') : undef;
+    if (!defined $statx) { unwatch($identity); next }
     my $told = $told_object{$identity};
     add_news(pack('C', 2) . attributes($known->[0], '', $statx)) unless defined $told && $told eq $statx;
   }
@@ -832,6 +866,7 @@ sub list_directory {
   my $directory = directory($path, $identity);
   opendir(my $stream, fd_path($directory)) or fail(0 + $!);
   my $piece = attributes_of_fd($directory);
+  my $piece_device = substr $piece, 136, 8;
   my $count = 0;
   my ($entries, $held, $unsearched) = ('', 0);
   local $! = 0;
@@ -839,13 +874,16 @@ sub list_directory {
     next if $name eq '.' || $name eq '..';
     my $statx = sys_statx($directory, $name);
     if (defined $statx) {
-      look_into($directory, $name, 1) if type_of($statx) == $S_IFDIR && $held++ < $HELD_OF_LISTING && !$directories{identity_of($statx)};
+      look_into($directory, $name, 1)
+        if type_of($statx) == $S_IFDIR && same_device($statx, $piece_device) && $held++ < $HELD_OF_LISTING && !$directories{identity_of($statx)};
       $entries .= pack('n/a*', $name) . attributes($directory, $name, $statx) . link_text($directory, $name, $statx);
-    } elsif ($! == $EACCES) {    # it may be listed, but not searched
+    } elsif ($! == $ENOENT) {
+      next;    # gone meanwhile
+    } elsif ($! == $EBADF) {
+      fail($EIO);
+    } else {    # it may be listed, but not searched (EACCES); or what is there does not answer
       $unsearched //= types_in($directory);
       $entries .= pack('n/a*', $name) . ($unsearched->{$name} // next) . "\0";
-    } else {
-      next;    # gone meanwhile
     }
     ++$count;
     next if length $entries < $MAX_READ;
@@ -1274,6 +1312,7 @@ $OPERATIONS[29] = sub {    # Initialize: where the mount begins, and who we are
     syscall $NR{prlimit64}, 0, 7, $raised, 0;
     $max_fd = $hard;
     $MAX_DIRECTORIES = int($max_fd / 4) if $MAX_DIRECTORIES > $max_fd / 4;
+    $HELD_OF_LISTING = int($MAX_DIRECTORIES / 4) if $HELD_OF_LISTING > $MAX_DIRECTORIES / 4;
   }
   my @groups = split / /, $);
   my $name = (getpwuid $>)[0] // $>;
