@@ -259,7 +259,7 @@ bool ShowBothSides(const Demo& demo) {
          ShowCommand(demo, "read here,", "cat $HERE/project/README && grep -c 7 $HERE/project/src/numbers") &&
          ShowCommand(demo, "and written here: the sandbox sees it as soon as the file is closed.",
                      "echo 'hello from this machine' > $HERE/project/answer && cat $THERE/project/answer") &&
-         ShowCommand(demo, "What the sandbox changes is seen here (within a second, the default attr_timeout).",
+         ShowCommand(demo, "What the sandbox changes is seen here (at once on the syscall tier, else after attr_timeout, a second).",
                      "echo 'changed in the sandbox' >> $THERE/project/README && sleep 1.1 && cat $HERE/project/README") &&
          ShowCommand(demo, "Renames and deletes, too.", "mv $HERE/project/answer $HERE/project/src/renamed && rm $HERE/project/src/numbers && ls $THERE/project/src");
 }

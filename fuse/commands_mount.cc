@@ -222,6 +222,9 @@ MountStep<SandboxWay> FindSandbox(const MountRequest& request, http::HttpClient&
   SandboxWay way;
   const Environment& environment = request.environment;
   if (environment.debug) {
+    if (request.spec.sandbox_id != transport::kDebugSandboxId) {
+      return Stop(ExitStatus::kSandbox, fmt::format("no such sandbox: {} (E2B_DEBUG is set: there is {} alone)", request.spec.sandbox_id, transport::kDebugSandboxId));
+    }
     auto endpoint = transport::SandboxEndpoint::Create(std::string(transport::kDebugSandboxId), "", environment, {});
     if (!endpoint) return Stop(RemoteExitStatus(endpoint.error()), ErrorText(endpoint.error()));
     way.endpoint = std::move(*endpoint);
@@ -299,6 +302,9 @@ MountStep<std::unique_ptr<transport::RemoteFs>> OpenRemote(const MountRequest& r
   auto remote = OpenTier(request, client, ctx, why);
   if (remote) return std::move(*remote);
   const Error& error = remote.error();
+  if (error.kind == ErrorKind::kUnauthorized && !request.options.user.empty() && error.message.find("invalid username") != std::string::npos) {
+    return Stop(ExitStatus::kUsage, fmt::format("mount option user={}: the sandbox has no such user", request.options.user));
+  }
   const bool of_the_path = error.kind == ErrorKind::kErrno && (error.errno_value == ENOENT || error.errno_value == ENOTDIR || error.errno_value == EACCES);
   if (of_the_path) {
     return Stop(ExitStatus::kRemotePath, fmt::format("path {} in the sandbox: {}", request.spec.path.empty() ? "(home)" : request.spec.path, strerrordesc_np(error.errno_value)));

@@ -69,7 +69,7 @@ const std::vector<OptionRow>& Table() {
        "The user of the sandbox that everything is done as."},
       {kWho, "ids", Form::kChoice, "shown|real", &M::ids, 0, 0, nullptr,
        "shown: everything is shown as owned by the mounting user (uid=, gid=), and chown to another owner is refused. real: the "
-       "sandbox's own owners, groups and inode numbers; the kernel checks each local user's permissions by them, and new objects belong to "
+       "sandbox's own owners and groups; the kernel checks each local user's permissions by them, and new objects belong to "
        "whoever makes them. Needs user=root,allow_other,default_permissions, and root here."},
       {kWho, "symlinks", Form::kChoice, "inside|raw|refuse", &M::symlinks, 0, 0, nullptr,
        "What a symbolic link of the sandbox shows. inside: links that stay below the mount work here, others dangle "

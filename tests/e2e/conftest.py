@@ -5,6 +5,7 @@ Environment:
   E2BFS_TEST_ENVD_URL    run against this envd in place of the test sandbox; it has to share this machine's files.
                          Tests that inject faults or count requests are skipped then, with that reason.
   E2BFS_TEST_PROTOCOL    "h2" (default: HTTP/2 over TLS) or "http1"
+  E2BFS_TEST_MOUNT_OPTIONS   for each mount, with commas between
   E2BFS_SANITIZED        set in sanitizer builds: the big file is smaller
 """
 import ctypes, getpass, hashlib, json, os, pathlib, re, shutil, signal, subprocess, sys, tempfile, time, urllib.request
@@ -13,6 +14,7 @@ import pytest
 
 BIN = pathlib.Path(os.environ.get("E2BFS_BIN_DIR", "/usr/bin"))
 ENVD_URL = os.environ.get("E2BFS_TEST_ENVD_URL", "")
+MOUNT_OPTIONS = [option for option in os.environ.get("E2BFS_TEST_MOUNT_OPTIONS", "").split(",") if option]
 PROTOCOL = os.environ.get("E2BFS_TEST_PROTOCOL", "h2")
 SANITIZED = bool(os.environ.get("E2BFS_SANITIZED"))
 PATIENCE = 120  # seconds that a step may take before a test gives up; far above what it takes
@@ -165,7 +167,7 @@ class Mount:
         self.path.mkdir(exist_ok=True)
         if inside is None:
             self.inside.mkdir(exist_ok=True)
-        self.options = list(options) + [f"log_file={self.log}"]
+        self.options = list(options) + MOUNT_OPTIONS + [f"log_file={self.log}"]
         if ENVD_URL:
             self.options.append("user=" + getpass.getuser())
         self.mounted = False

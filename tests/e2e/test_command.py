@@ -1,9 +1,10 @@
 """The e2bfs command as its user meets it: exit statuses, one clear line for each mistake, secrets, the control plane."""
-import json, os, re, shutil, signal, socket, stat, subprocess, tempfile
+import fcntl, json, os, pathlib, pty, re, shutil, signal, socket, stat, subprocess, tempfile, termios
 
 import pytest
 
-from conftest import BIN, ENVD_URL, PATIENCE, PROTOCOL, TOOL_ENVIRONMENT, Double, Mount, eventually, is_mounted, run
+from conftest import BIN, ENVD_URL, PATIENCE, PROTOCOL, TOOL_ENVIRONMENT, Double, Mount, digest_tree, eventually, is_mounted, run
+from test_tools import make_tree
 
 USAGE, CREDENTIALS, SANDBOX, NETWORK, MOUNT_POINT, REMOTE_PATH = 2, 3, 4, 5, 6, 9
 KEY = "e2b_0123456789abcdef0123456789abcdef01234567"
@@ -48,6 +49,10 @@ def test_mistakes_are_told_in_one_line(double, scratch):
     fails(double, MOUNT_POINT, [str(target)], "status", target)
     fails(double, NETWORK, [], "mount", good, target, env={"E2B_SANDBOX_URL": "http://127.0.0.1:1"})
     fails(double, CREDENTIALS, ["E2B_API_KEY"], "mount", "abc", target, env={"E2B_DEBUG": "", "E2B_SANDBOX_URL": ""})
+    fails(double, SANDBOX, ["other", "E2B_DEBUG"], "mount", f"other:{double.root}", target)
+    fails(double, USAGE, ["user=nobody-of-that-name"], "mount", good, target, "-o", "user=nobody-of-that-name")
+    fails(double, USAGE, ["user=nobody-of-that-name"], "mount", good, target, "-o", "user=nobody-of-that-name,tier=service")
+    fails(double, USAGE, ["SSL_CERT_FILE", "/nowhere"], "mount", good, target, env={"SSL_CERT_FILE": "/nowhere"})
     assert not is_mounted(target)
 
 
@@ -187,6 +192,33 @@ def test_the_demo_leaves_nothing_behind(scratch):
     assert "e2bfs-demo" not in open("/proc/self/mounts").read()
 
 
+def test_the_demo_on_a_terminal_stays_until_ctrl_c(scratch):
+    (scratch / "terminal").mkdir()
+    main, other = pty.openpty()
+    process = subprocess.Popen([str(BIN / "e2bfs"), "demo"], stdin=other, stdout=other, stderr=other, start_new_session=True,
+                               preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+                               env={**TOOL_ENVIRONMENT, "HOME": str(scratch), "TMPDIR": str(scratch / "terminal")})
+    os.close(other)
+    said = b""
+    try:
+        while b"Ctrl-C" not in said:
+            said += os.read(main, 4096)
+        (mounted,) = [line.split()[1] for line in open("/proc/self/mounts") if str(scratch / "terminal") in line]
+        (pathlib.Path(mounted) / "played").write_text("with")
+        os.write(main, b"\x03")
+        try:
+            while os.read(main, 4096):
+                pass
+        except OSError:
+            pass  # the other end is closed
+        assert process.wait(PATIENCE) in (0, 130)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
+    assert os.listdir(scratch / "terminal") == [] and not is_mounted(mounted)
+
+
 @pytest.fixture(scope="module")
 def cloud():
     """A double with its control plane, a key and a token: the way to a real sandbox."""
@@ -230,6 +262,36 @@ def test_a_sandbox_by_its_id(cloud, sandbox):
         run(BIN / "e2bfs", "umount", target, env=environment)
 
 
+@pytest.mark.parametrize("version", ["0.2.11", "0.5.5"])
+def test_an_old_envd(version):
+    """Before default users, octet-stream uploads, gzip and all that the syscall tier needs."""
+    if ENVD_URL:
+        pytest.skip("needs a control plane, which tells the version: a real envd has none")
+    base = tempfile.mkdtemp(prefix="e2bfs-cloud.")
+    old = Double(base, "--envd-version", version, "--api-key", KEY, "--token", TOKEN, "--instance", "old1", "--edge-routing")
+    target = old.scratch / "mnt-old"
+    target.mkdir()
+    environment = cloud_environment(old)
+    try:
+        run(BIN / "e2bfs", "mount", f"old1:{old.root}", target, "-o", "user=root", env=environment)
+        status = json.loads(run(BIN / "e2bfs", "status", "--json", target, env=environment).stdout)
+        assert status["tier"] == "service" and status["envd_version"] == version
+        source = make_tree(old.scratch / "tree", directories=2, files=3)
+        run("cp", "-a", source, target / "copy")
+        assert digest_tree(old.root / "copy") == digest_tree(source) == digest_tree(target / "copy")
+        with open(target / "copy/empty", "a") as file:
+            file.write("appended")
+        os.rename(target / "copy/empty", target / "copy/full")
+        assert (old.root / "copy/full").read_text() == "appended"
+        run("rm", "-r", target / "copy")
+        assert not (old.root / "copy").exists()
+        run(BIN / "e2bfs", "umount", target, env=environment)
+    finally:
+        subprocess.run(["fusermount3", "-uz", str(target)], stderr=subprocess.DEVNULL, check=False)
+        old.stop()
+        shutil.rmtree(base, ignore_errors=True)
+
+
 def test_a_log_has_no_secrets(cloud):
     target, log = cloud.scratch / "mnt-log", cloud.scratch / "debug.log"
     target.mkdir()
@@ -249,9 +311,48 @@ def test_a_log_has_no_secrets(cloud):
 
 def test_list_asks_the_control_plane(cloud):
     found = json.loads(run(BIN / "e2bfs", "list", "--json", env=cloud_environment(cloud)).stdout)
-    assert {each["id"]: each["state"] for each in found["sandboxes"]}.keys() == {"running1", "paused1"}
+    sandboxes = {each["id"]: each for each in found["sandboxes"]}
+    assert sandboxes.keys() == {"running1", "paused1"}
+    assert sandboxes["running1"]["state"] == "running" and 0 < sandboxes["running1"]["seconds_left"] <= 3600
+    assert sandboxes["running1"]["template"] and isinstance(sandboxes["running1"]["metadata"], dict)
     text = run(BIN / "e2bfs", "list", env=cloud_environment(cloud)).stdout
     assert "running1" in text and "paused1" in text
+
+
+def test_a_paused_sandbox_is_listed_as_such_and_life_is_extended_only_when_asked():
+    if ENVD_URL:
+        pytest.skip("needs a control plane: a real envd has none")
+    base = tempfile.mkdtemp(prefix="e2bfs-cloud.")
+    cloud = Double(base, "--api-key", KEY, "--token", TOKEN, "--instance", "running2", "--instance", "paused2:paused", "--edge-routing")
+    try:
+        environment = cloud_environment(cloud)
+        target = cloud.scratch / "mnt-life"
+        target.mkdir()
+
+        def listed(sandbox):
+            found = json.loads(run(BIN / "e2bfs", "list", "--json", env=environment).stdout)["sandboxes"]
+            return next(each for each in found if each["id"] == sandbox)
+
+        assert listed("paused2")["state"] == "paused"
+        before = listed("running2")["ends_at"]
+        run(BIN / "e2bfs", "mount", "running2", target, env=environment)
+        run(BIN / "e2bfs", "umount", target, env=environment)
+        assert listed("running2")["ends_at"] == before
+        run(BIN / "e2bfs", "mount", "running2", target, "-o", "timeout=86400", env=environment)
+        run(BIN / "e2bfs", "umount", target, env=environment)
+        assert listed("running2")["seconds_left"] > 86000
+    finally:
+        cloud.stop()
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def test_the_key_as_a_credential_of_systemd(cloud):
+    environment = cloud_environment(cloud)
+    del environment["E2B_API_KEY"]
+    credentials = cloud.scratch / "credentials"
+    credentials.mkdir(mode=0o700)
+    (credentials / "e2b_api_key").write_text(KEY + "\n")
+    assert "running1" in run(BIN / "e2bfs", "list", env={**environment, "CREDENTIALS_DIRECTORY": str(credentials)}).stdout
 
 
 def test_what_the_control_plane_refuses(cloud):
