@@ -15,11 +15,11 @@ deny() {
 
 deny 'transport/base/*.h transport/base/*.cc' '(cache|fuse|tests)/|transport/([^b]|b[^a])' 'base is below everything'
 deny 'transport/http/*.h transport/http/*.cc' '(cache|fuse|tests)/|transport/(envd/|[a-z_]+\.h)' 'http knows nothing of envd'
-deny 'transport/*.h transport/*.cc transport/envd/*' '(cache|fuse|tests)/' 'transport does not look up'
-deny 'cache/*.h cache/*.cc' '(fuse|tests)/|transport/(http|envd)/|transport/(service|control|sandbox_endpoint|credentials)|nlohmann|curl|nghttp2|openssl' \
+deny 'transport/*.h transport/*.cc transport/envd/* transport/syscall/*' '(cache|fuse|tests)/' 'transport does not look up'
+deny 'cache/*.h cache/*.cc' '(fuse|tests)/|transport/(http|envd|syscall)/|transport/(service|control|sandbox_endpoint|credentials)|nlohmann|curl|nghttp2|openssl' \
   'cache sees transport through remote_fs.h only'
 cache_users=$(ls fuse/*.h fuse/*.cc | grep -v '/commands_\|/main\.cc')
-deny "$cache_users" 'tests/|transport/(http|envd)/|transport/(service|control|sandbox_endpoint|credentials)' \
+deny "$cache_users" 'tests/|transport/(http|envd|syscall)/|transport/(service|control|sandbox_endpoint|credentials)' \
   'only the composition root of fuse sees the transport'
 not_bridge=$(ls fuse/*.h fuse/*.cc | grep -v '/fuse_bridge\|/mount\.cc\|/kernel_notify\.cc')
 deny "$not_bridge" 'fuse3?/fuse|fuse_lowlevel' 'libfuse is the bridge'"'"'s'

@@ -390,7 +390,8 @@ def test_sqlite(area, mode):
     assert expected[0] == [("ok",)] and expected[1] == [(24,)]
     assert use_sqlite(area.here, mode) == expected
     assert sqlite_says(area.there / "data.db") == expected  # and a program in the sandbox reads the same
-    assert sorted(os.listdir(area.here)) == sorted(os.listdir(area.there))
+    # What that one made and removed is told of in a moment.
+    eventually(lambda: sorted(os.listdir(area.here)) == sorted(os.listdir(area.there)), "the same files are there")
 
 
 def test_the_sqlite_command(area):

@@ -85,7 +85,7 @@ export TMPDIR
 
 leave_out=
 if ! has_xattrs "$TMPDIR"; then
-  echo "fidelity: no extended attributes for users in $TMPDIR, metadata is not compared"
+  echo "SKIPPED: fidelity: no extended attributes for users in $TMPDIR, metadata is not compared"
   leave_out=yes
 fi
 
