@@ -4,11 +4,12 @@ Environment:
   E2BFS_BIN_DIR          where e2bfs and e2bfs-test-sandbox are (ctest sets it)
   E2BFS_TEST_ENVD_URL    run against this envd in place of the test sandbox; it has to share this machine's files.
                          Tests that inject faults or count requests are skipped then, with that reason.
-  E2BFS_TEST_PROTOCOL    "h2" (default: HTTP/2 over TLS) or "http1"
+  E2BFS_TEST_PROTOCOL    "h2" (default: HTTP/2 over TLS), "http1", or "nghttpx": HTTP/2 over TLS by nghttpx in front of the test sandbox, an
+                         edge that nobody here wrote
   E2BFS_TEST_MOUNT_OPTIONS   for each mount, with commas between
   E2BFS_SANITIZED        set in sanitizer builds: the big file is smaller
 """
-import ctypes, getpass, hashlib, json, os, pathlib, re, shutil, signal, subprocess, sys, tempfile, time, urllib.request
+import ctypes, getpass, hashlib, json, os, pathlib, re, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.parse, urllib.request
 
 import pytest
 
@@ -80,7 +81,7 @@ class Double:
         self.scratch = pathlib.Path(scratch)
         self.root = self.scratch / "sandbox"
         self.root.mkdir(exist_ok=True)
-        self.process = None
+        self.process = self.edge = None
         self.arguments = arguments
         if ENVD_URL:
             self.url = self.tls_url = ENVD_URL
@@ -106,8 +107,35 @@ class Double:
                     self.tls_url = found[1]
                 else:
                     self.url = found[1]
+        if PROTOCOL == "nghttpx":
+            self.start_edge()
+
+    def start_edge(self):
+        key, certificate = self.scratch / "edge-key.pem", self.scratch / "edge.pem"
+        run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        log = open(self.scratch / "edge.log", "ab")
+        self.edge = subprocess.Popen(
+            ["nghttpx", "--conf=/dev/null", "--single-process", "--workers=1", "--no-ocsp", f"--frontend=127.0.0.1,{port}",
+             f"--backend=127.0.0.1,{urllib.parse.urlsplit(self.url).port}", str(key), str(certificate)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**TOOL_ENVIRONMENT, "PATH": TOOL_ENVIRONMENT["PATH"] + ":/usr/sbin"})
+        log.close()
+
+        def answers():
+            assert self.edge.poll() is None, (self.scratch / "edge.log").read_text()
+            with socket.socket() as tried:
+                return tried.connect_ex(("127.0.0.1", port)) == 0
+        eventually(answers, "nghttpx answers")
+        self.tls_url, self.certificate = f"https://localhost:{port}", certificate
 
     def stop(self):
+        if self.edge:
+            self.edge.terminate()
+            self.edge.wait()
+            self.edge = None
         if self.process:
             self.process.terminate()
             try:
