@@ -68,7 +68,7 @@ export NO_PROXY=$no_proxy
 
 jobs=$(parallel_jobs)
 # The real time of many tests is waiting, not computing.
-test_jobs=${E2BFS_TEST_JOBS:-6}
+test_jobs=${E2BFS_TEST_JOBS:-4}
 
 export ASAN_OPTIONS=abort_on_error=0:exitcode=99:detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1

@@ -1,7 +1,10 @@
 // Names and attributes: what is asked, how often, and what is not believed.
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 #include "tests/unit/cache/cache_fixture.h"
+#include "transport/base/metrics.h"
 
 namespace e2bfs::cache {
 namespace {
@@ -209,9 +212,14 @@ TEST_F(NamesTest, IdenticalQuestionsAtTheSameTimeAreOne) {
   late.function = "Lookup";
   late.action = testing::RemoteFault::kStall;
   faulty_->Add(late);
+  const Counter& misses = Metrics::Get("cache.name_misses_count");
+  const auto before = misses.value();
   std::vector<std::thread> threads;
   for (int i = 0; i < 8; ++i) threads.emplace_back([&] { EXPECT_NE(Find("a"), 0u); });
   ASSERT_TRUE(faulty_->WaitForStalled(1));
+  // All of them know that it has to be asked for, and need a moment to find that it is being asked for.
+  while (misses.value() < before + 8) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
   faulty_->Release();
   for (auto& thread : threads) thread.join();
   EXPECT_EQ(faulty_->calls("Lookup"), 1);
