@@ -12,6 +12,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -88,8 +89,13 @@ class NghttpxTest : public ::testing::Test {
     if (outcome == ENOENT) outcome = posix_spawnp(&pid_, "nghttpx", nullptr, nullptr, arguments.data(), environment.data());
     close(listener);
     ASSERT_EQ(outcome, 0) << "nghttpx is missing: install nghttp2-proxy";
+    MakeClient();
+  }
+
+  void MakeClient(const std::function<void(ClientOptions&)>& change = {}) {
     ClientOptions options;
     options.ca_file = certificate_;
+    if (change) change(options);
     auto client = HttpClient::Create(options);
     ASSERT_TRUE(client);
     client_ = std::move(*client);
@@ -150,6 +156,29 @@ TEST_F(NghttpxTest, TornBodyIsNotComplete) {
   ASSERT_FALSE(torn);
   EXPECT_EQ(torn.error().errno_value, EIO);
   EXPECT_TRUE(client_->Fetch(Ask("GET", "/stream?n=1000000"), Soon(), 3'000'000));
+}
+
+TEST_F(NghttpxTest, AnEdgeThatStopsForwardingIsASilentNetwork) {
+  MakeClient([](ClientOptions& options) { options.ping_timeout = std::chrono::milliseconds(400); });
+  ASSERT_TRUE(client_->Fetch(Ask("GET", "/bytes?n=10"), Soon(), 100));
+  auto open = client_->Start(Ask("GET", "/stream?n=50000000"), Soon());
+  ASSERT_TRUE(open && (*open)->WaitHead(Soon()));
+  // Its sockets stay open and its kernel acknowledges: nothing but the silence says that it is gone.
+  ASSERT_EQ(kill(pid_, SIGSTOP), 0);
+  Request request = Ask("GET", "/bytes?n=10");
+  request.head_timeout = std::chrono::milliseconds(400);
+  const auto lost = client_->Fetch(request, Soon(), 100);
+  ASSERT_FALSE(lost);
+  EXPECT_EQ(lost.error().errno_value, ETIMEDOUT);
+  // The connection is given up with all that was on it, and the next request does not wait for it.
+  EXPECT_FALSE(ReadAll(**open));
+  EXPECT_TRUE(Eventually([&] { return client_->statistics().connections_now == 0; }));
+  ASSERT_EQ(kill(pid_, SIGCONT), 0);
+  for (int i = 0; i < 4; ++i) {
+    const auto next = client_->Fetch(Ask("GET", "/bytes?n=10"), Soon(), 100);
+    ASSERT_TRUE(next) << i << ": " << ToString(next.error());
+  }
+  EXPECT_EQ(client_->statistics().connections_opened, 2);
 }
 
 TEST_F(NghttpxTest, StreamedRequestIsAnsweredPieceByPiece) {

@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <pwd.h>
 #include <signal.h>
+#include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -179,6 +180,18 @@ std::vector<pid_t> ServerProcess::Children() const {
   std::vector<pid_t> children;
   for (pid_t child; file >> child;) children.push_back(child);
   return children;
+}
+
+pid_t ServerProcess::StopNextFork(const std::function<void()>& cause) {
+  if (ptrace(PTRACE_SEIZE, pid_, nullptr, PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE) != 0) return -1;
+  cause();
+  // A tracer sees the fork before either side of it goes on.
+  unsigned long child = 0;
+  if (waitpid(pid_, nullptr, __WALL) != pid_ || ptrace(PTRACE_GETEVENTMSG, pid_, nullptr, &child) != 0) return -1;
+  const pid_t pid = static_cast<pid_t>(child);
+  if (pid <= 0 || waitpid(pid, nullptr, __WALL) != pid || kill(pid, SIGSTOP) != 0) return -1;
+  if (ptrace(PTRACE_DETACH, pid, nullptr, nullptr) != 0 || ptrace(PTRACE_DETACH, pid_, nullptr, nullptr) != 0) return -1;
+  return pid;
 }
 
 std::string ServerProcess::TakeWords() {

@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -47,6 +48,8 @@ class ServerProcess {
   // Its exit status (128 + signal), or -1 when it still runs after the time.
   int WaitEnd(int timeout_ms = 20'000);
   std::vector<pid_t> Children() const;
+  // Its next child, which `cause` makes it fork: stopped (SIGSTOP) before its first instruction. -1 when there was none.
+  pid_t StopNextFork(const std::function<void()>& cause);
   std::string TakeWords();  // of standard error
 
  private:
