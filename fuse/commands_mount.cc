@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <fstream>
 #include <mutex>
+#include <sstream>
 #include <thread>
 
 #include "cache/cached_fs.h"
@@ -132,7 +134,18 @@ bool IsInPath(const char* program) {
   }
 }
 
-MountStep<void> CheckFuse() {
+// Whether /etc/fuse.conf has `user_allow_other`, as fusermount3 reads it.
+bool OthersMayBeLetIn() {
+  std::ifstream file("/etc/fuse.conf");
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    std::string word, more;
+    if (words >> word && word == "user_allow_other" && (!(words >> more) || more.starts_with('#'))) return true;
+  }
+  return false;
+}
+
+MountStep<void> CheckFuse(const OptionValues& options) {
   const int device = open("/dev/fuse", O_RDWR | O_CLOEXEC);
   const int reason = errno;
   if (device >= 0) close(device);
@@ -141,6 +154,10 @@ MountStep<void> CheckFuse() {
   }
   if (device < 0) return Stop(ExitStatus::kFuseMissing, fmt::format("/dev/fuse cannot be opened: {}", strerrordesc_np(reason)));
   if (geteuid() != 0 && !IsInPath("fusermount3")) return Stop(ExitStatus::kFuseMissing, "fusermount3 is missing: install the package fuse3");
+  if (geteuid() != 0 && (options.allow_other || options.allow_root) && !OthersMayBeLetIn()) {
+    return Stop(ExitStatus::kMountPoint, fmt::format("mount option {}: /etc/fuse.conf has no line user_allow_other, without which only root may let others in",
+                                                     options.allow_other ? "allow_other" : "allow_root"));
+  }
   return {};
 }
 
@@ -181,7 +198,9 @@ MountStep<MountRequest> PrepareRequest(const CommandLine& line) {
   auto mount_point = CheckMountPoint(line.arguments[1]);
   if (!mount_point) return tl::unexpected(mount_point.error());
   request.mount_point = std::move(*mount_point);
-  if (auto fuse = CheckFuse(); !fuse) return tl::unexpected(fuse.error());
+  if (auto fuse = CheckFuse(request.options); !fuse) return tl::unexpected(fuse.error());
+  // All that can be known without asking: a mount that fails for a local reason neither resumes a sandbox nor extends its life.
+  if (auto usable = UsableMountPoint(request.mount_point); !usable) return Stop(ExitStatus::kMountPoint, ErrorText(usable.error()));
   auto state = StateDirectory();
   if (!state) return Stop(ExitStatus::kFailure, ErrorText(state.error()));
   request.state_directory = std::move(*state);
@@ -390,6 +409,12 @@ void ReportEnd(const MountEnd& end, const std::string& spool_directory) {
   }
 }
 
+// Declared before what keeps files there.
+struct SpoolDirectoryOwner {
+  std::string path;
+  ~SpoolDirectoryOwner() { RemoveSpoolDirectory(path); }
+};
+
 // Everything of one mount, from the network to the kernel, until it ends. `become_ready` is null in the foreground.
 MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* become_ready) {
   log::SetLevel(LogLevel(request.options.log_level));
@@ -400,6 +425,10 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
     log_file = DefaultLogFile(request.state_directory);
   }
 
+  const std::string spool_parent = request.options.spool_directory.empty() ? request.state_directory + "/spool" : request.options.spool_directory;
+  auto spool_directory = MakeSpoolDirectory(spool_parent, UnsentParent(request.state_directory));
+  if (!spool_directory) return Stop(ExitStatus::kFailure, "spool directory: " + ErrorText(spool_directory.error()));
+  const SpoolDirectoryOwner spool_owner{*spool_directory};
   auto http = http::HttpClient::Create(request.http);
   if (!http) return Stop(RemoteExitStatus(http.error()), ErrorText(http.error()));
   const OpContext connect_context = OpContext::Within(kConnectTime);
@@ -414,25 +443,15 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
 
   const std::string& sandbox_id = way->endpoint->sandbox_id();
   const std::string unsent_directory = UnsentDirectory(request.state_directory, sandbox_id);
-  const std::string spool_parent = request.options.spool_directory.empty() ? request.state_directory + "/spool" : request.options.spool_directory;
-  auto spool_directory = MakeSpoolDirectory(spool_parent, UnsentParent(request.state_directory));
-  if (!spool_directory) return Stop(ExitStatus::kFailure, "spool directory: " + ErrorText(spool_directory.error()));
   auto cached = cache::CachedFs::Create(**remote, CacheOptions(request.options, *spool_directory, unsent_directory), connect_context);
-  if (!cached) {
-    RemoveSpoolDirectory(*spool_directory);
-    return Stop(RemoteExitStatus(cached.error()), ErrorText(cached.error()));
-  }
+  if (!cached) return Stop(RemoteExitStatus(cached.error()), ErrorText(cached.error()));
 
   std::stop_source end_request;
   MountControl control({request.mount_point, sandbox_id, way->template_id, unsent_directory, request.options.read_only, tier_reason}, **cached,
                        [&] { return TransportStatusOf(**http, *way->endpoint, client->capabilities()); }, end_request);
   const std::string socket = request.runtime_directory + "/" + ControlSocketName(request.mount_point, getpid());
   auto server = ControlServer::Create(socket, [&control](const std::string& asked, const ControlServer::SendLine& send) { control.Answer(asked, send); });
-  if (!server) {
-    cached->reset();
-    RemoveSpoolDirectory(*spool_directory);
-    return Stop(ExitStatus::kFailure, ErrorText(server.error()));
-  }
+  if (!server) return Stop(ExitStatus::kFailure, ErrorText(server.error()));
   std::optional<KeepAlive> keep_alive;
   if (request.options.keep_alive && way->control_plane) keep_alive.emplace(*way->control_plane, sandbox_id, *request.options.sandbox_timeout_s);
 
@@ -461,7 +480,6 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   }
   server->reset();
   cached->reset();
-  RemoveSpoolDirectory(*spool_directory);
   if (!end) {
     const bool missing = end.error().errno_value == ENODEV || end.error().errno_value == ENOSYS;
     return Stop(missing ? ExitStatus::kFuseMissing : ExitStatus::kMountPoint, ErrorText(end.error()));

@@ -172,7 +172,7 @@ class Reply {
 
   void Attributes(const Result<AttributeReply>& result) {
     if (!result) return Fail(result.error());
-    Give([&](fuse_req_t request) { return fuse_reply_attr(request, &result->attributes, Seconds(result->valid_for)); });
+    Give([&](fuse_req_t request) { return fuse_reply_attr(request, &result->attributes, ValidSeconds(result->valid_for)); });
   }
 
   void Opened(const Result<OpenReply>& result, fuse_file_info info, const OpContext& ctx) {
@@ -233,13 +233,15 @@ class Reply {
     }
   }
 
-  static double Seconds(std::chrono::milliseconds time) { return std::chrono::duration<double>(time).count(); }
+  double ValidSeconds(std::chrono::milliseconds time) const {
+    return state_.options.never_believed ? 0 : std::chrono::duration<double>(time).count();
+  }
 
-  static fuse_entry_param ToEntry(const NodeReply& from) {
+  fuse_entry_param ToEntry(const NodeReply& from) const {
     fuse_entry_param entry{};
     entry.ino = from.node;
     entry.attr = from.attributes;
-    entry.attr_timeout = Seconds(from.valid_for);
+    entry.attr_timeout = ValidSeconds(from.valid_for);
     entry.entry_timeout = entry.attr_timeout;
     return entry;
   }
@@ -550,7 +552,7 @@ void List(const ReplyPtr& reply, fuse_ino_t node, size_t size, off_t offset, Dir
           // libfuse's functions do not use their request argument.
           size_t needed;
           if (plus) {
-            const fuse_entry_param entry = Reply::ToEntry(item.node);
+            const fuse_entry_param entry = to.ToEntry(item.node);
             needed = fuse_add_direntry_plus(nullptr, buffer.data() + used, size - used, item.name.c_str(), &entry,
                                             static_cast<off_t>(item.next));
           } else {

@@ -20,6 +20,7 @@ namespace e2bfs::fuse {
 struct BridgeOptions {
   std::string mount_options;  // as after -o, values escaped
   bool debug = false;
+  bool never_believed = false;  // the kernel asks for names and attributes each time: what it knows, it tells every user
   int max_waiting_operations = 256;
 };
 

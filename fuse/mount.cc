@@ -109,57 +109,8 @@ class MountEvents {
   Handler handlers_[3] = {{SIGTERM}, {SIGINT}, {SIGHUP}};
 };
 
-bool ExistsInPath(const char* program) {
-  const char* path = getenv("PATH");
-  std::string directories = path != nullptr ? path : "/usr/local/bin:/usr/bin:/bin";
-  while (!directories.empty()) {
-    const size_t colon = directories.find(':');
-    const std::string candidate = directories.substr(0, colon) + "/" + program;
-    if (access(candidate.c_str(), X_OK) == 0) return true;
-    if (colon == std::string::npos) break;
-    directories.erase(0, colon + 1);
-  }
-  return false;
-}
-
 tl::unexpected<Error> CannotMount(int errno_value, const std::string& text) {
   return Failure(ErrorKind::kLocal, errno_value, text);
-}
-
-// Its canonical path. Errors: everything that libfuse or fusermount3 would say less clearly, or only after a fork.
-Result<std::string> UsableMountPoint(const std::string& mount_point) {
-  auto table = ReadMountTable();
-  if (!table) return Forward(std::move(table.error()));
-  auto canonical = CanonicalDirectory(mount_point, *table);
-  if (!canonical) {
-    return CannotMount(canonical.error().errno_value,
-                       "mount point " + mount_point + ": " + strerror(canonical.error().errno_value));
-  }
-  const auto mounted = FindMount(*table, *canonical);
-  if (mounted && mounted->type.starts_with("fuse")) {
-    return CannotMount(EBUSY, "mount point " + *canonical + " is busy: " + mounted->source +
-                                  " is mounted there (e2bfs umount or fusermount3 -u takes it away)");
-  }
-  struct stat attributes {};
-  if (stat(canonical->c_str(), &attributes) != 0) {
-    return CannotMount(errno, "mount point " + *canonical + ": " + strerror(errno));
-  }
-  if (!S_ISDIR(attributes.st_mode)) {
-    return CannotMount(ENOTDIR, "mount point " + *canonical + " is not a directory");
-  }
-  if (access("/dev/fuse", R_OK | W_OK) != 0) {
-    const int reason = errno;
-    return CannotMount(reason, std::string("cannot use /dev/fuse: ") + strerror(reason) +
-                                   (reason == ENOENT ? " (is the kernel module fuse loaded? in a container: --device /dev/fuse)"
-                                                     : ""));
-  }
-  if (geteuid() != 0) {
-    if (!ExistsInPath("fusermount3")) return CannotMount(ENOENT, "fusermount3 is missing: install the package fuse3");
-    if (access(canonical->c_str(), W_OK) != 0) {
-      return CannotMount(EACCES, "mount point " + *canonical + " is not writable for this user, as mounting requires");
-    }
-  }
-  return canonical;
 }
 
 std::string MountOptionText(const MountOptions& options) {
@@ -251,6 +202,32 @@ void SaveUnsent(const MountOptions& options, cache::CachedFs& cached, MountEnd* 
 
 }  // namespace
 
+Result<std::string> UsableMountPoint(const std::string& mount_point) {
+  auto table = ReadMountTable();
+  if (!table) return Forward(std::move(table.error()));
+  auto canonical = CanonicalDirectory(mount_point, *table);
+  if (!canonical) {
+    return CannotMount(canonical.error().errno_value,
+                       "mount point " + mount_point + ": " + strerror(canonical.error().errno_value));
+  }
+  const auto mounted = FindMount(*table, *canonical);
+  if (mounted && mounted->type.starts_with("fuse")) {
+    return CannotMount(EBUSY, "mount point " + *canonical + " is busy: " + mounted->source +
+                                  " is mounted there (e2bfs umount or fusermount3 -u takes it away)");
+  }
+  struct stat attributes {};
+  if (stat(canonical->c_str(), &attributes) != 0) {
+    return CannotMount(errno, "mount point " + *canonical + ": " + strerror(errno));
+  }
+  if (!S_ISDIR(attributes.st_mode)) {
+    return CannotMount(ENOTDIR, "mount point " + *canonical + " is not a directory");
+  }
+  if (geteuid() != 0 && access(canonical->c_str(), W_OK) != 0) {
+    return CannotMount(EACCES, "mount point " + *canonical + " is not writable for this user, as mounting requires");
+  }
+  return canonical;
+}
+
 Result<void> Unmount(const std::string& mount_point, bool lazy) {
   if (geteuid() == 0) {
     if (umount2(mount_point.c_str(), UMOUNT_NOFOLLOW | (lazy ? MNT_DETACH : 0)) == 0) return {};
@@ -313,6 +290,7 @@ Result<MountEnd> RunMount(const MountOptions& options, cache::CachedFs& cached, 
   BridgeOptions bridge_options;
   bridge_options.mount_options = MountOptionText(options);
   bridge_options.debug = options.debug;
+  bridge_options.never_believed = options.allow_root && !options.allow_other;  // libfuse refuses others, where it is asked
   bridge_options.max_waiting_operations = options.max_waiting_operations;
   MountEvents events;
   auto bridge = std::make_unique<FuseBridge>(cached, filesystem, bridge_options);

@@ -47,6 +47,10 @@ struct MountEnd {
   bool operations_left = false;
 };
 
+// The canonical path of a directory that can be mounted on. Errors: everything that libfuse or fusermount3 would say less clearly, or only
+// after a fork. RunMount asks it first; whoever has to ask a network before that may do so too.
+Result<std::string> UsableMountPoint(const std::string& mount_point);
+
 // Mounts, calls `on_ready` once (from another thread) when the mount answers, serves until it is unmounted (`umount`, `fusermount3 -u`),
 // SIGTERM, SIGINT or SIGHUP arrives, or stop is requested; then sends everything that is unsent, and unmounts. A second signal cuts the
 // sending short. Returns within the two timeouts after the end began, whatever the sandbox does.

@@ -7,7 +7,7 @@ Environment:
   E2BFS_TEST_PROTOCOL    "h2" (default: HTTP/2 over TLS), "http1", or "nghttpx": HTTP/2 over TLS by nghttpx in front of the test sandbox, an
                          edge that nobody here wrote
   E2BFS_TEST_MOUNT_OPTIONS   for each mount, with commas between
-  E2BFS_SANITIZED        set in sanitizer builds: the big file is smaller
+  E2BFS_SANITIZED        set in sanitizer builds: big files are smaller, repetitions fewer
 """
 import ctypes, getpass, hashlib, json, os, pathlib, re, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.parse, urllib.request
 
@@ -237,7 +237,7 @@ def is_mounted(path):
 
 def pytest_terminal_summary(terminalreporter):
     if SANITIZED:
-        terminalreporter.write_line("a selection: sanitizer build, tiers: " + os.environ.get("E2BFS_TEST_TIERS", "all"))
+        terminalreporter.write_line("a shorter run: big files are smaller and repetitions fewer in a sanitizer build")
 
 
 @pytest.fixture(scope="session", autouse=True)

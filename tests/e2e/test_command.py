@@ -1,19 +1,27 @@
 """The e2bfs command as its user meets it: exit statuses, one clear line for each mistake, secrets, the control plane."""
-import fcntl, json, os, pathlib, pty, re, shutil, signal, socket, stat, subprocess, tempfile, termios
+import contextlib, fcntl, getpass, json, os, pathlib, pty, re, shutil, signal, socket, socketserver, stat, subprocess, tempfile, termios
+import threading, urllib.parse
 
 import pytest
 
 from conftest import BIN, ENVD_URL, PATIENCE, PROTOCOL, TOOL_ENVIRONMENT, Double, Mount, digest_tree, eventually, is_mounted, run
 from test_tools import make_tree
 
-USAGE, CREDENTIALS, SANDBOX, NETWORK, MOUNT_POINT, REMOTE_PATH = 2, 3, 4, 5, 6, 9
+FAILURE, USAGE, CREDENTIALS, SANDBOX, NETWORK, MOUNT_POINT, FUSE_MISSING, REMOTE_PATH = 1, 2, 3, 4, 5, 6, 7, 9
 KEY = "e2b_0123456789abcdef0123456789abcdef01234567"
 TOKEN = "secret-token-of-the-sandbox"
+NOBODY = 65534
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: becomes other users, or changes what is mounted")
 
 
-def fails(double, status, words, *arguments, env=None):
+def as_user(number):
+    return ["setpriv", f"--reuid={number}", f"--regid={number}", "--clear-groups"]
+
+
+def fails(double, status, words, *arguments, env=None, by=(BIN / "e2bfs",)):
     """e2bfs ends with that status and one line on stderr that has these words; nothing is mounted."""
-    done = run(BIN / "e2bfs", *arguments, env={**double.environment(), **(env or {})}, check=False)
+    done = run(*by, *arguments, env={**double.environment(), **(env or {})}, check=False)
     assert done.returncode == status, (done.returncode, done.stderr)
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
@@ -128,6 +136,261 @@ def test_a_private_authority_has_to_be_named(double, scratch):
     assert not is_mounted(target)
 
 
+def test_a_private_authority_in_a_directory(double, scratch):
+    if ENVD_URL:
+        pytest.skip("no certificate of our own in this run")
+    target, named, empty = scratch / "directory", scratch / "authorities", scratch / "no-authorities"
+    for each in (target, named, empty):
+        each.mkdir()
+    shutil.copy(double.certificate, named / (run("openssl", "x509", "-hash", "-noout", "-in", double.certificate).stdout.strip() + ".0"))
+    environment = {**double.environment(), "E2B_SANDBOX_URL": double.tls_url, "SSL_CERT_DIR": str(named)}
+    by = ["env", "-u", "SSL_CERT_FILE", BIN / "e2bfs"]
+    for protocol in ("auto", "http1"):
+        arguments = ["mount", f"debug_sandbox_id:{double.root}", target, "-o", f"protocol={protocol}"]
+        run(*by, *arguments, env=environment)
+        run(*by, "umount", target, env=environment)
+        fails(double, NETWORK, ["certificate"], *arguments, env={**environment, "SSL_CERT_DIR": str(empty)}, by=by)
+    assert not is_mounted(target)
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """An HTTP proxy for one origin of this machine, whatever name it is asked for by; `seen` has the first line of each connection."""
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), None)
+        self.seen = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def finish_request(self, client, _):
+        head = b""
+        while b"\r\n\r\n" not in head and (piece := client.recv(65536)):
+            head += piece
+        self.seen.append(head.decode(errors="replace").splitlines()[0])
+        method, named = self.seen[-1].split()[:2]
+        with socket.create_connection(("127.0.0.1", urllib.parse.urlsplit(named if "://" in named else "//" + named).port)) as origin:
+            if method == "CONNECT":
+                client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            else:
+                origin.sendall(head)
+            back = threading.Thread(target=self.copy, args=(origin, client), daemon=True)
+            back.start()
+            self.copy(client, origin)
+            back.join()
+
+    @staticmethod
+    def copy(source, target):
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                target.sendall(piece)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_proxies_of_the_environment(double, scratch, scheme):
+    if ENVD_URL:
+        pytest.skip("needs a sandbox with and without TLS")
+    inside, target = double.root / f"by-{scheme}-proxy", scratch / f"by-{scheme}-proxy"
+    inside.mkdir()
+    target.mkdir()
+    url = double.url if scheme == "http" else double.tls_url
+
+    def works(environment, name):
+        run(BIN / "e2bfs", "mount", f"debug_sandbox_id:{inside}", target, env=environment)
+        try:
+            (target / name).write_text(name)
+            assert (inside / name).read_text() == name
+        finally:
+            run(BIN / "e2bfs", "umount", target, env=environment)
+
+    with Proxy() as proxy:
+        environment = {**double.environment(), "E2B_SANDBOX_URL": url, f"{scheme}_proxy": proxy.url}
+        works({**environment, "no_proxy": "127.0.0.1,localhost"}, "past-it")
+        assert proxy.seen == []
+        if scheme == "http":  # a name that only the proxy knows: nothing goes past it
+            url = f"http://sandbox.invalid:{urllib.parse.urlsplit(url).port}"
+        works({**environment, "E2B_SANDBOX_URL": url}, "by-it")
+        asked = f"CONNECT {urllib.parse.urlsplit(url).netloc} " if scheme == "https" else f"POST {url}/"
+        assert [line for line in proxy.seen if line.startswith(asked)], proxy.seen
+        proxy.shutdown()
+    closed = {**environment, f"{scheme}_proxy": "http://127.0.0.1:1"}
+    fails(double, NETWORK, ["connect", "127.0.0.1"], "mount", f"debug_sandbox_id:{inside}", target, env=closed)
+    assert not is_mounted(target)
+
+
+@needs_root
+def test_a_machine_without_fuse(double, scratch):
+    target, devices = scratch / "without-fuse", scratch / "devices"
+    target.mkdir()
+    devices.mkdir()
+    script = f"""mount -t tmpfs -o mode=755 devices {devices}
+        for name in null zero random urandom; do : >{devices}/$name; mount --bind /dev/$name {devices}/$name; done
+        mount --rbind {devices} /dev
+        exec "$@" """
+    fails(double, FUSE_MISSING, ["/dev/fuse is missing"], "mount", f"debug_sandbox_id:{double.root}", target,
+          by=["unshare", "--mount", "sh", "-ec", script, "sh", BIN / "e2bfs"])
+
+
+@pytest.fixture(scope="module")
+def reachable():
+    """A double whose mount points every user of this machine can get at."""
+    base = pathlib.Path(tempfile.mkdtemp(prefix="e2bfs-reachable."))
+    base.chmod(0o755)
+    made = Double(base)
+    yield made
+    made.stop()
+    shutil.rmtree(base, ignore_errors=True)
+
+
+@needs_root
+@pytest.mark.parametrize("option", ["rw", "allow_root", "allow_other"])
+def test_who_may_use_a_mount_of_root(reachable, option):
+    mount = Mount(reachable, option, [option, "attr_timeout=60"])
+    try:
+        (mount.path / "f").write_text("content")
+        (reachable.scratch / "beside").write_text("content")
+        run(*as_user(NOBODY), "cat", reachable.scratch / "beside")
+        absent = ["stat", mount.path / "absent"]
+        assert "No such file" in run(*absent, check=False).stderr
+        assert ("No such file" if option == "allow_other" else "Permission denied") in run(*as_user(NOBODY), *absent, check=False).stderr
+        for command in (["cat", mount.path / "f"], ["stat", mount.path / "f"], ["ls", mount.path], ["stat", mount.path], ["touch", mount.path / "g"]):
+            run(*command)  # so that the kernel knows it, and could tell others
+            done = run(*as_user(NOBODY), *command, check=False)
+            assert done.returncode == 0 if option == "allow_other" else "Permission denied" in done.stderr, (command, done)
+        # Without an option the kernel wants the mounting user's groups too.
+        of_another_group = run("setpriv", f"--regid={NOBODY}", "--clear-groups", "cat", mount.path / "f", check=False)
+        assert of_another_group.stdout == ("" if option == "rw" else "content"), of_another_group
+    finally:
+        mount.close()
+
+
+class OrdinaryUser:
+    """Uid 65534 with an e2bfs and directories of its own, in a mount namespace where /dev/fuse is open to every user, as distributions have it."""
+
+    def __init__(self, double):
+        self.double = double
+        self.base = pathlib.Path(tempfile.mkdtemp(prefix="ordinary-", dir=double.scratch))
+        self.base.chmod(0o755)
+        self.target = self.base / "mnt"
+        for name in ("mnt", "home", "run", "state"):
+            (self.base / name).mkdir(mode=0o700)
+            os.chown(self.base / name, NOBODY, NOBODY)
+        shutil.copy(BIN / "e2bfs", self.base / "e2bfs")
+        (self.base / "e2bfs").chmod(0o755)
+        self.log = self.base / "state/log"
+        self.environment = {**double.environment(), "HOME": str(self.base / "home"), "XDG_RUNTIME_DIR": str(self.base / "run"),
+                            "XDG_STATE_HOME": str(self.base / "state")}
+        if double.certificate:
+            self.environment["SSL_CERT_FILE"] = str(shutil.copy(double.certificate, self.base))
+            os.chmod(self.environment["SSL_CERT_FILE"], 0o644)
+        self.options = [f"log_file={self.log}"] + (["user=" + getpass.getuser()] if ENVD_URL else [])
+        self.space = subprocess.Popen(["unshare", "--mount", "sh", "-c", "echo made; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                      text=True)
+        assert self.space.stdout.readline() == "made\n"
+        self.enter = ["nsenter", f"--mount=/proc/{self.space.pid}/ns/mnt"]
+        (self.base / "own").mkdir()
+        self.as_root("mount", "-t", "tmpfs", "-o", "mode=755", "own", self.base / "own")
+        self.let_fuse(0o666)
+
+    def as_root(self, *command, **more):
+        return run(*self.enter, *command, **more)
+
+    def let_fuse(self, mode):
+        """/dev/fuse has that mode, in the namespace."""
+        self.as_root("mknod", self.base / f"own/fuse-{mode:o}", "c", "10", "229")
+        self.as_root("chmod", f"{mode:o}", self.base / f"own/fuse-{mode:o}")
+        self.as_root("mount", "--bind", self.base / f"own/fuse-{mode:o}", "/dev/fuse")
+
+    def run(self, *command, **more):
+        return run(*self.enter, *as_user(NOBODY), *command, env=self.environment, **more)
+
+    def e2bfs(self, *arguments, **more):
+        return self.run(self.base / "e2bfs", *arguments, **more)
+
+    def mount_arguments(self, inside, *options):
+        return ["mount", f"debug_sandbox_id:{inside}", self.target, "-o", ",".join([*self.options, *options])]
+
+    def fails(self, status, words, *arguments, before=()):
+        return fails(self.double, status, words, *arguments, env=self.environment, by=[*self.enter, *as_user(NOBODY), *before, self.base / "e2bfs"])
+
+    def mounts(self):
+        return [line for line in open(f"/proc/{self.space.pid}/mounts") if line.split()[1] == str(self.target)]
+
+    def close(self):
+        subprocess.run([*self.enter, "fusermount3", "-uz", str(self.target)], stderr=subprocess.DEVNULL, check=False)
+        self.space.communicate()
+        log = self.log.read_text(errors="replace") if self.log.exists() else ""
+        assert not re.search(r"Sanitizer|terminate called|Assertion", log), log
+
+
+@pytest.fixture
+def ordinary(reachable):
+    made = OrdinaryUser(reachable)
+    yield made
+    made.close()
+
+
+@needs_root
+def test_a_mount_of_an_ordinary_user(ordinary):
+    inside = ordinary.double.root / "ordinary"
+    inside.mkdir()
+    ordinary.e2bfs(*ordinary.mount_arguments(inside))
+    (mounted,) = ordinary.mounts()
+    assert f"user_id={NOBODY}" in mounted and "allow_other" not in mounted, mounted
+    ordinary.run("sh", "-c", 'echo written >"$1/f"; mkdir "$1/d"; mv "$1/f" "$1/d/g"', "sh", ordinary.target)
+    assert (inside / "d/g").read_text() == "written\n"
+    (inside / "h").write_text("made inside")
+    eventually(lambda: ordinary.run("cat", ordinary.target / "h", check=False).stdout == "made inside", "it is seen through the mount")
+    assert ordinary.run("stat", "-c", "%u:%g", ordinary.target / "h").stdout == f"{NOBODY}:{NOBODY}\n"
+    status = json.loads(ordinary.e2bfs("status", "--json", ordinary.target).stdout)
+    assert status["mountpoint"] == str(ordinary.target) and status["dirty_bytes"] == 0
+    found = json.loads(ordinary.e2bfs("list", "--json", "--mounts").stdout)["mounts"]
+    assert [each["state"] for each in found if each["mountpoint"] == str(ordinary.target)] == ["mounted"]
+    ordinary.e2bfs("umount", ordinary.target)
+    assert ordinary.mounts() == []
+
+
+@needs_root
+def test_an_ordinary_user_lets_root_in_and_nobody_else(ordinary):
+    if not os.path.exists("/etc/fuse.conf"):
+        pytest.skip("no /etc/fuse.conf to put another in place of")
+    inside = ordinary.double.root / "let-in"
+    inside.mkdir()
+    (inside / "f").write_text("content")
+    refusing, allowing = ordinary.base / "refusing.conf", ordinary.base / "allowing.conf"
+    refusing.write_text("")
+    allowing.write_text("user_allow_other\n")
+    ordinary.as_root("mount", "--bind", refusing, "/etc/fuse.conf")
+    ordinary.fails(MOUNT_POINT, ["allow_root", "user_allow_other"], *ordinary.mount_arguments(inside, "allow_root"))
+    assert ordinary.mounts() == []
+    ordinary.as_root("mount", "--bind", allowing, "/etc/fuse.conf")
+    ordinary.e2bfs(*ordinary.mount_arguments(inside, "allow_root", "attr_timeout=60"))
+    ordinary.target.chmod(0o755)
+    assert ordinary.as_root("cat", ordinary.target / "f").stdout == "content"
+    for command in (["cat", ordinary.target / "f"], ["stat", ordinary.target / "f"], ["ls", ordinary.target]):
+        ordinary.run(*command)
+        third = ordinary.as_root(*as_user(NOBODY - 1), *command, check=False)
+        assert third.returncode != 0 and "Permission denied" in third.stderr, (command, third)
+    ordinary.e2bfs("umount", ordinary.target)
+
+
+@needs_root
+def test_what_an_ordinary_user_lacks(ordinary):
+    arguments = ordinary.mount_arguments(ordinary.double.root)
+    ordinary.fails(FUSE_MISSING, ["fusermount3 is missing"], *arguments, before=["env", "PATH=/nowhere"])
+    os.chown(ordinary.target, 0, 0)
+    ordinary.target.chmod(0o755)
+    if not ENVD_URL:
+        ordinary.double.reset_counts()
+    ordinary.fails(MOUNT_POINT, [str(ordinary.target), "not writable"], *arguments)
+    assert ENVD_URL or ordinary.double.counts()["requests"] == {}
+    ordinary.let_fuse(0o600)
+    ordinary.fails(FUSE_MISSING, ["/dev/fuse", "permission denied"], *arguments)
+    assert ordinary.mounts() == []
+
+
 def test_status(shared_mount, double):
     (shared_mount.path / "f").write_text("hello")
     status = shared_mount.status()
@@ -138,7 +401,7 @@ def test_status(shared_mount, double):
     assert status["dirty_bytes"] == 0
     assert status["requests"] > 0
     if not ENVD_URL:
-        assert status["protocol"] == ("h2" if PROTOCOL == "h2" else "http/1.1")
+        assert status["protocol"] == ("http/1.1" if PROTOCOL == "http1" else "h2")
     text = shared_mount.e2bfs("status", shared_mount.path).stdout
     assert "debug_sandbox_id" in text and "syscall" in text
 
@@ -322,6 +585,11 @@ def test_list_asks_the_control_plane(cloud):
     assert "running1" in text and "paused1" in text
 
 
+def listed(environment, sandbox):
+    found = json.loads(run(BIN / "e2bfs", "list", "--json", env=environment).stdout)["sandboxes"]
+    return next(each for each in found if each["id"] == sandbox)
+
+
 def test_a_paused_sandbox_is_listed_as_such_and_life_is_extended_only_when_asked():
     if ENVD_URL:
         pytest.skip("needs a control plane: a real envd has none")
@@ -331,22 +599,44 @@ def test_a_paused_sandbox_is_listed_as_such_and_life_is_extended_only_when_asked
         environment = cloud_environment(cloud)
         target = cloud.scratch / "mnt-life"
         target.mkdir()
-
-        def listed(sandbox):
-            found = json.loads(run(BIN / "e2bfs", "list", "--json", env=environment).stdout)["sandboxes"]
-            return next(each for each in found if each["id"] == sandbox)
-
-        assert listed("paused2")["state"] == "paused"
-        before = listed("running2")["ends_at"]
+        assert listed(environment, "paused2")["state"] == "paused"
+        before = listed(environment, "running2")["ends_at"]
         run(BIN / "e2bfs", "mount", "running2", target, env=environment)
         run(BIN / "e2bfs", "umount", target, env=environment)
-        assert listed("running2")["ends_at"] == before
+        assert listed(environment, "running2")["ends_at"] == before
         run(BIN / "e2bfs", "mount", "running2", target, "-o", "timeout=86400", env=environment)
         run(BIN / "e2bfs", "umount", target, env=environment)
-        assert listed("running2")["seconds_left"] > 86000
+        assert listed(environment, "running2")["seconds_left"] > 86000
     finally:
         cloud.stop()
         shutil.rmtree(base, ignore_errors=True)
+
+
+def test_what_fails_here_extends_no_life(cloud):
+    environment = cloud_environment(cloud)
+    target, file, spool = cloud.scratch / "mnt-fails", cloud.scratch / "a-file", cloud.scratch / "open-spool"
+    target.mkdir()
+    file.write_text("")
+    spool.mkdir()
+    spool.chmod(0o755)
+    before = listed(environment, "running1")["ends_at"]
+
+    def fails_unasked(status, words, at, *options):
+        cloud.reset_counts()
+        fails(cloud, status, words, "mount", "running1", at, "-o", ",".join(["timeout=3600", *options]), env={**environment, "E2B_DEBUG": ""})
+        assert cloud.counts()["requests"] == {}
+
+    fails_unasked(MOUNT_POINT, [str(file), "directory"], file)
+    fails_unasked(MOUNT_POINT, [str(target / "absent")], target / "absent")
+    fails_unasked(FAILURE, [str(spool), "other users"], target, f"spool_dir={spool}")
+    fails_unasked(FAILURE, [str(target / "absent")], target, f"log_file={target}/absent/log")
+    run(BIN / "e2bfs", "mount", "running1", target, env=environment)
+    try:
+        second = run(BIN / "e2bfs", "mount", "running1", target, "-o", "timeout=3600", env=environment, check=False)
+        assert second.returncode == MOUNT_POINT and "busy" in second.stderr, second.stderr
+    finally:
+        run(BIN / "e2bfs", "umount", target, env=environment)
+    assert listed(environment, "running1")["ends_at"] == before
 
 
 def test_the_key_as_a_credential_of_systemd(cloud):
@@ -394,3 +684,33 @@ def test_umount_waits_and_reports(double):
         assert (mount.inside / "g").read_text() == "open while it is unmounted"
     finally:
         mount.close()
+
+
+def test_umount_on_a_terminal_shows_what_is_left(faulty):
+    mount = faulty.mount()
+    faulty.fault(match="POST /files", action="status", status=507, body='{"code":507,"message":"not enough disk space"}', count=1)
+    faulty.fault(match="POST /files", action="stall_request", count=-1)
+    with pytest.raises(OSError):
+        (mount.path / "f").write_bytes(b"x" * 200_000)
+    main, other = pty.openpty()
+    process = subprocess.Popen([str(BIN / "e2bfs"), "umount", str(mount.path)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=other,
+                               env={**TOOL_ENVIRONMENT, **faulty.environment()})
+    os.close(other)
+    said = b""
+    try:
+        while said.count(b"195.3 KiB left to send") < 2:
+            said += os.read(main, 4096)
+        assert process.poll() is None and is_mounted(mount.path) and (mount.inside / "f").read_bytes() == b""
+        faulty.clear_faults()
+        with contextlib.suppress(OSError):  # the other end is closed
+            while piece := os.read(main, 4096):
+                said += piece
+        assert process.wait(PATIENCE) == 0
+        mount.mounted = False
+    finally:
+        process.kill()
+        assert process.communicate()[0] == b""
+        os.close(main)
+    line = said.split(b"\r\x1b[K")  # each of them clears it
+    assert line[0] == line[-1] == b"" and len(line) > 3 and b"\n" not in said, said
+    assert not is_mounted(mount.path) and (mount.inside / "f").read_bytes() == b"x" * 200_000
