@@ -88,11 +88,19 @@ class Transcript:
     def inside(self, path):
         return os.path.join(self.inside_top, path)
 
+    def placed(self, argument):
+        """A path without what is different on the other side."""
+        if isinstance(argument, os.PathLike):
+            argument = os.fspath(argument)
+        if isinstance(argument, str):
+            return argument.replace(self.inside_top, "<inside>").replace(self.elsewhere, "<elsewhere>")
+        return argument
+
     def __call__(self, call, *arguments, label=None, value=True, **more):
         """Calls, records, and returns what the call returned, None if it failed. value=False: only that it did not fail."""
         if label is None:
-            label = f"{getattr(call, '__name__', '?')}({', '.join([shown(a) for a in arguments] + [f'{k}={shown(v)}' for k, v in more.items()])})"
-            label = label.replace(self.inside_top, "<inside>").replace(self.elsewhere, "<elsewhere>")
+            words = [shown(self.placed(a)) for a in arguments] + [f"{name}={shown(self.placed(a))}" for name, a in more.items()]
+            label = f"{getattr(call, '__name__', '?')}({', '.join(words)})"
         outcome = None
         try:
             outcome = call(*arguments, **more)
