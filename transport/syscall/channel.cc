@@ -40,9 +40,11 @@ std::string Hex(std::string_view bytes) {
   return text;
 }
 
+constexpr char kLabelVariable[] = "E2BFS_SERVER";
+
 // The template's environment could stop perl, or send it into a debugger.
-std::map<std::string, std::string> ServerEnvironment() {
-  return {{"PERL5OPT", ""}, {"PERL5LIB", ""}, {"PERL_UNICODE", ""}, {"LC_ALL", "C"}};
+std::map<std::string, std::string> ServerEnvironment(const std::string& label) {
+  return {{"PERL5OPT", ""}, {"PERL5LIB", ""}, {"PERL_UNICODE", ""}, {"LC_ALL", "C"}, {kLabelVariable, label}};
 }
 
 bool IsFinal(const Error& error) {
@@ -570,12 +572,27 @@ void Channel::FindAgain(std::stop_token stop) {
   }
 }
 
-// Servers that could not be killed when they had to be.
-void Channel::KillCondemned() {
-  std::erase_if(condemned_, [&](uint32_t pid) {
-    auto killed = client_->SendSignal({pid, {}}, SIGKILL, OpContext::Within(kSignalTime));
-    return killed || killed.error().kind == ErrorKind::kErrno;
+Result<bool> Channel::Runs(const ServerProcess& server, const OpContext& ctx) {
+  auto processes = client_->ListProcesses(ctx);
+  if (!processes) return Forward(processes.error());
+  return std::any_of(processes->begin(), processes->end(), [&](const envd::ProcessInfo& process) {
+    const auto label = process.config.environment.find(kLabelVariable);
+    return process.pid == server.pid && label != process.config.environment.end() && label->second == server.label;
   });
+}
+
+Result<void> Channel::Kill(const ServerProcess& server) {
+  const OpContext ctx = OpContext::Within(kSignalTime);
+  auto runs = Runs(server, ctx);
+  if (!runs) return Forward(runs.error());
+  if (!*runs) return {};
+  auto killed = client_->SendSignal({server.pid, {}}, SIGKILL, ctx);
+  if (!killed && killed.error().kind != ErrorKind::kErrno) return killed;  // else it ended meanwhile
+  return {};
+}
+
+void Channel::KillCondemned() {
+  std::erase_if(condemned_, [&](const ServerProcess& server) { return Kill(server).has_value(); });
 }
 
 namespace {
@@ -632,12 +649,12 @@ uint64_t Channel::TakeNumber() {
 }
 
 Result<void> Channel::Reattach(std::stop_token stop) {
-  uint32_t pid;
+  ServerProcess server;
   std::string id;
   std::vector<uint64_t> barred;
   {
     Lock lock(mutex_);
-    pid = facts_.pid;
+    server = {facts_.pid, server_label_};
     id = server_id_;
     barred.assign(abandoned_.begin(), abandoned_.end());
   }
@@ -648,7 +665,11 @@ Result<void> Channel::Reattach(std::stop_token stop) {
     if (error.kind == ErrorKind::kTimeout) error.kind = ErrorKind::kUnavailable;
     return Forward(std::move(error));
   };
-  const envd::ProcessSelector selector{pid, {}};
+  // Not a word to somebody else's process that has its number by now.
+  auto runs = Runs(server, ctx);
+  if (!runs) return no_way(runs.error());
+  if (!*runs) return Errno(ESRCH, "the syscall server is gone");
+  const envd::ProcessSelector selector{server.pid, {}};
   auto connected = client_->ConnectProcess(selector, ctx);
   if (!connected) return no_way(connected.error());
   auto begun = client_->StreamInput(selector, ctx);
@@ -681,17 +702,18 @@ Result<void> Channel::StartServer(const OpContext& context) {
   OpContext ctx = context;
   ctx.deadline = std::min(ctx.deadline, Clock::now() + options_.start_timeout);
   ctx.service_class = ServiceClass::kStream;
-  uint32_t old_pid;
+  ServerProcess old;
   bool old_ended;
   {
     Lock lock(mutex_);
-    old_pid = facts_.pid;
+    old = {facts_.pid, server_label_};
     old_ended = process_ended_;
   }
+  const std::string label = Hex(RandomBytes(8));
   envd::StartRequest start;
   start.process.command = "/usr/bin/perl";
   start.process.arguments = {"-e", kServerLoader};
-  start.process.environment = ServerEnvironment();
+  start.process.environment = ServerEnvironment(label);
   start.stdin_open = true;
   auto started = client_->StartProcess(start, ctx);
   if (!started) return Forward(started.error());
@@ -701,7 +723,7 @@ Result<void> Channel::StartServer(const OpContext& context) {
   if (!*first || (*first)->kind != envd::ProcessEvent::Kind::kStart) return Failure(ErrorKind::kProtocol, EIO, "a process without a start");
   const uint32_t pid = (*first)->pid;
   auto kill_new = [&] {
-    condemned_.push_back(pid);
+    condemned_.push_back({pid, label});
     KillCondemned();
   };
   auto begin = [&]() -> Result<void> {
@@ -747,13 +769,13 @@ Result<void> Channel::StartServer(const OpContext& context) {
     if (!facts) return Forward(facts.error());
     facts->pid = pid;  // as envd knows it
     std::function<void()> take_over;
-    if (old_pid != 0) {
-      take_over = reopen_(old_pid, pid, transact);
+    if (old.pid != 0) {
+      take_over = reopen_(old.pid, pid, transact);
       if (lost) return Forward(*lost);
       // Before anything is done by the new one: what the old one has not done by now it never does.
       for (int tries = 1; !old_ended; ++tries) {
-        auto killed = client_->SendSignal({old_pid, {}}, SIGKILL, OpContext::Within(kSignalTime));
-        if (killed || killed.error().kind == ErrorKind::kErrno) break;
+        auto killed = Kill(old);
+        if (killed) break;
         if (tries == kStartTries || ctx.stop.stop_requested()) return Forward(killed.error());
       }
     }
@@ -764,6 +786,7 @@ Result<void> Channel::StartServer(const OpContext& context) {
     output_ = output;
     parser_ = std::move(parser);
     server_id_ = id;
+    server_label_ = label;
     facts_ = std::move(*facts);
     process_ended_ = distrusted_ = false;
     heard_ = Clock::now();

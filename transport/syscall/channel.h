@@ -134,6 +134,13 @@ class Channel {
   Result<void> Reattach(std::stop_token stop);
   Result<void> StartServer(const OpContext& ctx);
   class Trial;
+  // A server as envd knows it: by a pid, which another process may have later, and a label in the environment that it was started with.
+  struct ServerProcess {
+    uint32_t pid = 0;
+    std::string label;
+  };
+  Result<bool> Runs(const ServerProcess& server, const OpContext& ctx);
+  Result<void> Kill(const ServerProcess& server);  // also where it has ended
   void KillCondemned();
   uint64_t TakeNumber();
   void Watch(std::stop_token stop);
@@ -150,6 +157,7 @@ class Channel {
   std::shared_ptr<envd::InputStream> input_;
   std::shared_ptr<envd::ProcessStream> output_;
   std::string server_id_;
+  std::string server_label_;
   ServerFacts facts_;
   bool process_ended_ = false;            // for sure
   bool distrusted_ = false;               // it said what makes no sense: there has to be another
@@ -173,7 +181,7 @@ class Channel {
   ChannelCounts counts_;
 
   std::unique_ptr<ReplyParser> parser_;   // the channel's thread only, once it runs; as what follows
-  std::vector<uint32_t> condemned_;
+  std::vector<ServerProcess> condemned_;  // servers that could not be killed when they had to be
   std::jthread keeper_;                   // last: use the others
   std::jthread watch_;
 };

@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <random>
@@ -205,6 +206,83 @@ class SyscallChannel : public ::testing::TestWithParam<bool> {
   std::unique_ptr<ChannelRig> Rig(syscall::ChannelOptions channel = Impatient()) {
     return std::make_unique<ChannelRig>(ChannelRigOptions{GetParam(), false, std::move(channel)});
   }
+  // What one thread does, a request each, in a directory that is there: every result and what is there at the end are certain, if each is done
+  // exactly once. `after` is called after each.
+  static void Script(ChannelRig& rig, const std::string& top, const std::function<void()>& after) {
+    RemoteFs& fs = rig.fs();
+    Handle handle = 0;
+    const std::vector<std::function<int()>> steps = {
+        [&] { return Code(fs.MakeDirectory(In(top, "d"), 0755, Ctx())); },
+        [&] { return Code(fs.Rename(In(top, "d"), In(top, "e"), 0, Ctx())); },
+        [&] {
+          auto created = fs.Create(In(top, "f"), {0644, true}, Ctx());
+          handle = created ? created->handle : 0;
+          return created && !created->created ? EEXIST : Code(created);
+        },
+        [&] { return Code(Append(fs, top + "/f", "one\n", Ctx())); },
+        [&] { return Code(Append(fs, top + "/f", std::string(3000, 't') + "\n", Ctx())); },
+        [&] { return Code(fs.Rename(In(top, "f"), In(top, "g"), 0, Ctx())); },
+        [&] { return Code(fs.RemoveDirectory(In(top, "e"), Ctx())); },
+    };
+    for (size_t step = 0; step < steps.size(); ++step) {
+      EXPECT_EQ(steps[step](), 0) << "step " << step;
+      after();
+    }
+    if (handle != 0) fs.Close(handle, Ctx());
+    EXPECT_EQ(rig.Content(top + "/g"), "one\n" + std::string(3000, 't') + "\n");
+    EXPECT_FALSE(std::filesystem::exists(rig.Path(top + "/d")) || std::filesystem::exists(rig.Path(top + "/e")) ||
+                 std::filesystem::exists(rig.Path(top + "/f")));
+  }
+
+  // Cuts the way before, at and after each end of a frame, and in each frame's middle. A first run tells where they are: what is counted less what
+  // the two other requests of finding the way take.
+  void CutAtEachFrame(const std::string& stream, const std::string& action, int64_t sandbox::ServerCounts::*bytes) {
+    auto rig = Rig(Patient());
+    auto counted = [&] { return rig->sandbox().server().counts().*bytes; };
+    auto directory = [&](int round) {
+      const std::string name = fmt::format("r{:04}", round);
+      std::filesystem::create_directory(rig->Path(name));
+      EXPECT_TRUE(rig->fs().Stat(At(name), Ctx()));
+      return name;
+    };
+    int round = 0;
+    std::string top = directory(round);
+    int64_t before = counted();
+    ASSERT_TRUE(rig->client().ListProcesses(Ctx()));
+    int64_t others = counted() - before;
+    if (bytes == &sandbox::ServerCounts::request_body_bytes) {
+      before = counted();
+      auto listener = rig->client().ConnectProcess({uint32_t(rig->ServerPid()), {}}, Ctx());
+      ASSERT_TRUE(listener);
+      others += counted() - before;
+    }
+    rig->CutAll();
+    before = counted();
+    std::vector<int64_t> ends;
+    Script(*rig, top, [&] { ends.push_back(counted() - before - others); });
+    ASSERT_EQ(rig->Reattached(), 1);
+    std::vector<int64_t> places;
+    for (size_t i = 0; i < ends.size(); ++i) {
+      const int64_t begin = i == 0 ? 0 : ends[i - 1];
+      ASSERT_GT(ends[i], begin + 2);
+      for (const int64_t place : {begin + (ends[i] - begin) / 2, ends[i] - 1, ends[i], ends[i] + 1}) places.push_back(place);
+    }
+    for (const int64_t place : places) {
+      SCOPED_TRACE(place);
+      const int64_t reattached = rig->Reattached();
+      top = directory(++round);
+      rig->Fault(stream, action, place);
+      rig->CutAll();
+      Script(*rig, top, [] {});
+      // The first place is in the way's own first words, which are then tried again; the last is behind the last frame.
+      const bool within = place != places.front() && place < ends.back();
+      EXPECT_GE(rig->Reattached(), reattached + (within ? 2 : 1));
+      rig->sandbox().server().ClearFaults();
+    }
+    EXPECT_EQ(rig->Servers(), 1);
+    EXPECT_TRUE(OnlyOneServer(*rig));
+  }
+
   // Cuts the way at many places of one stream's body, under load.
   void CutAtMany(const std::string& stream, const std::string& action) {
     auto rig = Rig(Patient());
@@ -238,6 +316,9 @@ INSTANTIATE_TEST_SUITE_P(Protocols, SyscallChannel, ::testing::Bool(),
 
 TEST_P(SyscallChannel, InputCutAnywhere) { CutAtMany("StreamInput", "reset_request"); }
 TEST_P(SyscallChannel, OutputCutAnywhere) { CutAtMany("Process/Connect", "reset"); }
+
+TEST_P(SyscallChannel, InputCutAtEachFrame) { CutAtEachFrame("StreamInput", "reset_request", &sandbox::ServerCounts::request_body_bytes); }
+TEST_P(SyscallChannel, OutputCutAtEachFrame) { CutAtEachFrame("Process/Connect", "reset", &sandbox::ServerCounts::response_body_bytes); }
 
 TEST_P(SyscallChannel, TheFirstStreamCut) {
   // Start cannot be had again: its output goes on by Connect.

@@ -187,7 +187,9 @@ pid_t ServerProcess::StopNextFork(const std::function<void()>& cause) {
   cause();
   // A tracer sees the fork before either side of it goes on.
   unsigned long child = 0;
-  if (waitpid(pid_, nullptr, __WALL) != pid_ || ptrace(PTRACE_GETEVENTMSG, pid_, nullptr, &child) != 0) return -1;
+  int status = 0;
+  if (waitpid(pid_, &status, __WALL) != pid_ || !WIFSTOPPED(status) || status >> 8 != (SIGTRAP | PTRACE_EVENT_FORK << 8)) return -1;
+  if (ptrace(PTRACE_GETEVENTMSG, pid_, nullptr, &child) != 0) return -1;
   const pid_t pid = static_cast<pid_t>(child);
   if (pid <= 0 || waitpid(pid, nullptr, __WALL) != pid || kill(pid, SIGSTOP) != 0) return -1;
   if (ptrace(PTRACE_DETACH, pid, nullptr, nullptr) != 0 || ptrace(PTRACE_DETACH, pid_, nullptr, nullptr) != 0) return -1;
