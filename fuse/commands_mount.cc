@@ -2,7 +2,9 @@
 // client, remote file system, cache, mount, in this order; and back.
 #include <fcntl.h>
 #include <fmt/core.h>
+#include <linux/capability.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -119,7 +121,6 @@ MountStep<std::string> CheckMountPoint(const std::string& directory) {
     const char* hint = reason == ENOTCONN ? " (a stale mount: clear it with fusermount3 -u)" : "";
     return Stop(ExitStatus::kMountPoint, fmt::format("mount point {}: {}{}", directory, strerrordesc_np(reason), hint));
   }
-  if (!S_ISDIR(status.st_mode)) return Stop(ExitStatus::kMountPoint, fmt::format("mount point {} is not a directory", directory));
   return *canonical;
 }
 
@@ -138,11 +139,18 @@ bool IsInPath(const char* program) {
 bool OthersMayBeLetIn() {
   std::ifstream file("/etc/fuse.conf");
   for (std::string line; std::getline(file, line);) {
-    std::istringstream words(line);
+    std::istringstream words(line.substr(0, line.find('#')));
     std::string word, more;
-    if (words >> word && word == "user_allow_other" && (!(words >> more) || more.starts_with('#'))) return true;
+    if (words >> word && word == "user_allow_other" && !(words >> more)) return true;
   }
   return false;
+}
+
+// Root of a container often may not.
+bool MayMount() {
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2]{};
+  return syscall(SYS_capget, &header, data) != 0 || (data[0].effective & (1U << CAP_SYS_ADMIN)) != 0;
 }
 
 MountStep<void> CheckFuse(const OptionValues& options) {
@@ -153,6 +161,7 @@ MountStep<void> CheckFuse(const OptionValues& options) {
     return Stop(ExitStatus::kFuseMissing, "/dev/fuse is missing: load the kernel's module (modprobe fuse), or give the container the device (--device /dev/fuse --cap-add SYS_ADMIN)");
   }
   if (device < 0) return Stop(ExitStatus::kFuseMissing, fmt::format("/dev/fuse cannot be opened: {}", strerrordesc_np(reason)));
+  if (geteuid() == 0 && !MayMount()) return Stop(ExitStatus::kFuseMissing, "root may not mount here: a container needs --cap-add SYS_ADMIN");
   if (geteuid() != 0 && !IsInPath("fusermount3")) return Stop(ExitStatus::kFuseMissing, "fusermount3 is missing: install the package fuse3");
   if (geteuid() != 0 && (options.allow_other || options.allow_root) && !OthersMayBeLetIn()) {
     return Stop(ExitStatus::kMountPoint, fmt::format("mount option {}: /etc/fuse.conf has no line user_allow_other, without which only root may let others in",

@@ -4,13 +4,14 @@
 
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
-#include <poll.h>
 #include <signal.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -19,7 +20,6 @@
 #include <functional>
 #include <mutex>
 #include <optional>
-#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -36,7 +36,7 @@ namespace e2bfs::fuse {
 constexpr unsigned kMaxTransferBytes = 1 << 20;
 
 // Reading a request takes microseconds, and nothing else is done by these threads.
-constexpr int kReaderThreads = 2;
+constexpr int kReaderThreads = 8;
 
 // A request that reads ahead, and each release, counts as background: with the kernel's default of 12, a dozen stalled reads
 // would hold up all others. As an ordinary user the kernel may allow less.
@@ -65,12 +65,24 @@ struct FuseBridge::State {
   static WorkerPoolOptions PoolOptions(int limit) {
     WorkerPoolOptions pool_options;
     pool_options.max_threads.fill(std::max(limit, 1));
+    pool_options.max_threads[static_cast<size_t>(Lane::kReaders)] = kReaderThreads;
     // A write holds its bytes (up to 1 MiB) while it waits.
     pool_options.max_threads[static_cast<size_t>(Lane::kWrite)] = std::clamp(limit, 1, 32);
     return pool_options;
   }
 
   void ReadRequests();
+  int TakeRequest(int epoll, fuse_buf* buffer);
+
+  // Whether the reader that calls it may run an operation itself, which saves a change of threads: another one is left to read. Then EndHere.
+  bool BeginHere() {
+    int free = free_readers;
+    while (free > 1) {
+      if (free_readers.compare_exchange_weak(free, free - 1)) return true;
+    }
+    return false;
+  }
+  void EndHere() { ++free_readers; }
 
   // The kernel knows few of the nodes that are told of: that it does not is no error.
   void Forget(const Outdated& outdated) {
@@ -97,8 +109,14 @@ struct FuseBridge::State {
   cache::CachedFs& cached;
   KernelNotify notify;
   Filesystem filesystem;
-  WorkerPool pool;
-  std::vector<std::thread> readers;
+
+  std::mutex reading_mutex;  // a leaf
+  std::condition_variable reading_ended;
+  int reading = 0;           // readers that use the session's descriptor now
+  bool disconnecting = false;
+  std::atomic<int> free_readers{kReaderThreads};  // not in an operation
+
+  WorkerPool pool;  // last: its threads use the others
 };
 
 namespace {
@@ -172,7 +190,7 @@ class Reply {
 
   void Attributes(const Result<AttributeReply>& result) {
     if (!result) return Fail(result.error());
-    Give([&](fuse_req_t request) { return fuse_reply_attr(request, &result->attributes, ValidSeconds(result->valid_for)); });
+    Give([&](fuse_req_t request) { return fuse_reply_attr(request, &result->attributes, AttributeSeconds(result->valid_for)); });
   }
 
   void Opened(const Result<OpenReply>& result, fuse_file_info info, const OpContext& ctx) {
@@ -233,16 +251,15 @@ class Reply {
     }
   }
 
-  double ValidSeconds(std::chrono::milliseconds time) const {
-    return state_.options.never_believed ? 0 : std::chrono::duration<double>(time).count();
-  }
+  static double Seconds(std::chrono::milliseconds time) { return std::chrono::duration<double>(time).count(); }
+  double AttributeSeconds(std::chrono::milliseconds time) const { return state_.options.root_and_owner_only ? 0 : Seconds(time); }
 
   fuse_entry_param ToEntry(const NodeReply& from) const {
     fuse_entry_param entry{};
     entry.ino = from.node;
     entry.attr = from.attributes;
-    entry.attr_timeout = ValidSeconds(from.valid_for);
-    entry.entry_timeout = entry.attr_timeout;
+    entry.attr_timeout = AttributeSeconds(from.valid_for);
+    entry.entry_timeout = Seconds(from.valid_for);
     return entry;
   }
 
@@ -329,11 +346,21 @@ void RunGuarded(const char* operation, Body&& body) noexcept {
 template <typename Function>
 struct EntryPoint;
 
+// Who may ask. Lookups too may everybody, where some are refused: an error there would make the kernel drop the name for all.
+enum class For { kUsers, kAnybody };
+
 // What libfuse calls, for an operation that takes a ReplyPtr instead of the request.
 template <typename... Args>
 struct EntryPoint<void (*)(const ReplyPtr&, Args...)> {
-  template <void (*Operation)(const ReplyPtr&, Args...)>
+  template <void (*Operation)(const ReplyPtr&, Args...), For Who>
   static void Call(fuse_req_t request, Args... args) noexcept {
+    if constexpr (Who == For::kUsers) {
+      const uid_t caller = fuse_req_ctx(request)->uid;
+      if (static_cast<State*>(fuse_req_userdata(request))->options.root_and_owner_only && caller != 0 && caller != getuid()) {
+        fuse_reply_err(request, EACCES);
+        return;
+      }
+    }
     ReplyPtr reply;
     try {
       reply = std::make_shared<Reply>(*static_cast<State*>(fuse_req_userdata(request)), request);
@@ -346,7 +373,10 @@ struct EntryPoint<void (*)(const ReplyPtr&, Args...)> {
 };
 
 template <auto Operation>
-constexpr auto kEntryPoint = &EntryPoint<decltype(Operation)>::template Call<Operation>;
+constexpr auto kEntryPoint = &EntryPoint<decltype(Operation)>::template Call<Operation, For::kUsers>;
+// Also of what is open: whoever has a descriptor was let in, or was given it by somebody who was.
+template <auto Operation>
+constexpr auto kAnybodysEntryPoint = &EntryPoint<decltype(Operation)>::template Call<Operation, For::kAnybody>;
 
 // Runs body(filesystem, reply, ctx) on a thread of the lane.
 template <typename Body>
@@ -358,10 +388,18 @@ void DispatchTo(const ReplyPtr& reply, const char* operation, fuse_ino_t node, L
   });
 }
 
-// For operations on names and attributes.
+// For operations on names and attributes: by the thread that read the request, if another is left to read.
 template <typename Body>
 void DispatchNames(const ReplyPtr& reply, const char* operation, fuse_ino_t node, Body body) {
-  DispatchTo(reply, operation, node, Lane::kNames, Ending::kWithCaller, ServiceClass::kMetadata, std::move(body));
+  if (!reply->state().BeginHere()) {
+    DispatchTo(reply, operation, node, Lane::kNames, Ending::kWithCaller, ServiceClass::kMetadata, std::move(body));
+    return;
+  }
+  RunGuarded(operation, [&] {
+    const OpContext ctx = reply->Begin(operation, node, Ending::kWithCaller, ServiceClass::kMetadata);
+    body(reply->state().filesystem, *reply, ctx);
+  });
+  reply->state().EndHere();
 }
 
 void OpLookup(const ReplyPtr& reply, fuse_ino_t parent, const char* name) {
@@ -662,7 +700,7 @@ void OpInit(void*, fuse_conn_info* connection) {
 fuse_lowlevel_ops MakeOperations() {
   fuse_lowlevel_ops ops{};
   ops.init = OpInit;
-  ops.lookup = kEntryPoint<&OpLookup>;
+  ops.lookup = kAnybodysEntryPoint<&OpLookup>;
   ops.forget = OpForget;
   ops.forget_multi = OpForgetMulti;
   ops.getattr = kEntryPoint<&OpGetAttr>;
@@ -677,25 +715,25 @@ fuse_lowlevel_ops MakeOperations() {
   ops.link = kEntryPoint<&OpLink>;
   ops.open = kEntryPoint<&OpOpen>;
   ops.create = kEntryPoint<&OpCreate>;
-  ops.read = kEntryPoint<&OpRead>;
-  ops.write = kEntryPoint<&OpWrite>;
-  ops.flush = kEntryPoint<&OpFlush>;
-  ops.fsync = kEntryPoint<&OpFsync>;
-  ops.release = kEntryPoint<&OpRelease>;
+  ops.read = kAnybodysEntryPoint<&OpRead>;
+  ops.write = kAnybodysEntryPoint<&OpWrite>;
+  ops.flush = kAnybodysEntryPoint<&OpFlush>;
+  ops.fsync = kAnybodysEntryPoint<&OpFsync>;
+  ops.release = kAnybodysEntryPoint<&OpRelease>;
   ops.opendir = kEntryPoint<&OpOpenDir>;
-  ops.readdir = kEntryPoint<&OpReadDir>;
-  ops.readdirplus = kEntryPoint<&OpReadDirPlus>;
-  ops.releasedir = kEntryPoint<&OpReleaseDir>;
-  ops.fsyncdir = kEntryPoint<&OpFsyncDir>;
+  ops.readdir = kAnybodysEntryPoint<&OpReadDir>;
+  ops.readdirplus = kAnybodysEntryPoint<&OpReadDirPlus>;
+  ops.releasedir = kAnybodysEntryPoint<&OpReleaseDir>;
+  ops.fsyncdir = kAnybodysEntryPoint<&OpFsyncDir>;
   ops.statfs = kEntryPoint<&OpStatFs>;
   ops.access = kEntryPoint<&OpAccess>;
   ops.getxattr = kEntryPoint<&OpGetXattr>;
   ops.listxattr = kEntryPoint<&OpListXattr>;
   ops.setxattr = kEntryPoint<&OpSetXattr>;
   ops.removexattr = kEntryPoint<&OpRemoveXattr>;
-  ops.lseek = kEntryPoint<&OpLseek>;
-  ops.fallocate = kEntryPoint<&OpFallocate>;
-  ops.copy_file_range = kEntryPoint<&OpCopyFileRange>;
+  ops.lseek = kAnybodysEntryPoint<&OpLseek>;
+  ops.fallocate = kAnybodysEntryPoint<&OpFallocate>;
+  ops.copy_file_range = kAnybodysEntryPoint<&OpCopyFileRange>;
   return ops;
 }
 
@@ -723,22 +761,49 @@ std::string LastLibfuseText() {
 
 }  // namespace
 
-void FuseBridge::State::ReadRequests() {
-  const int fd = fuse_session_fd(session);
-  fuse_buf buffer{};
+// Waits for a request. What fuse_session_receive_buf says of it, or 0 when the readers have to end.
+int FuseBridge::State::TakeRequest(int epoll, fuse_buf* buffer) {
   while (!fuse_session_exited(session)) {
-    pollfd waits[2] = {{fd, POLLIN, 0}, {wake_fd, POLLIN, 0}};
-    if (poll(waits, 2, -1) < 0) {
-      if (errno == EINTR) continue;
-      break;
+    epoll_event events[2];
+    const int ready = epoll_wait(epoll, events, 2, -1);
+    if (ready < 0 && errno != EINTR) return -errno;
+    for (int i = 0; i < ready; ++i) {
+      if (events[i].data.fd == wake_fd) return 0;
     }
-    if (waits[1].revents != 0) break;
-    const int got = fuse_session_receive_buf(session, &buffer);
-    if (got == -EAGAIN || got == -EINTR) continue;
+    const int got = ready > 0 ? fuse_session_receive_buf(session, buffer) : -EINTR;
+    if (got != -EAGAIN && got != -EINTR) return got;
+  }
+  return 0;
+}
+
+void FuseBridge::State::ReadRequests() {
+  // Each request wakes one of the readers, not all.
+  const int epoll = epoll_create1(EPOLL_CLOEXEC);
+  bool watching = epoll >= 0;
+  for (const auto& [fd, how] : {std::pair<int, uint32_t>{fuse_session_fd(session), EPOLLIN | EPOLLEXCLUSIVE}, {wake_fd, EPOLLIN}}) {
+    epoll_event event{};
+    event.events = how;
+    event.data.fd = fd;
+    watching = watching && epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
+  }
+  if (!watching) log::Error("fuse", "epoll: {}", strerror(errno));
+  fuse_buf buffer{};
+  while (watching) {
+    {
+      std::lock_guard lock(reading_mutex);
+      if (disconnecting) break;
+      ++reading;
+    }
+    const int got = TakeRequest(epoll, &buffer);
+    {
+      std::lock_guard lock(reading_mutex);
+      if (--reading == 0 && disconnecting) reading_ended.notify_all();
+    }
     if (got <= 0) break;
     fuse_session_process_buf(session, &buffer);
   }
   free(buffer.mem);
+  if (epoll >= 0) close(epoll);
   const uint64_t one = 1;
   if (write(wake_fd, &one, sizeof one) < 0) log::Error("fuse", "eventfd: {}", strerror(errno));
   if (!end_told.exchange(true)) on_end();
@@ -782,16 +847,21 @@ void FuseBridge::Serve(std::function<void()> on_end) {
   state_->cached.SetKernel([filesystem = &state_->filesystem](const std::vector<cache::KernelNews>& news) {
     for (const cache::KernelNews& item : news) filesystem->Tell(item);
   });
-  for (int i = 0; i < kReaderThreads; ++i) state_->readers.emplace_back([this] { state_->ReadRequests(); });
+  bool begun = false;
+  for (int i = 0; i < kReaderThreads; ++i) begun |= state_->pool.Submit(Lane::kReaders, [this] { state_->ReadRequests(); });
+  if (!begun && !state_->end_told.exchange(true)) state_->on_end();
 }
 
 void FuseBridge::Disconnect() {
   state_->cached.SetKernel({});
   state_->end_told = true;
-  const uint64_t one = 1;
-  if (write(state_->wake_fd, &one, sizeof one) < 0) log::Error("fuse", "eventfd: {}", strerror(errno));
-  for (std::thread& reader : state_->readers) reader.join();
-  state_->readers.clear();
+  {
+    std::unique_lock lock(state_->reading_mutex);
+    state_->disconnecting = true;
+    const uint64_t one = 1;
+    if (write(state_->wake_fd, &one, sizeof one) < 0) log::Error("fuse", "eventfd: {}", strerror(errno));
+    state_->reading_ended.wait(lock, [&] { return state_->reading == 0; });
+  }
   fuse_session_exit(state_->session);
   // The descriptor becomes a pipe that nobody reads: the kernel sees its end of the connection closed, while operations that
   // still run can answer into it without harm (the number stays taken).

@@ -20,7 +20,9 @@ namespace e2bfs::fuse {
 struct BridgeOptions {
   std::string mount_options;  // as after -o, values escaped
   bool debug = false;
-  bool never_believed = false;  // the kernel asks for names and attributes each time: what it knows, it tells every user
+  // allow_root, of a mount that the kernel opened to everybody: others than root and this process's user get EACCES. The kernel's own knowledge
+  // of attributes is not used then, since it would tell everybody; which names there are, everybody may find out.
+  bool root_and_owner_only = false;
   int max_waiting_operations = 256;
 };
 

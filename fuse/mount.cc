@@ -116,8 +116,7 @@ tl::unexpected<Error> CannotMount(int errno_value, const std::string& text) {
 std::string MountOptionText(const MountOptions& options) {
   std::string text = "fsname=" + EscapeMountOption(options.source) + ",subtype=e2bfs,nosuid,nodev";
   text += options.read_only ? ",ro" : ",rw";
-  if (options.allow_other) text += ",allow_other";
-  if (options.allow_root && !options.allow_other) text += ",allow_root";
+  if (options.allow_other || options.allow_root) text += ",allow_other";
   if (options.default_permissions) text += ",default_permissions";
   return text;
 }
@@ -225,6 +224,9 @@ Result<std::string> UsableMountPoint(const std::string& mount_point) {
   if (geteuid() != 0 && access(canonical->c_str(), W_OK) != 0) {
     return CannotMount(EACCES, "mount point " + *canonical + " is not writable for this user, as mounting requires");
   }
+  if (geteuid() != 0 && (attributes.st_mode & S_ISVTX) != 0 && attributes.st_uid != geteuid()) {
+    return CannotMount(EACCES, "mount point " + *canonical + " is a sticky directory of another user: mounting wants one of this user's");
+  }
   return canonical;
 }
 
@@ -290,7 +292,7 @@ Result<MountEnd> RunMount(const MountOptions& options, cache::CachedFs& cached, 
   BridgeOptions bridge_options;
   bridge_options.mount_options = MountOptionText(options);
   bridge_options.debug = options.debug;
-  bridge_options.never_believed = options.allow_root && !options.allow_other;  // libfuse refuses others, where it is asked
+  bridge_options.root_and_owner_only = options.allow_root;
   bridge_options.max_waiting_operations = options.max_waiting_operations;
   MountEvents events;
   auto bridge = std::make_unique<FuseBridge>(cached, filesystem, bridge_options);

@@ -13,11 +13,11 @@
 
 namespace e2bfs::fuse {
 
-enum class Lane { kNames, kRead, kWrite, kClose };
-inline constexpr size_t kLaneCount = 4;
+enum class Lane { kReaders, kNames, kRead, kWrite, kClose };  // kReaders: those who take requests from the kernel
+inline constexpr size_t kLaneCount = 5;
 
 struct WorkerPoolOptions {
-  std::array<int, kLaneCount> max_threads{256, 256, 64, 256};
+  std::array<int, kLaneCount> max_threads{8, 256, 256, 64, 256};
   std::chrono::milliseconds idle_time{5'000};
 };
 
