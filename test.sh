@@ -28,7 +28,7 @@ note_skips() {  # note_skips VARIANT LAST-TEST-LOG
     /^[0-9]+\/[0-9]+ Test: / { name = $3; after = 0; next }
     after { print name ": skipped: " $0; after = 0; next }
     /: Skipped$/ { after = 1; next }
-    /^SKIPPED|^a shorter run: / { print name ": " $0 }' "$2" | sort -u)
+    /^SKIPPED|^XFAIL|^a shorter run: / { print name ": " $0 }' "$2" | sort -u)
 }
 summary() {
   say; say "=== summary"

@@ -324,10 +324,13 @@ def test_a_sandbox_that_comes_back_gets_what_it_missed(service):
     assert (mount.inside / "f").read_text() == "precious"
 
 
-def test_umount_by_fusermount_sends_what_is_open(tiered):
+@pytest.mark.parametrize("command", [["fusermount3", "-u"], ["umount"]], ids=lambda command: command[0])
+def test_other_commands_unmount_too(tiered, command):
+    if command == ["umount"] and os.getuid() != 0:
+        pytest.skip("umount is for root")
     mount = tiered.mount()
     (mount.path / "f").write_text("first")
-    run("fusermount3", "-u", mount.path)
+    run(*command, mount.path)
     mount.mounted = False
     assert (mount.inside / "f").read_text() == "first"
     eventually(lambda: not is_mounted(mount.path), "it is unmounted")

@@ -692,7 +692,7 @@ def _(t):
     t(os.link, t.inside("theirs"), t.inside("lock")), t(os.unlink, "lock"), t(os.link, t.inside("theirs"), t.inside("lock")), t(os.link, "mine", "lock"), t.read("lock")
 
 
-@pytest.mark.parametrize("top, files", [("/proc/sys/kernel", ("ostype", "osrelease", "random/poolsize", "pid_max")), ("/sys/kernel", ("uevent_seqnum", "fscaps"))])
+@pytest.mark.parametrize("top, files", [("/proc/sys/kernel", ("ostype", "osrelease", "random/poolsize", "pid_max")), ("/sys/kernel", ("fscaps", "kexec_loaded", "mm/transparent_hugepage/enabled"))])
 def test_files_whose_size_says_nothing(top, files, mounts, request):
     """/proc says 0 and /sys 4096: content is what reading gives."""
     if TIER == "service" and top == "/sys/kernel":

@@ -197,7 +197,7 @@ TEST_P(FaultTest, AReaderThatStopsStopsTheServer) {
   auto exchange = client->Start(Get("/stream?n=" + std::to_string(size)), Soon());
   ASSERT_TRUE(exchange && (*exchange)->WaitHead(Soon()));
   ASSERT_TRUE(Eventually([&] { return server().counts().response_body_bytes >= kWindow; }));
-  // Others go on meanwhile; then it is certain that nothing more was to come.
+  // Others go on meanwhile: on HTTP/2 by the same connection, so that it is certain that nothing more was to come.
   for (int i = 0; i < 20; ++i) ASSERT_TRUE(client->Fetch(Get("/bytes?n=1000"), Soon(), 1000));
   if (http2()) {
     EXPECT_EQ(server().counts().response_body_bytes, kWindow + 20 * 1000);
@@ -218,7 +218,7 @@ TEST_P(FaultTest, ManyReadersThatStopDoNotStopTheOthers) {
     options.stream_window_bytes = kStreamWindow;
     options.connection_window_bytes = kConnectionWindow;
   });
-  // HTTP/1.1: as many as have a connection; the rest of them waits for one, as it should.
+  // HTTP/1.1: as many as have a connection (21, of which bulk leaves 8 to others); the rest of them waits for one, as it should.
   const int64_t size = kStreamWindow + KernelBuffers() + 5'000'000;
   const size_t begun = http2() ? 60 : 13;
   std::vector<std::unique_ptr<Exchange>> stopped;
