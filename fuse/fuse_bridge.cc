@@ -639,7 +639,7 @@ void OpGetXattr(const ReplyPtr& reply, fuse_ino_t node, const char* name, size_t
   };
   // The kernel asks for security.capability before every write.
   if (Filesystem::IsLocalXattr(name)) {
-    const OpContext ctx;
+    const OpContext ctx = reply->Begin("getxattr", node, Ending::kNever, ServiceClass::kMetadata);
     return get(reply->state().filesystem, *reply, ctx);
   }
   DispatchNames(reply, "getxattr", node, std::move(get));

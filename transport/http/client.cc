@@ -21,6 +21,7 @@ namespace {
 
 constexpr size_t kBigAnswerBytes = size_t{8} << 20;
 constexpr std::chrono::seconds kBigAnswerWait{60};
+constexpr size_t kLongestConsumedStep = size_t{16} << 10;
 
 // One thread of the process at a time has it.
 class BigAnswerTurn {
@@ -89,9 +90,11 @@ class PooledClient final : public HttpClient {
     if (auto checked = CheckRequest(request); !checked) return Forward(checked.error());
     if (ctx.stop.stop_requested()) return Failure(ErrorKind::kCancelled, EINTR, "cancelled");
     if (ctx.deadline <= Clock::now()) return Failure(ErrorKind::kTimeout, ETIMEDOUT, "the operation's deadline has passed");
+    const int window = request.window_bytes > 0 ? request.window_bytes : options_.stream_window_bytes;
     const ExchangeState::Settings settings{
         request.head_timeout.count() > 0 ? request.head_timeout : options_.head_timeout,
-        request.idle_timeout.count() > 0 ? request.idle_timeout : options_.idle_timeout, ctx.service_class};
+        request.idle_timeout.count() > 0 ? request.idle_timeout : options_.idle_timeout, ctx.service_class,
+        std::min(kLongestConsumedStep, static_cast<size_t>(window) / 4)};
     auto state = std::make_shared<ExchangeState>(std::move(request), settings, queue_, counters_);
     if (!queue_->Post([this, state, where = std::move(*origin)] { pool_->Enqueue(state, where); })) {
       return Failure(ErrorKind::kCancelled, EINTR, "the client was closed");

@@ -121,7 +121,7 @@ Result<size_t> ExchangeState::Read(char* buffer, size_t capacity, const OpContex
   }
   if (given > 0) {
     consumed_bytes_ += given;
-    if (!complete_ && !error_) KickLocked(lock);
+    if (!complete_ && !error_ && consumed_bytes_ >= settings_.consumed_step) KickLocked(lock);
     return given;
   }
   if (error_) return Forward(*error_);

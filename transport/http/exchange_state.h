@@ -38,6 +38,8 @@ class ExchangeState : public std::enable_shared_from_this<ExchangeState> {
     std::chrono::milliseconds head_timeout;
     std::chrono::milliseconds idle_timeout;
     ServiceClass service_class;
+    // The loop is told of what was read when it is so many bytes: at most a quarter of the window, or the server could wait for ever.
+    size_t consumed_step;
   };
   ExchangeState(Request request, Settings settings, std::shared_ptr<LoopQueue> queue,
                 std::shared_ptr<SharedCounters> counters);
