@@ -35,7 +35,7 @@ namespace e2bfs::fuse {
 // The kernel's own limit for one read or write (256 pages); the mount option max_read has to say the same.
 constexpr unsigned kMaxTransferBytes = 1 << 20;
 
-// Reading a request takes microseconds, and nothing else is done by these threads.
+// All but one of them may be in an operation on names.
 constexpr int kReaderThreads = 8;
 
 // A request that reads ahead, and each release, counts as background: with the kernel's default of 12, a dozen stalled reads
@@ -76,13 +76,20 @@ struct FuseBridge::State {
 
   // Whether the reader that calls it may run an operation itself, which saves a change of threads: another one is left to read. Then EndHere.
   bool BeginHere() {
-    int free = free_readers;
-    while (free > 1) {
-      if (free_readers.compare_exchange_weak(free, free - 1)) return true;
-    }
-    return false;
+    std::lock_guard lock(readers_mutex);
+    if (readers < 2) return false;
+    --readers;
+    LeaveSession();
+    return true;
   }
-  void EndHere() { ++free_readers; }
+  void EndHere() {
+    std::lock_guard lock(readers_mutex);
+    ++readers;
+    ++in_session;
+  }
+  void LeaveSession() {  // readers_mutex held
+    if (--in_session == 0 && disconnecting) session_left.notify_all();
+  }
 
   // The kernel knows few of the nodes that are told of: that it does not is no error.
   void Forget(const Outdated& outdated) {
@@ -110,11 +117,11 @@ struct FuseBridge::State {
   KernelNotify notify;
   Filesystem filesystem;
 
-  std::mutex reading_mutex;  // a leaf
-  std::condition_variable reading_ended;
-  int reading = 0;           // readers that use the session's descriptor now
+  std::mutex readers_mutex;  // a leaf
+  std::condition_variable session_left;
+  int readers = 0;     // that are not in an operation
+  int in_session = 0;  // readers that use the session's descriptor, or have a request in hand that nobody else knows of
   bool disconnecting = false;
-  std::atomic<int> free_readers{kReaderThreads};  // not in an operation
 
   WorkerPool pool;  // last: its threads use the others
 };
@@ -144,6 +151,12 @@ class Reply {
   }
 
   State& state() { return state_; }
+  // Of somebody whom allow_root leaves out. Before Begin.
+  bool FromStranger() const {
+    if (!state_.options.root_and_owner_only) return false;
+    const uid_t caller = fuse_req_ctx(request_)->uid;
+    return caller != 0 && caller != getuid();
+  }
 
   // Before it is handed to another thread.
   OpContext Begin(const char* operation, fuse_ino_t node, Ending ending, ServiceClass service_class) {
@@ -354,13 +367,6 @@ template <typename... Args>
 struct EntryPoint<void (*)(const ReplyPtr&, Args...)> {
   template <void (*Operation)(const ReplyPtr&, Args...), For Who>
   static void Call(fuse_req_t request, Args... args) noexcept {
-    if constexpr (Who == For::kUsers) {
-      const uid_t caller = fuse_req_ctx(request)->uid;
-      if (static_cast<State*>(fuse_req_userdata(request))->options.root_and_owner_only && caller != 0 && caller != getuid()) {
-        fuse_reply_err(request, EACCES);
-        return;
-      }
-    }
     ReplyPtr reply;
     try {
       reply = std::make_shared<Reply>(*static_cast<State*>(fuse_req_userdata(request)), request);
@@ -368,6 +374,7 @@ struct EntryPoint<void (*)(const ReplyPtr&, Args...)> {
       fuse_reply_err(request, ENOMEM);
       return;
     }
+    if (Who == For::kUsers && reply->FromStranger()) return reply->AnswerErrno(EACCES);
     RunGuarded("decode", [&] { Operation(reply, args...); });
   }
 };
@@ -380,25 +387,27 @@ constexpr auto kAnybodysEntryPoint = &EntryPoint<decltype(Operation)>::template 
 
 // Runs body(filesystem, reply, ctx) on a thread of the lane.
 template <typename Body>
-void DispatchTo(const ReplyPtr& reply, const char* operation, fuse_ino_t node, Lane lane, Ending ending,
-              ServiceClass service_class, Body body) {
-  const OpContext ctx = reply->Begin(operation, node, ending, service_class);
+void RunOn(Lane lane, const ReplyPtr& reply, const char* operation, const OpContext& ctx, Body body) {
   reply->state().pool.Submit(lane, [reply, operation, ctx, body = std::move(body)]() mutable {
     RunGuarded(operation, [&] { body(reply->state().filesystem, *reply, ctx); });
   });
 }
 
+template <typename Body>
+void DispatchTo(const ReplyPtr& reply, const char* operation, fuse_ino_t node, Lane lane, Ending ending,
+              ServiceClass service_class, Body body) {
+  RunOn(lane, reply, operation, reply->Begin(operation, node, ending, service_class), std::move(body));
+}
+
 // For operations on names and attributes: by the thread that read the request, if another is left to read.
 template <typename Body>
 void DispatchNames(const ReplyPtr& reply, const char* operation, fuse_ino_t node, Body body) {
+  const OpContext ctx = reply->Begin(operation, node, Ending::kWithCaller, ServiceClass::kMetadata);
   if (!reply->state().BeginHere()) {
-    DispatchTo(reply, operation, node, Lane::kNames, Ending::kWithCaller, ServiceClass::kMetadata, std::move(body));
+    RunOn(Lane::kNames, reply, operation, ctx, std::move(body));
     return;
   }
-  RunGuarded(operation, [&] {
-    const OpContext ctx = reply->Begin(operation, node, Ending::kWithCaller, ServiceClass::kMetadata);
-    body(reply->state().filesystem, *reply, ctx);
-  });
+  RunGuarded(operation, [&] { body(reply->state().filesystem, *reply, ctx); });
   reply->state().EndHere();
 }
 
@@ -409,6 +418,7 @@ void OpLookup(const ReplyPtr& reply, fuse_ino_t parent, const char* name) {
 }
 
 void OpGetAttr(const ReplyPtr& reply, fuse_ino_t node, fuse_file_info* info) {
+  if (info == nullptr && reply->FromStranger()) return reply->AnswerErrno(EACCES);
   const FileHandle file = info != nullptr ? info->fh : 0;
   DispatchNames(reply, "getattr", node, [node, file](Filesystem& fs, Reply& to, auto& ctx) {
     to.Attributes(fs.GetAttr(node, file, ctx));
@@ -703,7 +713,7 @@ fuse_lowlevel_ops MakeOperations() {
   ops.lookup = kAnybodysEntryPoint<&OpLookup>;
   ops.forget = OpForget;
   ops.forget_multi = OpForgetMulti;
-  ops.getattr = kEntryPoint<&OpGetAttr>;
+  ops.getattr = kAnybodysEntryPoint<&OpGetAttr>;
   ops.setattr = kEntryPoint<&OpSetAttr>;
   ops.readlink = kEntryPoint<&OpReadLink>;
   ops.symlink = kEntryPoint<&OpSymlink>;
@@ -788,20 +798,19 @@ void FuseBridge::State::ReadRequests() {
   }
   if (!watching) log::Error("fuse", "epoll: {}", strerror(errno));
   fuse_buf buffer{};
-  while (watching) {
-    {
-      std::lock_guard lock(reading_mutex);
-      if (disconnecting) break;
-      ++reading;
-    }
+  std::unique_lock lock(readers_mutex);
+  ++readers;
+  while (watching && !disconnecting) {
+    ++in_session;
+    lock.unlock();
     const int got = TakeRequest(epoll, &buffer);
-    {
-      std::lock_guard lock(reading_mutex);
-      if (--reading == 0 && disconnecting) reading_ended.notify_all();
-    }
+    if (got > 0) fuse_session_process_buf(session, &buffer);
+    lock.lock();
+    LeaveSession();
     if (got <= 0) break;
-    fuse_session_process_buf(session, &buffer);
   }
+  --readers;
+  lock.unlock();
   free(buffer.mem);
   if (epoll >= 0) close(epoll);
   const uint64_t one = 1;
@@ -856,11 +865,11 @@ void FuseBridge::Disconnect() {
   state_->cached.SetKernel({});
   state_->end_told = true;
   {
-    std::unique_lock lock(state_->reading_mutex);
+    std::unique_lock lock(state_->readers_mutex);
     state_->disconnecting = true;
     const uint64_t one = 1;
     if (write(state_->wake_fd, &one, sizeof one) < 0) log::Error("fuse", "eventfd: {}", strerror(errno));
-    state_->reading_ended.wait(lock, [&] { return state_->reading == 0; });
+    state_->session_left.wait(lock, [&] { return state_->in_session == 0; });
   }
   fuse_session_exit(state_->session);
   // The descriptor becomes a pipe that nobody reads: the kernel sees its end of the connection closed, while operations that

@@ -1,8 +1,8 @@
 // FuseBridge: one libfuse session. Decodes the kernel's requests, calls Filesystem, and answers. Its .cc file is the only
 // one that knows libfuse.
 //
-// Two threads read requests and do nothing that could wait; each operation runs on the worker pool and is answered from
-// there, exactly once: by what it found, or with EIO by the destruction of its Reply.
+// Some threads of the worker pool read requests; whoever read one runs it himself if it is about names or attributes and another is left to
+// read, else hands it to another thread of the pool. Each is answered exactly once: by what it found, or with EIO by the destruction of its Reply.
 #pragma once
 
 #include <sys/types.h>
@@ -20,8 +20,8 @@ namespace e2bfs::fuse {
 struct BridgeOptions {
   std::string mount_options;  // as after -o, values escaped
   bool debug = false;
-  // allow_root, of a mount that the kernel opened to everybody: others than root and this process's user get EACCES. The kernel's own knowledge
-  // of attributes is not used then, since it would tell everybody; which names there are, everybody may find out.
+  // allow_root, of a mount that the kernel opened to everybody: others than root and this process's user get EACCES. The kernel is to ask for
+  // attributes each time then. Everybody may find out which names there are and, by statx's AT_STATX_DONT_SYNC, attributes that the kernel has.
   bool root_and_owner_only = false;
   int max_waiting_operations = 256;
 };

@@ -54,7 +54,7 @@ const std::vector<OptionRow>& Table() {
       {kWho, "allow_other", Form::kFlag, "", &M::allow_other, 0, 0, "",
        "Other local users may use the mount too. For an ordinary user, user_allow_other has to be set in /etc/fuse.conf."},
       {kWho, "allow_root", Form::kFlag, "", &M::allow_root, 0, 0, "",
-       "root may use the mount too, and nobody else (others can find out which names there are). The kernel then asks for "
+       "root may use the mount too, and nobody else (others can find out which names there are, and attributes that the kernel knows). The kernel then asks for "
        "attributes each time. The same condition."},
       {kWho, "default_permissions", Form::kFlag, "", &M::default_permissions, 0, 0, "",
        "The kernel checks mode bits before it asks. Useful with allow_other."},

@@ -277,6 +277,9 @@ def test_who_may_use_a_mount_of_root(reachable, option):
             run(*command)  # so that the kernel knows it, and could tell others
             done = run(*as_user(NOBODY), *command, check=False)
             assert done.returncode == 0 if option == "allow_other" else "Permission denied" in done.stderr, (command, done)
+        if option != "rw":  # a descriptor that was given on, up to the file's end
+            with open(mount.path / "f") as opened:
+                assert subprocess.run([*as_user(NOBODY), "dd", "status=none"], stdin=opened, stdout=subprocess.PIPE, check=False).stdout == b"content"
         # Without an option the kernel wants the mounting user's groups too.
         of_another_group = run("setpriv", f"--regid={NOBODY}", "--clear-groups", "cat", mount.path / "f", check=False)
         assert of_another_group.stdout == ("" if option == "rw" else "content"), of_another_group

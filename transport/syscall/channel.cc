@@ -409,12 +409,15 @@ void Channel::Take(Reply reply) {
   if (request->posted) {
     done = std::move(request->done);
     result = request->TakeResult();
-  } else {
-    request->answered.notify_all();
   }
-  SendQueued(lock);
+  const bool more_to_send = !queue_.empty() || !controls_.empty();
   lock.unlock();
+  // Without the lock, which is the first thing that whoever waits wants.
+  request->answered.notify_all();
   if (done) done(std::move(result));
+  if (!more_to_send) return;
+  lock.lock();
+  SendQueued(lock);
 }
 
 void Channel::Pump(std::stop_token stop) {
