@@ -495,8 +495,8 @@ sub send_all {
 sub look_at_events {
   my (%names, %begun, %changed);
   while (1) {
-    my $buffer = "\0" x 65536;
-    my $got = syscall $NR{read}, 0 + $inotify, $buffer, 65536;
+    my $buffer = "\0" x 8192;    # mostly there is little, and making it costs as much as reading
+    my $got = syscall $NR{read}, 0 + $inotify, $buffer, 8192;
     last if $got == -1 || $got == 0;
     for (my $at = 0; $at + 16 <= $got;) {
       my ($number, $mask, undef, $length) = unpack 'l L L L', substr $buffer, $at, 16;
@@ -518,7 +518,7 @@ sub look_at_events {
       if ($mask & 0x8) { $begun{$identity}{$name} = 0; note_close($identity, $name) }
       elsif ($mask & 0x102) { $begun{$identity}{$name} = $mask & 0x2 ? 2 : 1 }
     }
-    last if $got < 32768;
+    last if $got < 4096;
   }
   for my $identity (keys %changed) {
     my $known = $directories{$identity} // ($directories{''}[2] eq $identity ? $directories{''} : undef);
@@ -916,8 +916,8 @@ $OPERATIONS[6] = sub {    # MakeDirectory
   my ($directory, $name) = place($args);
   my $mode = number32($args);
   as_creator($args, sub { check(syscall $NR{mkdirat}, 0 + $directory, "$name", 0 + $mode) });
-  look_into($directory, $name);
-  return made($directory, $name);
+  my $statx = look_into($directory, $name) // sys_statx($directory, $name);
+  return changed(defined $statx ? attributes($directory, $name, $statx) : undef, attributes_at($directory, ''));
 };
 
 $OPERATIONS[7] = sub {    # MakeNode
