@@ -2,6 +2,8 @@
 
 Environment:
   E2BFS_BIN_DIR          where e2bfs and e2bfs-test-sandbox are (ctest sets it)
+  E2BFS_TEST_SANDBOX     another e2bfs-test-sandbox than the one there: sanitizer builds take the plain build's, since a sanitized process
+                         takes long to start programs, and can hang in it (the component tests look at the sandbox itself)
   E2BFS_TEST_ENVD_URL    run against this envd in place of the test sandbox; it has to share this machine's files.
                          Tests that inject faults or count requests are skipped then, with that reason.
   E2BFS_TEST_PROTOCOL    "h2" (default: HTTP/2 over TLS), "http1", or "nghttpx": HTTP/2 over TLS by nghttpx in front of the test sandbox, an
@@ -14,6 +16,7 @@ import ctypes, getpass, hashlib, json, os, pathlib, re, shutil, signal, socket, 
 import pytest
 
 BIN = pathlib.Path(os.environ.get("E2BFS_BIN_DIR", "/usr/bin"))
+SANDBOX = pathlib.Path(os.environ.get("E2BFS_TEST_SANDBOX", BIN / "e2bfs-test-sandbox"))
 ENVD_URL = os.environ.get("E2BFS_TEST_ENVD_URL", "")
 MOUNT_OPTIONS = [option for option in os.environ.get("E2BFS_TEST_MOUNT_OPTIONS", "").split(",") if option]
 PROTOCOL = os.environ.get("E2BFS_TEST_PROTOCOL", "h2")
@@ -93,7 +96,7 @@ class Double:
     def start(self):
         errors = open(self.scratch / "sandbox.err", "ab")
         self.process = subprocess.Popen(
-            [str(BIN / "e2bfs-test-sandbox"), "--root", str(self.root), "--listen", "127.0.0.1:0", "--tls-listen", "127.0.0.1:0",
+            [str(SANDBOX), "--root", str(self.root), "--listen", "127.0.0.1:0", "--tls-listen", "127.0.0.1:0",
              "--certificate-out", str(self.certificate), "--log", str(self.scratch / "sandbox.log"), *self.arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, env=TOOL_ENVIRONMENT)
         errors.close()
