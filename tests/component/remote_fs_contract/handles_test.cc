@@ -1,6 +1,8 @@
 // The contract about open files: by a handle, by one whose open was not waited for, and by none.
 #include "tests/component/remote_fs_contract/contract_fixture.h"
 
+#include <string_view>
+
 namespace e2bfs::testing {
 
 TEST_P(RemoteFsContract, WithoutAHandleAFileIsOpenedForOneUse) {
@@ -48,7 +50,10 @@ TEST_P(RemoteFsContract, AnOpenThatIsNotWaitedForComesBeforeWhatIsAskedLater) {
   const transport::Attributes file = MustStat("file");
   const transport::Node node{"file", file.id};
   const transport::Handle handle = fs().OpenSoon(node, {});
-  if (handle == 0) GTEST_SKIP() << "not done by this file system";
+  if (handle == 0) {
+    ASSERT_TRUE(std::string_view(GetParam().name).starts_with("Service")) << "only the service tier may not do it";
+    GTEST_SKIP() << "not done by the service tier";
+  }
   ASSERT_TRUE(fs().Unlink(In("", "file"), ctx_));
   EXPECT_EQ(ReadAll(handle, node, &file, {0, 7}).value_or("?"), "content");
   fs().Close(handle, ctx_);
@@ -61,7 +66,10 @@ TEST_P(RemoteFsContract, AnOpenThatIsNotWaitedForComesBeforeWhatIsAskedLater) {
 }
 
 TEST_P(RemoteFsContract, WhatLostItsNameIsTold) {
-  if (!fs().description().identities_survive_renames) GTEST_SKIP() << "identities go with names";
+  if (!fs().description().identities_survive_renames) {
+    ASSERT_TRUE(std::string_view(GetParam().name).starts_with("Service")) << "only the service tier may not do it";
+    GTEST_SKIP() << "identities go with names on the service tier";
+  }
   for (const char* name : {"a", "b", "c"}) backend_->InsideWrite(name, name);
   const transport::FileId a = MustStat("a").id, b = MustStat("b").id;
   auto linked = fs().MakeLink(At("a"), In("", "a2"), ctx_);
