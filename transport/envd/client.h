@@ -49,6 +49,9 @@ class ProcessStream {
   // (from the end-of-stream envelope: as of a unary call), kProtocol/EIO torn or rubbish, kBroken, kTimeout: nothing, not even a
   // keep-alive, for 2 minutes; also when ctx's deadline passes. Start's first event is kStart; a failed start is an error here.
   virtual Result<std::optional<ProcessEvent>> Next(const OpContext& ctx) = 0;
+  // Instead of Next, from now on: `take` gets every event, and at last nullopt or the error, by the HTTP client's thread. It must not block, and
+  // only the caller notices silence. Null ends it: no call is under way when this returns; not from inside of it.
+  virtual void Listen(std::function<void(Result<std::optional<ProcessEvent>>)> take) = 0;
   // When the connection is lost, do not ask for the sandbox's health: nobody waits for the answer, and asking could resume a paused sandbox.
   virtual void SkipProbes() = 0;
   virtual void Cancel() = 0;

@@ -185,34 +185,71 @@ Result<std::optional<std::string>> MessageStream::Next(const OpContext& ctx) {
     exchange_->Cancel();
     return Forward(*error_);
   }
-  if (!*message) ended_ = true;
   return message;
+}
+
+void MessageStream::Listen(std::function<void(Result<std::optional<std::string>>)> take) {
+  if (!take) return exchange_->Listen(nullptr);
+  exchange_->Listen([this, take = std::move(take)] {
+    while (!error_ && !ended_) {
+      auto message = TryPull();
+      if (!message) {
+        error_ = message.error();
+        exchange_->Cancel();
+      } else if (!*message && !ended_) {
+        return;  // not there yet
+      }
+      take(std::move(message));
+    }
+  });
+}
+
+// What is decoded already; nullopt: more bytes are needed.
+Result<std::optional<std::string>> MessageStream::Decode() {
+  auto envelope = decoder_.Next();
+  if (!envelope) return Forward(std::move(envelope.error()));
+  if (!*envelope) return std::nullopt;
+  if (!(*envelope)->end_of_stream) return std::move((*envelope)->payload);
+  auto end = DecodeEndOfStream((*envelope)->payload);
+  if (!end) return Forward(std::move(end.error()));
+  if (*end) return Forward(FromRpcError(200, (*end)->rpc_code, (*end)->message));
+  // The body ends here and nowhere else; reading to its end also gives the connection back.
+  end_told_ = true;
+  return std::nullopt;
+}
+
+// The body's next bytes, none at its end.
+Result<void> MessageStream::Take(std::string_view bytes) {
+  decoder_.Feed(bytes);
+  if (!bytes.empty() && !end_told_) return {};
+  if (auto finished = decoder_.Finish(); !finished) return finished;
+  ended_ = true;
+  return {};
 }
 
 Result<std::optional<std::string>> MessageStream::Pull(const OpContext& ctx) {
   char buffer[16384];
   while (true) {
-    auto envelope = decoder_.Next();
-    if (!envelope) return Forward(std::move(envelope.error()));
-    if (*envelope && !(*envelope)->end_of_stream) return std::move((*envelope)->payload);
-    if (*envelope) {
-      auto end = DecodeEndOfStream((*envelope)->payload);
-      if (!end) return Forward(std::move(end.error()));
-      if (*end) return Forward(FromRpcError(200, (*end)->rpc_code, (*end)->message));
-      // The body ends here and nowhere else; reading to its end also gives the connection back.
-      auto count = exchange_->Read(buffer, sizeof buffer, ctx);
-      if (!count) return Forward(std::move(count.error()));
-      decoder_.Feed(std::string_view(buffer, *count));
-      if (auto finished = decoder_.Finish(); !finished) return Forward(std::move(finished.error()));
-      return std::nullopt;
-    }
+    auto message = Decode();
+    if (!message || *message) return message;
     auto count = exchange_->Read(buffer, sizeof buffer, ctx);
     if (!count) return Forward(std::move(count.error()));
-    if (*count == 0) {
-      auto finished = decoder_.Finish();
-      return Forward(finished ? Failure(ErrorKind::kProtocol, EIO, "stream: ended").value() : std::move(finished.error()));
-    }
-    decoder_.Feed(std::string_view(buffer, *count));
+    if (auto taken = Take(std::string_view(buffer, *count)); !taken) return Forward(std::move(taken.error()));
+    if (ended_) return std::nullopt;
+  }
+}
+
+// nullopt: nothing yet, or ended_.
+Result<std::optional<std::string>> MessageStream::TryPull() {
+  char buffer[16384];
+  while (true) {
+    auto message = Decode();
+    if (!message || *message) return message;
+    auto count = exchange_->TryRead(buffer, sizeof buffer);
+    if (!count) return Forward(std::move(count.error()));
+    if (!*count) return std::nullopt;
+    if (auto taken = Take(std::string_view(buffer, **count)); !taken) return Forward(std::move(taken.error()));
+    if (ended_) return std::nullopt;
   }
 }
 

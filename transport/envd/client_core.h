@@ -28,19 +28,26 @@ class MessageStream {
  public:
   MessageStream(std::shared_ptr<ClientCore> core, std::unique_ptr<http::Exchange> exchange)
       : core_(std::move(core)), exchange_(std::move(exchange)) {}
+  ~MessageStream() { exchange_->Listen(nullptr); }
   // The next message's payload; nullopt at the proven end without an error. An error is given again by every later call.
   Result<std::optional<std::string>> Next(const OpContext& ctx);
+  // Instead of Next: the messages as they come, and at last nullopt or an error. As http::Exchange::Listen.
+  void Listen(std::function<void(Result<std::optional<std::string>>)> take);
   // A lost connection is no reason to ask for the sandbox's health.
   void SkipProbes() { probes_ = false; }
   void Cancel() { exchange_->Cancel(); }
 
  private:
+  Result<std::optional<std::string>> Decode();
+  Result<void> Take(std::string_view bytes);
   Result<std::optional<std::string>> Pull(const OpContext& ctx);
+  Result<std::optional<std::string>> TryPull();
 
   const std::shared_ptr<ClientCore> core_;
   const std::unique_ptr<http::Exchange> exchange_;
   EnvelopeDecoder decoder_;
-  bool ended_ = false;
+  bool end_told_ = false;  // by the end-of-stream envelope
+  bool ended_ = false;     // and the body with it
   bool probes_ = true;
   std::optional<Error> error_;
 };

@@ -37,6 +37,22 @@ class EnvdProcessStream final : public ProcessStream {
       if (*event) return event;
     }
   }
+  void Listen(std::function<void(Result<std::optional<ProcessEvent>>)> take) override {
+    if (!take) return messages_->Listen(nullptr);
+    messages_->Listen([this, take = std::move(take)](Result<std::optional<std::string>> payload) {
+      if (error_) return;
+      if (!payload) return take(Forward(std::move(payload.error())));
+      if (!*payload) return take(std::nullopt);
+      auto event = DecodeProcessMessage(**payload);
+      if (!event) {
+        error_ = event.error();
+        messages_->Cancel();
+      } else if (!*event) {
+        return;  // a keep-alive
+      }
+      take(std::move(event));
+    });
+  }
   void SkipProbes() override { messages_->SkipProbes(); }
   void Cancel() override { messages_->Cancel(); }
 

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -98,6 +99,12 @@ class Exchange {
   // HTTP/1.1 without length or chunks (read to close) cannot be proved complete: kProtocol at its end.
   // An idle timeout counts only while this call waits.
   virtual Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) = 0;
+
+  // Instead of waiting in Read: `readable` is called by the client's loop thread whenever TryRead has something to tell, and once at first. It must
+  // not block. Null ends it: no call is under way when this returns; not from inside of it. No idle timeout applies.
+  virtual void Listen(std::function<void()> readable) = 0;
+  // As Read, but nullopt where that would wait.
+  virtual Result<std::optional<size_t>> TryRead(char* buffer, size_t capacity) = 0;
 
   // Streamed request body. Blocks while the peer takes no more (bounded by idle_timeout and ctx). If the server has already
   // answered finally without reading all, returns kBroken... with the response available through WaitHead: the caller asks WaitHead after any error here.

@@ -54,6 +54,7 @@ void ExchangeState::OnKick() {
     }
   }
   const ExchangePtr self = shared_from_this();
+  if (why != Abandon::kNone) TellListener();
   // Each call may end the exchange and with it the carrier.
   if (consumed > 0 && carrier != nullptr) carrier->OnConsumed(self, consumed);
   if (why != Abandon::kNone && carrier != nullptr) {
@@ -97,15 +98,39 @@ Result<ResponseHead> ExchangeState::WaitHead(const OpContext& ctx) {
 
 Result<size_t> ExchangeState::Read(char* buffer, size_t capacity, const OpContext& ctx) {
   Lock lock(mutex_);
-  const auto ready = [&] { return body_bytes_ > 0 || complete_ || error_; };
-  if (!ready()) {
+  if (!ReadableLocked()) {
     const TimePoint own = Clock::now() + settings_.idle_timeout;
-    const Wake wake = WaitLocked(lock, ctx, std::min(own, ctx.deadline), ready);
+    const Wake wake = WaitLocked(lock, ctx, std::min(own, ctx.deadline), [&] { return ReadableLocked(); });
     if (wake != Wake::kReady) {
       return Forward(StopErrorLocked(lock, wake, own < ctx.deadline, "more of the answer in time"));
     }
   }
-  // What came before the end or the error is given first.
+  return TakeBodyLocked(lock, buffer, capacity);
+}
+
+Result<std::optional<size_t>> ExchangeState::TryRead(char* buffer, size_t capacity) {
+  Lock lock(mutex_);
+  if (!ReadableLocked()) return std::nullopt;
+  auto taken = TakeBodyLocked(lock, buffer, capacity);
+  if (!taken) return Forward(taken.error());
+  return *taken;
+}
+
+void ExchangeState::Listen(std::function<void()> readable) {
+  const std::lock_guard calling(listener_mutex_);
+  listener_ = std::move(readable);
+  has_listener_ = listener_ != nullptr;
+  if (listener_) queue_->Post([self = shared_from_this()] { self->TellListener(); });
+}
+
+void ExchangeState::TellListener() {
+  if (!has_listener_) return;
+  const std::lock_guard calling(listener_mutex_);
+  if (listener_) listener_();
+}
+
+// What came before the end or the error is given first.
+Result<size_t> ExchangeState::TakeBodyLocked(Lock& lock, char* buffer, size_t capacity) {
   size_t given = 0;
   while (given < capacity && body_bytes_ > 0) {
     const std::string& front = body_.front();
@@ -223,16 +248,19 @@ void ExchangeState::PublishHead(ResponseHead head) {
 
 void ExchangeState::AppendBody(std::string_view bytes) {
   counters_->bytes_received.fetch_add(static_cast<int64_t>(bytes.size()), std::memory_order_relaxed);
-  std::lock_guard lock(mutex_);
-  if (error_ || bytes.empty()) return;
-  // Small pieces share a string, or a server that sends single bytes would cost a string for each.
-  if (!body_.empty() && body_.back().size() + bytes.size() <= 16384) {
-    body_.back().append(bytes);
-  } else {
-    body_.emplace_back(bytes);
+  {
+    std::lock_guard lock(mutex_);
+    if (error_ || bytes.empty()) return;
+    // Small pieces share a string, or a server that sends single bytes would cost a string for each.
+    if (!body_.empty() && body_.back().size() + bytes.size() <= 16384) {
+      body_.back().append(bytes);
+    } else {
+      body_.emplace_back(bytes);
+    }
+    body_bytes_ += bytes.size();
+    changed_.notify_all();
   }
-  body_bytes_ += bytes.size();
-  changed_.notify_all();
+  TellListener();
 }
 
 size_t ExchangeState::buffered_bytes() {
@@ -247,17 +275,23 @@ void ExchangeState::CloseUpload() {
 }
 
 void ExchangeState::Complete() {
-  std::lock_guard lock(mutex_);
-  if (error_) return;
-  complete_ = true;
-  changed_.notify_all();
+  {
+    std::lock_guard lock(mutex_);
+    if (error_) return;
+    complete_ = true;
+    changed_.notify_all();
+  }
+  TellListener();
 }
 
 void ExchangeState::Fail(Error error) {
-  std::lock_guard lock(mutex_);
-  if (error_ || complete_) return;
-  error_ = std::move(error);
-  changed_.notify_all();
+  {
+    std::lock_guard lock(mutex_);
+    if (error_ || complete_) return;
+    error_ = std::move(error);
+    changed_.notify_all();
+  }
+  TellListener();
 }
 
 ExchangeState::BodyPart ExchangeState::TakeRequestBody(char* buffer, size_t capacity, size_t* taken) {

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -50,6 +51,8 @@ class ExchangeState : public std::enable_shared_from_this<ExchangeState> {
   // --- the caller's threads: as in client.h
   Result<ResponseHead> WaitHead(const OpContext& ctx);
   Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx);
+  void Listen(std::function<void()> readable);
+  Result<std::optional<size_t>> TryRead(char* buffer, size_t capacity);
   Result<void> Write(std::string_view bytes, const OpContext& ctx);
   Result<void> FinishBody(const OpContext& ctx);
   void Cancel();
@@ -95,11 +98,18 @@ class ExchangeState : public std::enable_shared_from_this<ExchangeState> {
   void OnKick();
   Error GiveUpLocked(Lock& lock, Abandon why, Error error);
   Error StopErrorLocked(Lock& lock, Wake wake, bool own_deadline, std::string_view what);
+  bool ReadableLocked() const { return body_bytes_ > 0 || complete_ || error_; }
+  Result<size_t> TakeBodyLocked(Lock& lock, char* buffer, size_t capacity);
+  void TellListener();
 
   const Request request_;
   const Settings settings_;
   const std::shared_ptr<LoopQueue> queue_;
   const std::shared_ptr<SharedCounters> counters_;
+
+  std::mutex listener_mutex_;  // held while the listener is called; before mutex_
+  std::function<void()> listener_;
+  std::atomic<bool> has_listener_{false};
 
   std::mutex mutex_;  // a leaf but for the queue's own (taken inside by Post)
   std::condition_variable_any changed_;
@@ -133,6 +143,8 @@ class ExchangeHandle final : public Exchange {
   Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) override {
     return state_->Read(buffer, capacity, ctx);
   }
+  void Listen(std::function<void()> readable) override { state_->Listen(std::move(readable)); }
+  Result<std::optional<size_t>> TryRead(char* buffer, size_t capacity) override { return state_->TryRead(buffer, capacity); }
   Result<void> Write(std::string_view bytes, const OpContext& ctx) override { return state_->Write(bytes, ctx); }
   Result<void> FinishBody(const OpContext& ctx) override { return state_->FinishBody(ctx); }
   void Cancel() override { state_->Cancel(); }

@@ -227,7 +227,7 @@ void Channel::SendQueued(Lock& lock) {
     lock.lock();
     if (!written) {
       log::Debug("syscall", "sending to the server: {}", ToString(written.error()));
-      if (input == input_) LoseWay();
+      if (input == input_) LoseWayLocked();
       break;
     }
   }
@@ -235,10 +235,16 @@ void Channel::SendQueued(Lock& lock) {
   if (state_ != State::kReady) changed_.notify_all();
 }
 
-void Channel::LoseWay() {
+void Channel::LoseWay(const Error& why) {
+  Lock lock(mutex_);
+  if (state_ == State::kReady) log::Info("syscall", "the way to the server is lost: {}", ToString(why));
+  LoseWayLocked();
+}
+
+void Channel::LoseWayLocked() {
   if (state_ != State::kReady) return;
   state_ = State::kLost;
-  output_->Cancel();  // the keeper's read ends, and whoever sends
+  output_->Cancel();  // nothing more comes, and whoever sends is told
   input_->Cancel();
   changed_.notify_all();
 }
@@ -269,7 +275,7 @@ void Channel::Watch(std::stop_token stop) {
     }
     if (state_ == State::kReady && !in_flight_.empty() && !input_->Check()) {
       log::Info("syscall", "the way to the server is lost");
-      LoseWay();
+      LoseWayLocked();
     }
     if (trial_input_) next = now + kLookTime;
     if (state_ == State::kReady) {
@@ -283,7 +289,7 @@ void Channel::Watch(std::stop_token stop) {
       if (next <= now) {
         if (echo_asked_) {
           log::Info("syscall", "no word from the server for {} ms", std::chrono::duration_cast<milliseconds>(now - heard_).count());
-          LoseWay();
+          LoseWayLocked();
         } else {
           AskEcho(lock, in_flight_.empty() ? "pulse" : "quiet");
         }
@@ -420,62 +426,69 @@ void Channel::Take(Reply reply) {
   SendQueued(lock);
 }
 
-void Channel::Pump(std::stop_token stop) {
-  std::shared_ptr<envd::ProcessStream> output;
-  {
-    Lock lock(mutex_);
-    output = output_;
-  }
-  OpContext ctx;
-  ctx.stop = stop;
-  std::optional<Error> error;
-  while (!stop.stop_requested() && !error) {
-    while (true) {
-      auto reply = parser_->Next();
-      if (!reply) {
-        error = reply.error();
-        // Whatever it is, it is not the server that we started.
-        Lock lock(mutex_);
-        distrusted_ = true;
-        break;
-      }
-      if (!*reply) break;
-      if ((*reply)->news && !news_(&(*reply)->rest)) {
-        error = Failure(ErrorKind::kProtocol, EIO, "the syscall server's news make no sense").value();
-        Lock lock(mutex_);
-        distrusted_ = true;
-        break;
-      }
+// Whole replies that have come. Where they make no sense, it is not the server that we started.
+void Channel::TakeReplies() {
+  Result<void> sane;
+  while (sane) {
+    auto reply = parser_->Next();
+    if (!reply) {
+      sane = Forward(reply.error());
+    } else if (!*reply) {
+      return;
+    } else if ((*reply)->news && !news_(&(*reply)->rest)) {
+      sane = Failure(ErrorKind::kProtocol, EIO, "the syscall server's news make no sense");
+    } else {
       Take(std::move(**reply));
     }
-    if (error) break;
-    auto event = output->Next(ctx);
-    if (!event) {
-      error = event.error();
-    } else if (!*event) {
-      error = Failure(ErrorKind::kBroken, EIO, "the stream of replies ended").value();
-    } else if ((*event)->kind == envd::ProcessEvent::Kind::kStdout) {
-      parser_->Feed((*event)->data);
+  }
+  {
+    Lock lock(mutex_);
+    distrusted_ = true;
+  }
+  LoseWay(sane.error());
+}
+
+void Channel::OnEvent(Result<std::optional<envd::ProcessEvent>> event) {
+  if (!event) {
+    LoseWay(event.error());
+  } else if (!*event) {
+    LoseWay(Failure(ErrorKind::kBroken, EIO, "the stream of replies ended").value());
+  } else if ((*event)->kind == envd::ProcessEvent::Kind::kStdout) {
+    {
       Lock lock(mutex_);
+      if (state_ != State::kReady) return;  // what is answered from now on is asked again
       heard_ = quiet_since_ = Clock::now();
       echo_asked_.reset();
-    } else if ((*event)->kind == envd::ProcessEvent::Kind::kStderr) {
-      log::Warning("syscall", "the server says: {}", (*event)->data.substr(0, kLongestWord));
-    } else if ((*event)->kind == envd::ProcessEvent::Kind::kEnd) {
+    }
+    parser_->Feed((*event)->data);
+    TakeReplies();
+  } else if ((*event)->kind == envd::ProcessEvent::Kind::kStderr) {
+    log::Warning("syscall", "the server says: {}", (*event)->data.substr(0, kLongestWord));
+  } else if ((*event)->kind == envd::ProcessEvent::Kind::kEnd) {
+    {
       Lock lock(mutex_);
       process_ended_ = true;
       changed_.notify_all();
-      error = Failure(ErrorKind::kBroken, EIO, "the syscall server ended: " + (*event)->end.status).value();
     }
+    LoseWay(Failure(ErrorKind::kBroken, EIO, "the syscall server ended: " + (*event)->end.status).value());
   }
-  Lock lock(mutex_);
-  if (state_ == State::kReady && error) log::Info("syscall", "the way to the server is lost: {}", ToString(*error));
-  LoseWay();
 }
 
 void Channel::Run(std::stop_token stop) {
   while (!stop.stop_requested()) {
-    Pump(stop);
+    std::shared_ptr<envd::ProcessStream> output;
+    {
+      Lock lock(mutex_);
+      output = output_;
+    }
+    TakeReplies();  // what came behind the last one that was waited for
+    output->Listen([this](Result<std::optional<envd::ProcessEvent>> event) { OnEvent(std::move(event)); });
+    {
+      Lock lock(mutex_);
+      changed_.wait(lock, stop, [this] { return state_ != State::kReady; });
+      LoseWayLocked();
+    }
+    output->Listen(nullptr);
     news_(nullptr);
     FindAgain(stop);
   }

@@ -11,8 +11,8 @@
 // mark of a later request. With a new server, a change that was sent and not answered is EIO/kBroken: it may have been done, and nobody
 // repeats it. What only reads is done again. Nothing is attempted while nobody waits: a request could resume a paused sandbox.
 //
-// Any thread may call it. One thread of its own reads replies and finds the way again; another asks for echoes, which keep an idle channel
-// alive and tell that a silent one is dead.
+// Any thread may call it. Replies are taken by the HTTP client's thread, which wakes who waits for them. One thread of the channel's own finds a
+// lost way again; another asks for echoes, which keep an idle channel alive and tell that a silent one is dead.
 #pragma once
 
 #include <atomic>
@@ -77,11 +77,11 @@ class Channel {
   // Runs calls, each a request of its own, on a new server before anybody else does: an outcome for each, or an error when that one is lost, too.
   using Transact = std::function<Result<Outcomes>(const std::vector<Call>& calls)>;
   // A new server is there: what was open has to be opened again. What it returns is called once the new server has taken the old one's place, before
-  // anybody else uses it; if it never does, it is forgotten, and so are the descriptors. Both called by the channel's thread, without locks.
+  // anybody else uses it; if it never does, it is forgotten, and so are the descriptors. Both called by the channel's own thread, without locks.
   using Reopen = std::function<std::function<void()>(uint32_t old_pid, uint32_t new_pid, const Transact& transact)>;
 
-  // What the server says unasked: the bytes of one frame of news. Unset: some may have been lost, since the way was. Called by the channel's
-  // thread, without locks, in order with the replies; false: it makes no sense, and the server is replaced.
+  // What the server says unasked: the bytes of one frame of news. Unset: some may have been lost, since the way was. Called without
+  // locks by one thread at a time, mostly the HTTP client's, in order with the replies: it must not block. False: it makes no sense, and the server is replaced.
   using News = std::function<bool(const std::string* news)>;
 
   // Starts the server; two or three round trips. Errors: those of envd; ENOENT, ENOTDIR, EACCES (kErrno) for the root; ENOEXEC/kErrno where the
@@ -104,7 +104,7 @@ class Channel {
   // been done), EINTR/kCancelled (ctx.stop: never of a change that was sent), ENOTCONN/kNotRunning, E2BIG/kBadRequest for a request that is too long.
   // `server_pid`: whose outcomes they are. It may be another server by now.
   Result<Outcomes> Do(const std::vector<Call>& calls, Effect effect, const OpContext& ctx, uint32_t* server_pid = nullptr);
-  // Sends and does not wait; without `done`, nobody does, and a lost way is not looked for. `done` is called by the channel's thread, or by the destructor, without locks; it must not block.
+  // Sends and does not wait; without `done`, nobody does, and a lost way is not looked for. `done` is called by the HTTP client's or the channel's thread, or by the destructor, without locks; it must not block.
   void Post(const std::vector<Call>& calls, std::function<void(Result<Outcomes>)> done);
 
   ChannelCounts counts() const;
@@ -118,7 +118,8 @@ class Channel {
   void Enqueue(Lock& lock, const std::shared_ptr<Request>& request, const std::vector<Call>& calls);  // mutex_ held
   void SendQueued(Lock& lock);                       // mutex_ held; not while it writes
   std::string NextBatch();                           // mutex_ held
-  void LoseWay();                                    // mutex_ held
+  void LoseWay(const Error& why);
+  void LoseWayLocked();                              // mutex_ held
   void AskEcho(Lock& lock, const char* why);         // mutex_ held; not while it writes
   void Abandon(const Request& request);              // mutex_ held
   void Withdraw(Lock& lock, uint64_t number);        // mutex_ held; not while it writes
@@ -128,7 +129,8 @@ class Channel {
   void FinishAll(Lock& lock, const Error& error, bool only_sent_changes);  // mutex_ held; not while it calls `done`s
 
   void Run(std::stop_token stop);
-  void Pump(std::stop_token stop);
+  void OnEvent(Result<std::optional<envd::ProcessEvent>> event);
+  void TakeReplies();
   void Take(Reply reply);
   void FindAgain(std::stop_token stop);
   Result<void> Reattach(std::stop_token stop);
@@ -180,7 +182,7 @@ class Channel {
   bool woken_ = false;
   ChannelCounts counts_;
 
-  std::unique_ptr<ReplyParser> parser_;   // the channel's thread only, once it runs; as what follows
+  std::unique_ptr<ReplyParser> parser_;   // whoever listens to output_: the HTTP client's thread while the way is there, else the keeper
   std::vector<ServerProcess> condemned_;  // servers that could not be killed when they had to be
   std::jthread keeper_;                   // last: use the others
   std::jthread watch_;

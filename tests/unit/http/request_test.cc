@@ -148,6 +148,8 @@ class PiecewiseExchange final : public Exchange {
     position_ += count;
     return count;
   }
+  void Listen(std::function<void()>) override {}
+  Result<std::optional<size_t>> TryRead(char* buffer, size_t capacity) override { return *Read(buffer, capacity, OpContext{}); }
   Result<void> Write(std::string_view, const OpContext&) override { return {}; }
   Result<void> FinishBody(const OpContext&) override { return {}; }
   void Cancel() override {}
