@@ -4,18 +4,13 @@
   E2BFS_BIN_DIR=build/plain/bin tests/bench/metadata.py [--json FILE] [--smoke]
       [--tiers syscall,service] [--threads 1,16] [--latency 0,20] [--seconds 1.5]
 
-The sandbox is e2bfs-test-sandbox on this machine; the distance is made by delay.py. "stat, cold" asks for names in
+The sandbox is e2bfs-test-sandbox on this machine; the distance is made by delayproxy.cc. "stat, cold" asks for names in
 directories that were never listed; "listing" reads directories of 1,000 entries for the first time; "read" is of small
 files that are known and were never read. Times say something about one machine only: compare on the same one.
 """
-import argparse, json, os, pathlib, shutil, subprocess, sys, tempfile
+import argparse, json, os, pathlib
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "e2e"))
-sys.dont_write_bytecode = True
-
-from conftest import Double, run  # noqa: E402
-from tiers import helper, mount_on, tier_is_an_option  # noqa: E402
+from ground import distance, helper, machine, mounted, run, test_sandbox, tiers_of
 
 PHASES = ["mkdir", "create", "stat", "cold", "listing", "chmod", "rename", "write", "read", "unlink", "rmdir"]
 TITLES = {"stat": "stat, warm", "cold": "stat, cold", "listing": "listing 1,000", "write": "small write", "read": "small read"}
@@ -39,38 +34,24 @@ def furnish(inside, threads, listings):
 
 def measure(tier, threads, latency, arguments):
     """{phase: operations per second}"""
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix="e2bfs-bench."))
-    double, proxy, mount = Double(scratch), None, None
-    try:
-        if latency:
-            proxy = subprocess.Popen([sys.executable, HERE / "delay.py", double.tls_url.split("//")[1].rstrip("/"), str(latency)],
-                                     stdout=subprocess.PIPE, text=True)
-            double.tls_url = f"https://127.0.0.1:{int(proxy.stdout.readline())}"
+    with test_sandbox() as double, distance(double, latency):
         inside = double.root / "bench"
         inside.mkdir()
         # One thread lists all of them; sixteen share the time.
-        furnish(inside, threads, 20 if threads == 1 else 2)
-        mount = mount_on(tier, double, "bench", ["attr_timeout=600", "negative_timeout=600"], inside)
-        seconds = arguments.seconds
-        program = helper("metaload", scratch)
+        listings = 20 if threads == 1 else 2
+        furnish(inside, threads, listings)
+        program = helper("metaload", double.scratch)
         found = {}
         # The listings are few with many threads, so they run by themselves with that limit.
-        for phases, limit in ((["listing"], 20 if threads == 1 else 2), ([phase for phase in PHASES if phase != "listing"], arguments.limit)):
-            done = run(program, mount.path, threads, seconds, limit, *phases, timeout=1200)
-            for line in done.stdout.splitlines():
-                name, operations, took = line.split()
-                if int(operations) > 0:
-                    found[name] = {"operations": int(operations), "seconds": float(took), "per_second": int(operations) / float(took)}
+        parts = (["listing"], listings), ([phase for phase in PHASES if phase != "listing"], arguments.limit)
+        with mounted(tier, double, "bench", ["attr_timeout=600", "negative_timeout=600"], inside) as mount:
+            for phases, limit in parts:
+                done = run(program, mount.path, threads, arguments.seconds, limit, *phases, timeout=1200)
+                for line in done.stdout.splitlines():
+                    name, operations, took = line.split()
+                    if int(operations) > 0:
+                        found[name] = {"operations": int(operations), "seconds": float(took), "per_second": int(operations) / float(took)}
         return found
-    finally:
-        if mount:
-            mount.close()
-        if proxy:
-            proxy.kill()
-            proxy.wait()
-            proxy.stdout.close()
-        double.stop()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def table(results, tiers):
@@ -103,7 +84,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.threads, arguments.latency, arguments.seconds, arguments.limit = "2", "0,2", 0.05, 20
-    tiers = [tier for tier in arguments.tiers.split(",") if tier == "service" or tier_is_an_option()]
+    tiers = tiers_of(arguments.tiers)
     results = []
     for latency in map(int, arguments.latency.split(",")):
         for threads in map(int, arguments.threads.split(",")):
@@ -113,8 +94,7 @@ def main():
                 assert set(rates) == set(PHASES), f"{tier}: nothing was measured of {set(PHASES) - set(rates)}"
     print(table(results, tiers))
     if arguments.json:
-        machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "kernel": os.uname().release}
-        pathlib.Path(arguments.json).write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        pathlib.Path(arguments.json).write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
