@@ -11,6 +11,7 @@
 #include "cache/cached_fs.h"
 #include "cache/closer.h"
 #include "cache/memory_budget.h"
+#include "cache/prefetcher.h"
 #include "cache/single_flight.h"
 #include "cache/spool.h"
 #include "cache/stream_reader.h"
@@ -221,6 +222,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void CloseLater(transport::Handle handle, transport::Node address);
 
   // --- reading.cc
+  static constexpr size_t kPrefetchThreads = 8;  // each opens a range in one or two round trips
   std::shared_ptr<StreamReader> ReaderOf(const std::shared_ptr<OpenFile>& file);  // mutex_ held
   std::shared_ptr<StreamReader> MakeReader(const NodePtr& node);
   // Into the spool what an open file has only on the other side, if it is not much: where handles are paths, it could not be
@@ -298,7 +300,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   std::chrono::nanoseconds clock_offset_{0};  // sandbox minus here
   bool no_xattrs_ = false;
 
-  Closer closer_;  // last: its thread uses the others
+  Closer closer_;          // last: their threads use the others
+  Prefetcher prefetcher_{kPrefetchThreads};
 };
 
 // The open that a handle stands for was not waited for, and had failed.

@@ -1,6 +1,7 @@
 // MemoryBudget: the bound on what all readers of a mount buffer together. Any thread; never blocks.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -21,6 +22,7 @@ class MemoryBudget {
     return true;
   }
   void Give(int64_t bytes) { used_ -= bytes; }
+  int64_t free_bytes() const { return std::max<int64_t>(0, limit_bytes_ - used_.load()); }
   int64_t used_bytes() const { return used_.load(); }
   int64_t peak_bytes() const { return peak_.load(); }
   int64_t limit_bytes() const { return limit_bytes_; }

@@ -242,6 +242,7 @@ void CachedFsImpl::Release(FileHandle handle, const OpContext& context) {
   files_.erase(handle);
   if (file->reader) {
     closer_.Add([reader = std::move(file->reader)](std::stop_token) mutable {
+      reader->ReleaseIfIdle(TimePoint::max());  // what is being opened in the background holds it
       reader.reset();
     });
   }

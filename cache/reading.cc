@@ -51,7 +51,7 @@ std::shared_ptr<StreamReader> CachedFsImpl::MakeReader(const NodePtr& node) {
           return stream;
         });
       },
-      memory_, options_.max_window_bytes);
+      memory_, prefetcher_, options_.max_window_bytes);
 }
 
 void CachedFsImpl::NoteAccess(const NodePtr& node, const transport::Attributes& read, uint64_t asked_stamp) {

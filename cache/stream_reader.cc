@@ -12,15 +12,22 @@ namespace {
 
 // What the kernel asks for at a time, and so the smallest range that is worth a request.
 constexpr int64_t kFirstRange = 128 << 10;
+// Between two ranges nothing has to stop, and each of them costs a request.
+constexpr int64_t kMostRange = 8 << 20;
+// Of a stream whose first range was used up; then the most.
+constexpr int64_t kSecondWindow = 2 << 20;
 // The kernel's pieces come at most so far out of order: two windows of its read-ahead (1 MiB, see RaiseReadAhead) and two reads of
 // as much, with room to spare.
 constexpr int64_t kMostAhead = 4 << 20;
 constexpr int64_t kMostKept = 4 << 20;
 // Skipped and never asked for: beyond it the reading is not sequential, whatever it looked like.
 constexpr int64_t kMostWasted = 4 << 20;
-// Ranges grow further than the window: between two of them there is a round trip in which nothing flows.
-constexpr int64_t kRangeOverWindow = 16;
+constexpr size_t kMostStreams = 4;   // that grow
+constexpr int kStepsOfAPattern = 2;  // equal ones, one after the other
+constexpr int kMostPieces = 16;      // of a pattern, on their way at once
+constexpr int64_t kMostBackwards = 1 << 20;
 constexpr int kBrokenInARow = 3;
+constexpr auto kOpenAheadTime = std::chrono::seconds(120);
 
 // Whether another request may do better.
 bool WorthResuming(const Error& error, const OpContext& ctx) {
@@ -40,13 +47,69 @@ bool WorthResuming(const Error& error, const OpContext& ctx) {
 
 }  // namespace
 
-StreamReader::StreamReader(OpenRange open_range, MemoryBudget& memory, int64_t max_window_bytes)
+// One request.
+struct StreamReader::Range {
+  Range(int64_t begin, int64_t range_end) : position(begin), end(range_end) {}
+  enum class State { kQueued, kOpening, kOpen, kFailed };
+
+  int64_t position;  // of the next byte
+  int64_t end;
+  State state = State::kQueued;
+  std::unique_ptr<transport::ByteStream> stream;  // open, and no thread takes from it
+  std::optional<Error> error;                     // failed
+  int64_t charged = 0;                            // of memory_
+  bool dropped = false;
+  std::stop_source given_up;
+};
+
+struct StreamReader::Stream {
+  Stream(int64_t offset, int64_t first_window) : next(offset), window(first_window) {}
+
+  std::deque<RangePtr> ranges;  // the first is read from
+  bool busy = false;            // a thread takes from it
+  int64_t next;                 // where reading goes on
+  int64_t window;               // what may be on its way; 0: one range, opened when it is wanted
+  bool is_piece = false;        // of a pattern: one range, nothing behind it
+  int64_t wasted = 0, delivered = 0;  // skipped and never read; read
+
+  int64_t end() const { return ranges.empty() ? next : ranges.back()->end; }
+};
+
+struct StreamReader::Discarded {
+  std::vector<RangePtr> ranges;
+  std::vector<std::unique_ptr<transport::ByteStream>> streams;
+  ~Discarded() {
+    for (const RangePtr& range : ranges) range->given_up.request_stop();
+  }
+};
+
+StreamReader::StreamReader(OpenRange open_range, MemoryBudget& memory, Prefetcher& prefetcher, int64_t max_window_bytes)
     : open_range_(std::move(open_range)),
       memory_(memory),
-      max_window_(std::max(max_window_bytes, kFirstRange)),
-      range_bytes_(kFirstRange) {}
+      prefetcher_(prefetcher),
+      max_window_(std::max(max_window_bytes, kFirstRange)) {
+  ends_.fill(-1);
+}
 
-StreamReader::~StreamReader() { DropKept(); }
+StreamReader::~StreamReader() {
+  Discarded old;
+  Lock lock(mutex_);
+  for (const StreamPtr& stream : streams_) DropRanges(*stream, old);
+  DropKept();
+}
+
+bool StreamReader::IsVersion(const ReadVersion& version) const {
+  if (!version_ || version_->epoch != version.epoch) return false;
+  const transport::Attributes& known = version_->attributes;
+  const transport::Attributes& wanted = version.attributes;
+  return known.size == wanted.size && known.mtime.tv_sec == wanted.mtime.tv_sec && known.mtime.tv_nsec == wanted.mtime.tv_nsec;
+}
+
+bool StreamReader::IsBusy() const {
+  return std::any_of(streams_.begin(), streams_.end(), [](const StreamPtr& stream) { return stream->busy; });
+}
+
+// --- what was skipped
 
 size_t StreamReader::TakeKept(int64_t offset, char* buffer, size_t length) {
   auto at = kept_.upper_bound(offset);
@@ -74,136 +137,311 @@ size_t StreamReader::TakeKept(int64_t offset, char* buffer, size_t length) {
   return now;
 }
 
+// Bytes at the range's position. False: there is no memory for them.
+bool StreamReader::Keep(Range& range, std::string bytes) {
+  const auto size = static_cast<int64_t>(bytes.size());
+  const int64_t from_range = std::min(range.charged, size);
+  if (from_range < size && !memory_.TryTake(size - from_range)) return false;
+  range.charged -= from_range;
+  kept_bytes_ += size;
+  kept_.emplace(range.position, std::move(bytes));
+  return true;
+}
+
 void StreamReader::DropKept() {
   kept_.clear();
   memory_.Give(kept_bytes_);
   kept_bytes_ = 0;
 }
 
-std::optional<StreamReader::Transfer> StreamReader::Reset() {
-  DropKept();
-  range_bytes_ = kFirstRange;
-  wasted_ = 0;
-  delivered_ = 0;
-  return std::exchange(transfer_, std::nullopt);
+// --- streams
+
+// At most what is still to come of the range stays charged.
+void StreamReader::Uncharge(Range& range, int64_t left) {
+  const int64_t surplus = std::max<int64_t>(0, range.charged - left);
+  range.charged -= surplus;
+  memory_.Give(surplus);
 }
 
-bool StreamReader::InReach(int64_t offset) const {
-  const int64_t position = busy_ ? busy_position_ : next_;
-  if (offset < position || offset - position > std::min(max_window_, kMostAhead)) return false;
-  // Between two ranges of a reader that is known to be sequential, the same as within one.
-  return offset == position || busy_ || transfer_ || range_bytes_ > 2 * kFirstRange;
-}
-
-Result<void> StreamReader::OpenNext(Lock& lock, int64_t offset, size_t length, const OpContext& ctx) {
-  const transport::Attributes version = version_->attributes;
-  const int64_t wanted = std::max(range_bytes_, static_cast<int64_t>(length));
-  Transfer transfer;
-  transfer.position = offset;
-  const int64_t file_end = std::max(version.size, offset + static_cast<int64_t>(length));
-  // A small rest is not worth a request of its own.
-  transfer.end = file_end - offset <= 2 * wanted ? file_end : offset + wanted;
-  busy_ = true;
-  busy_position_ = offset;
-  lock.unlock();
-  auto stream = open_range_(&version, transport::Extent{offset, transfer.end - offset}, ctx);
-  lock.lock();
-  busy_ = false;
-  changed_.notify_all();
-  if (!stream) return Forward(stream.error());
-  transfer.stream = std::move(*stream);
-  transfer_ = std::move(transfer);
-  next_ = offset;
-  range_bytes_ = std::min(range_bytes_ * 2, max_window_ * kRangeOverWindow);
-  return {};
-}
-
-// One step towards `offset`: bytes before it are kept, bytes from it on go into the buffer. 0: nothing for the buffer yet.
-Result<size_t> StreamReader::Pull(Lock& lock, int64_t offset, char* buffer, size_t length, const OpContext& ctx) {
-  Transfer transfer = std::move(*transfer_);
-  transfer_.reset();
-  busy_ = true;
-  busy_position_ = transfer.position;
-  const int64_t gap = offset - transfer.position;
-  std::string skipped;
-  bool charged = false;
-  if (gap > 0) {
-    const int64_t now = std::min({gap, kFirstRange, transfer.end - transfer.position});
-    charged = memory_.TryTake(now);
-    skipped.resize(static_cast<size_t>(now));
+void StreamReader::DropRanges(Stream& stream, Discarded& old) {
+  for (const RangePtr& range : stream.ranges) {
+    Uncharge(*range, 0);
+    range->dropped = true;
+    if (range->stream) old.streams.push_back(std::move(range->stream));
+    old.ranges.push_back(range);
   }
-  lock.unlock();
-  const size_t wanted = gap > 0 ? skipped.size()
-                                : static_cast<size_t>(std::min<int64_t>(static_cast<int64_t>(length),
-                                                                        transfer.end - transfer.position));
-  auto got = transfer.stream->Read(gap > 0 ? skipped.data() : buffer, wanted, ctx);
-  std::unique_ptr<transport::ByteStream> ended;
-  lock.lock();
-  busy_ = false;
+  stream.ranges.clear();
   changed_.notify_all();
-  const size_t bytes = got ? *got : 0;
-  if (gap > 0 && charged) {
-    memory_.Give(static_cast<int64_t>(skipped.size() - bytes));
-    if (bytes > 0) {
-      skipped.resize(bytes);
-      kept_bytes_ += static_cast<int64_t>(bytes);
-      kept_.emplace(transfer.position, std::move(skipped));
-      while (kept_bytes_ > std::min(max_window_, kMostKept)) {  // the oldest
-        const auto size = static_cast<int64_t>(kept_.begin()->second.size());
-        kept_.erase(kept_.begin());
-        memory_.Give(size);
-        kept_bytes_ -= size;
-        wasted_ += size;
-      }
+}
+
+bool StreamReader::InReach(const Stream& stream, int64_t offset) const {
+  if (offset < stream.next) return false;
+  if (stream.is_piece) return offset < stream.end();
+  if (offset == stream.next) return true;
+  if (offset < stream.end() && stream.window > 0) return true;
+  // Between two ranges of a reader that is known to be sequential, the same as within one.
+  return offset - stream.next <= std::min(max_window_, kMostAhead) && (stream.busy || !stream.ranges.empty() || stream.window > 0);
+}
+
+StreamReader::StreamPtr StreamReader::StreamAt(int64_t offset) const {
+  StreamPtr nearest;
+  for (const StreamPtr& stream : streams_) {
+    if (InReach(*stream, offset) && (!nearest || stream->next > nearest->next)) nearest = stream;
+  }
+  return nearest;
+}
+
+// Null where there are enough, all in use.
+StreamReader::StreamPtr StreamReader::NewStream(int64_t offset, int64_t window, Discarded& old) {
+  if (std::count_if(streams_.begin(), streams_.end(), [](const StreamPtr& stream) { return !stream->is_piece; }) >= ptrdiff_t{kMostStreams}) {
+    const auto unused = std::find_if(streams_.begin(), streams_.end(), [](const StreamPtr& stream) { return !stream->is_piece && !stream->busy; });
+    if (unused == streams_.end()) return nullptr;
+    DropRanges(**unused, old);
+    streams_.erase(unused);
+  }
+  streams_.push_back(std::make_shared<Stream>(offset, std::min(window, max_window_)));
+  return streams_.back();
+}
+
+// Half of what may be on its way: one range is read while the next one comes.
+int64_t StreamReader::RangeLength(const Stream& stream) { return std::clamp(stream.window / 2, kFirstRange, kMostRange); }
+
+// The stream's next range, of at least so many bytes if the file has them.
+void StreamReader::PushRange(Stream& stream, int64_t least) {
+  const int64_t begin = stream.end();
+  const int64_t rest = std::max(version_->attributes.size - begin, least);
+  // A small rest is not worth a request of its own.
+  auto of_rest = [rest](int64_t wanted) { return rest <= 2 * wanted ? rest : wanted; };
+  int64_t length = of_rest(std::max(RangeLength(stream), least));
+  const bool charged = memory_.TryTake(length);
+  if (!charged) length = of_rest(std::max(kFirstRange, least));
+  auto range = std::make_shared<Range>(begin, begin + length);
+  if (charged) range->charged = length;
+  stream.ranges.push_back(std::move(range));
+}
+
+// Opens it in the background.
+void StreamReader::Prefetch(const RangePtr& range) {
+  prefetcher_.Add([weak = weak_from_this(), range](std::stop_token stop) {
+    const auto self = weak.lock();
+    if (!self) return;
+    const std::stop_callback ends(stop, [&range] { range->given_up.request_stop(); });
+    OpContext ctx = OpContext::Within(kOpenAheadTime, ServiceClass::kBulk);
+    ctx.stop = range->given_up.get_token();
+    Lock lock(self->mutex_);
+    if (range->state == Range::State::kQueued && !range->dropped) self->Open(lock, range, ctx);
+  });
+}
+
+// As many ranges as the window and the memory have room for.
+void StreamReader::OpenAhead(Stream& stream) {
+  while (stream.end() < version_->attributes.size) {
+    int64_t charged = 0;
+    for (const RangePtr& range : stream.ranges) charged += range->charged;
+    // What others may need is left to them.
+    const int64_t window = std::min(stream.window, charged + memory_.free_bytes() / 2);
+    const int64_t length = std::min(RangeLength(stream), version_->attributes.size - stream.end());
+    if (stream.end() - stream.next + length > window || !memory_.TryTake(length)) return;
+    auto range = std::make_shared<Range>(stream.end(), stream.end() + length);
+    range->charged = length;
+    stream.ranges.push_back(range);
+    Prefetch(range);
+  }
+}
+
+void StreamReader::Open(Lock& lock, const RangePtr& range, const OpContext& ctx) {
+  range->state = Range::State::kOpening;
+  const transport::Attributes version = version_->attributes;
+  lock.unlock();
+  auto stream = open_range_(&version, transport::Extent{range->position, range->end - range->position}, ctx);
+  std::unique_ptr<transport::ByteStream> unwanted;
+  lock.lock();
+  if (!stream) {
+    range->state = Range::State::kFailed;
+    range->error = stream.error();
+  } else if (range->dropped) {
+    unwanted = std::move(*stream);
+  } else {
+    range->state = Range::State::kOpen;
+    range->stream = std::move(*stream);
+  }
+  changed_.notify_all();
+  if (!unwanted) return;
+  lock.unlock();
+  unwanted.reset();
+  lock.lock();
+}
+
+// One step towards `offset`, which is in the stream's reach: the bytes that went into the buffer, maybe none yet.
+Result<size_t> StreamReader::Step(Lock& lock, const StreamPtr& stream, int64_t offset, char* buffer, size_t length, const OpContext& ctx,
+                                  Discarded& old) {
+  const auto wait = [&](auto over) -> Result<size_t> {
+    if (!WaitWithin(changed_, lock, ctx, over)) return WaitEnded(ctx, "reading");
+    return 0;
+  };
+  if (stream->busy) return wait([&] { return !stream->busy; });
+  if (streams_.back() != stream) {  // the last one used
+    std::erase(streams_, stream);
+    streams_.push_back(stream);
+  }
+  if (offset - stream->next > kMostAhead) {
+    // A seek: what is in between is not read through.
+    Stream passed(stream->next, 0);
+    while (!stream->ranges.empty() && stream->ranges.front()->end <= offset) {
+      passed.ranges.push_back(std::move(stream->ranges.front()));
+      stream->ranges.pop_front();
+    }
+    DropRanges(passed, old);
+    if (!stream->ranges.empty() && offset - stream->ranges.front()->position > kMostAhead) DropRanges(*stream, old);
+    stream->next = stream->ranges.empty() ? offset : stream->ranges.front()->position;
+  }
+  if (stream->ranges.empty()) PushRange(*stream, offset - stream->next + static_cast<int64_t>(length));
+  if (!stream->is_piece) OpenAhead(*stream);
+  const RangePtr range = stream->ranges.front();
+  switch (range->state) {
+    case Range::State::kQueued:
+      stream->busy = true;
+      Open(lock, range, ctx);
+      stream->busy = false;
+      changed_.notify_all();
+      return 0;
+    case Range::State::kOpening:
+      return wait([&] { return range->state != Range::State::kOpening || range->dropped; });
+    case Range::State::kFailed: {
+      const Error error = *range->error;
+      DropRanges(*stream, old);
+      if (stream->is_piece) std::erase(streams_, stream);
+      return Forward(error);
+    }
+    case Range::State::kOpen:
+      break;
+  }
+  return Pull(lock, stream, offset, buffer, length, ctx, old);
+}
+
+// Takes from the first range, which is open: bytes before `offset` are kept, bytes from it on go into the buffer.
+Result<size_t> StreamReader::Pull(Lock& lock, const StreamPtr& stream, int64_t offset, char* buffer, size_t length, const OpContext& ctx,
+                                  Discarded& old) {
+  const RangePtr range = stream->ranges.front();
+  std::unique_ptr<transport::ByteStream> source = std::move(range->stream);
+  const int64_t left = range->end - range->position;
+  const int64_t gap = std::min(offset - range->position, left);
+  stream->busy = true;
+  lock.unlock();
+  std::string skipped;
+  if (gap > 0) skipped.resize(static_cast<size_t>(std::min(gap, kFirstRange)));
+  auto got = gap > 0 ? source->Read(skipped.data(), skipped.size(), ctx)
+                     : source->Read(buffer, static_cast<size_t>(std::min(static_cast<int64_t>(length), left)), ctx);
+  lock.lock();
+  stream->busy = false;
+  changed_.notify_all();
+  const auto bytes = static_cast<int64_t>(got ? *got : 0);
+  if (gap > 0 && bytes > 0) {
+    skipped.resize(static_cast<size_t>(bytes));
+    if (!Keep(*range, std::move(skipped))) stream->wasted += bytes;
+    while (kept_bytes_ > std::min(max_window_, kMostKept)) {  // the oldest
+      const auto size = static_cast<int64_t>(kept_.begin()->second.size());
+      kept_.erase(kept_.begin());
+      memory_.Give(size);
+      kept_bytes_ -= size;
+      stream->wasted += size;
     }
   }
-  transfer.position += static_cast<int64_t>(bytes);
-  next_ = transfer.position;
-  if (gap <= 0) delivered_ += static_cast<int64_t>(bytes);
-  const bool scattered = wasted_ > kMostWasted && wasted_ > delivered_ / 8;
-  if (scattered) {
+  if (gap <= 0) stream->delivered += bytes;
+  range->position += bytes;
+  Uncharge(*range, range->end - range->position);
+  stream->next = range->position;
+  if (got && bytes > 0 && range->position < range->end) {
+    range->stream = std::move(source);
+  } else {
+    old.streams.push_back(std::move(source));
+  }
+  if (!got || bytes == 0) {
+    DropRanges(*stream, old);
+    if (stream->is_piece) std::erase(streams_, stream);
+    if (!got) return Forward(got.error());
+    return Errno(ESTALE, "shorter than it was");  // the end of the file before the range's
+  }
+  if (range->position == range->end) {
+    stream->ranges.pop_front();
+    stream->window = std::min(stream->window == 0 ? kSecondWindow : max_window_, max_window_);
+    if (stream->is_piece) std::erase(streams_, stream);
+  }
+  if (stream->wasted > kMostWasted && stream->wasted > stream->delivered / 8) {
+    // Scattered reading.
     DropKept();
-    range_bytes_ = kFirstRange;
-    wasted_ = 0;
-    next_ = -1;
+    DropRanges(*stream, old);
+    std::erase(streams_, stream);
     near_wanted_ = std::min(2 * near_wanted_, 1000);
   }
-  if (got && bytes > 0 && transfer.position < transfer.end && !scattered) {
-    transfer_ = std::move(transfer);
-  } else {
-    ended = std::move(transfer.stream);
-  }
-  lock.unlock();
-  ended.reset();
-  lock.lock();
-  if (!got) return Forward(got.error());
-  // The end of the file before the range's: the file is shorter than its version says.
-  if (bytes == 0) return Errno(ESTALE, "shorter than it was");
-  return gap > 0 ? 0 : bytes;
+  return gap > 0 ? 0 : static_cast<size_t>(bytes);
 }
 
-Result<size_t> StreamReader::Read(const ReadVersion& version, int64_t offset, char* buffer, size_t length,
-                                  const OpContext& ctx) {
+// --- patterns
+
+// One range of a pattern, if nothing brings its bytes yet.
+void StreamReader::AddPiece(int64_t begin, int64_t end) {
+  begin = std::max<int64_t>(begin, 0);
+  end = std::min(end, version_->attributes.size);
+  const bool comes = std::any_of(streams_.begin(), streams_.end(), [&](const StreamPtr& stream) {
+    return !stream->ranges.empty() && (begin == stream->next || (stream->is_piece && begin > stream->next && begin < stream->end()));
+  });
+  if (begin >= end || comes || kept_.contains(begin)) return;
+  if (std::count_if(streams_.begin(), streams_.end(), [](const StreamPtr& stream) { return stream->is_piece; }) >= kMostPieces) return;
+  if (!memory_.TryTake(end - begin)) return;
+  auto stream = std::make_shared<Stream>(begin, 0);
+  stream->is_piece = true;
+  stream->ranges.push_back(std::make_shared<Range>(begin, end));
+  stream->ranges.back()->charged = end - begin;
+  Prefetch(stream->ranges.back());
+  streams_.push_back(std::move(stream));
+}
+
+// Looks whether reads come in equal steps, backwards or with gaps between them, and fetches what the next ones will want.
+void StreamReader::FollowSteps(int64_t offset, int64_t length) {
+  const int64_t step = offset - last_begin_;
+  equal_steps_ = step == step_ ? equal_steps_ + 1 : 0;
+  step_ = step;
+  last_begin_ = offset;
+  if (equal_steps_ < kStepsOfAPattern) return;
+  if (step == -length) {
+    const int64_t block = std::min(kFirstRange << std::min(equal_steps_ / 8, 3), kMostBackwards);
+    if (equal_steps_ == kStepsOfAPattern) fetched_down_to_ = offset;
+    // The block that comes next, and when that is being read the one below it.
+    while (fetched_down_to_ > 0 && offset - fetched_down_to_ < block) {
+      AddPiece(fetched_down_to_ - block, fetched_down_to_);
+      fetched_down_to_ -= block;
+    }
+  } else if (step < 0 || step > 2 * length) {
+    const int ahead = std::min(1 << std::min(equal_steps_ - 1, 4), kMostPieces);
+    for (int i = 1; i <= ahead; ++i) AddPiece(offset + i * step, offset + i * step + length);
+  }
+}
+
+// --- reading
+
+Result<size_t> StreamReader::Read(const ReadVersion& version, int64_t offset, char* buffer, size_t length, const OpContext& ctx) {
   size_t done = 0;
   int broken = 0;
-  std::optional<Transfer> old;  // destroyed after the lock
+  Discarded old;  // goes after the lock
   Lock lock(mutex_);
   last_read_ = Clock::now();
+  bool followed = false;
   while (done < length) {
-    const bool other_version = !version_ || version_->epoch != version.epoch ||
-                               version_->attributes.size != version.attributes.size ||
-                               version_->attributes.mtime.tv_sec != version.attributes.mtime.tv_sec ||
-                               version_->attributes.mtime.tv_nsec != version.attributes.mtime.tv_nsec;
-    if (other_version) {
-      if (busy_) {
-        if (!WaitWithin(changed_, lock, ctx, [this] { return !busy_; })) return WaitEnded(ctx, "reading");
+    if (!IsVersion(version)) {
+      if (IsBusy()) {
+        if (!WaitWithin(changed_, lock, ctx, [this] { return !IsBusy(); })) return WaitEnded(ctx, "reading");
         continue;
       }
-      const bool first = !version_;
-      old = Reset();
+      for (const StreamPtr& stream : streams_) DropRanges(*stream, old);
+      std::erase_if(streams_, [](const StreamPtr& stream) { return stream->is_piece; });
+      for (const StreamPtr& stream : streams_) *stream = Stream(stream->next, 0);
+      DropKept();
+      if (!version_) NewStream(0, 0, old);
       version_ = version;
-      if (first) next_ = 0;
+      equal_steps_ = 0;
     }
+    if (!std::exchange(followed, true)) FollowSteps(offset, static_cast<int64_t>(length));
     const int64_t at = offset + static_cast<int64_t>(done);
     const size_t left = length - done;
     if (const size_t kept = TakeKept(at, buffer + done, left); kept > 0) {
@@ -211,43 +449,29 @@ Result<size_t> StreamReader::Read(const ReadVersion& version, int64_t offset, ch
       continue;
     }
     Result<size_t> got = 0;
-    if (InReach(at)) {
-      if (busy_) {
-        if (!WaitWithin(changed_, lock, ctx, [this] { return !busy_; })) return WaitEnded(ctx, "reading");
-        continue;
-      }
-      if (transfer_ || at == next_) {
-        Result<void> opened;
-        if (!transfer_) opened = OpenNext(lock, at, left, ctx);
-        if (!opened) {
-          got = Forward(opened.error());
-        } else if (!transfer_) {
-          continue;  // another thread has it already
-        } else {
-          got = Pull(lock, at, buffer + done, left, ctx);
-        }
-      } else {
-        // A little ahead, and nothing on its way: sequential reading that arrived in another order.
-        const auto first = static_cast<size_t>(at - next_);
-        auto opened = OpenNext(lock, next_, first + left, ctx);
-        if (!opened) got = Forward(opened.error());
-      }
-    } else if (!busy_ && (at == random_end_ || near_ >= near_wanted_)) {
-      // The second of two that belong together, or one of several that keep close: sequential from here.
-      old = Reset();
-      // Those that come in another order need room in one transfer.
-      if (at != random_end_) range_bytes_ = 4 * kFirstRange;
-      near_ = 0;
-      next_ = at;
-      continue;
+    if (const StreamPtr stream = StreamAt(at)) {
+      got = Step(lock, stream, at, buffer + done, left, ctx, old);
     } else {
+      const bool follows = std::find(ends_.begin(), ends_.end(), at) != ends_.end();
+      if (follows || near_ >= near_wanted_) {
+        // The second of two that belong together, or one of several that keep close: sequential from here. Those that come in another
+        // order need room in one range.
+        near_ = 0;
+        if (NewStream(at, follows ? 0 : 8 * kFirstRange, old)) continue;
+      }
       const int64_t piece = std::max(kFirstRange, static_cast<int64_t>(length));
-      const bool near = random_end_ >= 0 && at - random_end_ <= piece && random_end_ - at <= 2 * piece;
+      const int64_t before = ends_[last_end_];
+      const bool near = before >= 0 && at - before <= piece && before - at <= 2 * piece;
       near_ = near ? near_ + 1 : 0;
-      random_end_ = std::max(offset + static_cast<int64_t>(length), near_ > 0 ? random_end_ : 0);
-      const transport::Attributes attributes = version.attributes;
+      const int64_t end = offset + static_cast<int64_t>(length);
+      if (near) {
+        ends_[last_end_] = std::max(before, end);
+      } else {
+        last_end_ = (last_end_ + 1) % ends_.size();
+        ends_[last_end_] = end;
+      }
       lock.unlock();
-      got = FetchExactly(&attributes, at, buffer + done, left, ctx);
+      got = FetchExactly(&version.attributes, at, buffer + done, left, ctx);
       lock.lock();
       if (got && *got < left) return Errno(ESTALE, "shorter than it was");
     }
@@ -294,51 +518,56 @@ Result<size_t> StreamReader::ReadUnchecked(int64_t offset, char* buffer, size_t 
 
 Result<size_t> StreamReader::ReadToTheEnd(int64_t offset, char* buffer, size_t length, const OpContext& ctx) {
   Lock lock(mutex_);
-  if (!WaitWithin(changed_, lock, ctx, [this] { return !busy_; })) return WaitEnded(ctx, "reading");
+  if (!WaitWithin(changed_, lock, ctx, [this] { return !whole_busy_; })) return WaitEnded(ctx, "reading");
   last_read_ = Clock::now();
   if (std::exchange(seen_end_, std::nullopt) == offset) return 0;
-  std::optional<Transfer> transfer = std::exchange(transfer_, std::nullopt);
-  busy_ = true;
+  std::unique_ptr<transport::ByteStream> stream = std::move(whole_);
+  const bool goes_on = stream && whole_position_ == offset;
+  whole_busy_ = true;
   lock.unlock();
   Result<size_t> result = 0;
-  if (!transfer || transfer->position != offset) {
-    transfer.reset();
-    auto stream = open_range_(nullptr, transport::Extent{offset, std::numeric_limits<int64_t>::max() - offset}, ctx);
-    if (stream) {
-      transfer = Transfer{std::move(*stream), offset, std::numeric_limits<int64_t>::max()};
+  if (!goes_on) {
+    stream.reset();
+    auto opened = open_range_(nullptr, transport::Extent{offset, std::numeric_limits<int64_t>::max() - offset}, ctx);
+    if (opened) {
+      stream = std::move(*opened);
     } else {
-      result = Forward(stream.error());
+      result = Forward(opened.error());
     }
   }
   bool ended = false;
   while (result && *result < length && !ended) {
-    auto got = transfer->stream->Read(buffer + *result, length - *result, ctx);
+    auto got = stream->Read(buffer + *result, length - *result, ctx);
     if (!got) {
       // What came is given; the error shows at the next read if it is one that stays.
       if (*result == 0) result = Forward(got.error());
-      transfer.reset();
+      stream.reset();
       break;
     }
     ended = *got == 0;
     *result += *got;
-    transfer->position += static_cast<int64_t>(*got);
   }
-  if (!result || ended) transfer.reset();
+  if (!result || ended) stream.reset();
   lock.lock();
-  busy_ = false;
+  whole_busy_ = false;
   changed_.notify_all();
-  transfer_ = std::move(transfer);
-  if (result && ended && *result > 0) seen_end_ = offset + static_cast<int64_t>(*result);
+  whole_ = std::move(stream);
+  if (result) whole_position_ = offset + static_cast<int64_t>(*result);
+  if (result && ended && *result > 0) seen_end_ = whole_position_;
   return result;
 }
 
 void StreamReader::ReleaseIfIdle(TimePoint since) {
-  std::optional<Transfer> old;  // destroyed after the lock
+  Discarded old;  // goes after the lock
   Lock lock(mutex_);
-  if (busy_ || last_read_ >= since) return;
+  if (IsBusy() || whole_busy_ || last_read_ >= since) return;
   DropKept();
-  old = std::exchange(transfer_, std::nullopt);
-  range_bytes_ = kFirstRange;
+  for (const StreamPtr& stream : streams_) {
+    DropRanges(*stream, old);
+    stream->window = 0;
+  }
+  std::erase_if(streams_, [](const StreamPtr& stream) { return stream->is_piece; });
+  if (whole_) old.streams.push_back(std::move(whole_));
 }
 
 }  // namespace e2bfs::cache

@@ -1,22 +1,27 @@
 // StreamReader: content of one open file from the other side.
 //
-// Sequential reading goes through one transfer (a bounded Range request) that stays open between reads; its ranges double
-// with each one that was used up. What is on its way ahead of the reader is bounded by the transport's window for the stream, so
-// reading ahead needs neither a thread nor memory here. Bytes that are skipped, since the kernel asks for several
-// pieces at once and in any order, are kept until they are read. Other reads fetch exactly what they want.
+// Sequential reading is a Stream: bounded Range requests one behind the other, opened ahead of the reader up to a window that grows
+// with what was used, so that the way is full whatever its delay. Several of them may read at different places of the file. What is on its way is
+// charged to a budget that all readers share. Bytes that are skipped, since the kernel asks for several pieces at once and in any order,
+// are kept until they are read. Reading backwards and in strides is recognised and fetched ahead in pieces of its own; other reads fetch exactly
+// what they want.
 //
-// Any thread may call any of it; one at a time takes bytes from the transfer, the others wait within their contexts.
+// Any thread may call any of it; one at a time takes bytes from a stream, the others wait within their contexts.
 #pragma once
 
+#include <array>
 #include <condition_variable>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cache/memory_budget.h"
+#include "cache/prefetcher.h"
 #include "transport/remote_fs.h"
 
 namespace e2bfs::cache {
@@ -27,12 +32,12 @@ struct ReadVersion {
   uint64_t epoch = 0;
 };
 
-class StreamReader {
+class StreamReader : public std::enable_shared_from_this<StreamReader> {
  public:
   using OpenRange = std::function<Result<std::unique_ptr<transport::ByteStream>>(
       const transport::Attributes* version, transport::Extent range, const OpContext& ctx)>;
-  // `memory` outlives this object. max_window_bytes bounds what is skipped and kept; the longest range is some times that.
-  StreamReader(OpenRange open_range, MemoryBudget& memory, int64_t max_window_bytes);
+  // `memory` outlives this object, and `prefetcher` whoever calls it. max_window_bytes bounds what one stream has on its way.
+  StreamReader(OpenRange open_range, MemoryBudget& memory, Prefetcher& prefetcher, int64_t max_window_bytes);
   ~StreamReader();
   StreamReader(const StreamReader&) = delete;
   StreamReader& operator=(const StreamReader&) = delete;
@@ -44,46 +49,68 @@ class StreamReader {
   Result<size_t> ReadUnchecked(int64_t offset, char* buffer, size_t length, const OpContext& ctx);
   // Of a file whose size nobody knows (/proc): one transfer from `offset` to the end of the file, taken as it is read.
   Result<size_t> ReadToTheEnd(int64_t offset, char* buffer, size_t length, const OpContext& ctx);
-  // Ends the transfer and gives memory back, unless it was read from since `since`.
+  // Ends all transfers and gives memory back, unless it was read from since `since`.
   void ReleaseIfIdle(TimePoint since);
 
  private:
   using Lock = std::unique_lock<std::mutex>;
-  struct Transfer {
-    std::unique_ptr<transport::ByteStream> stream;
-    int64_t position = 0;  // of the next byte
-    int64_t end = 0;
-  };
+  struct Range;
+  using RangePtr = std::shared_ptr<Range>;
+  struct Stream;
+  using StreamPtr = std::shared_ptr<Stream>;
+  // Ranges that nobody wants any more: ended when it goes, which has to be without the lock.
+  struct Discarded;
 
-  size_t TakeKept(int64_t offset, char* buffer, size_t length);  // mutex_ held
-  void DropKept();                                               // mutex_ held
-  std::optional<Transfer> Reset();                               // mutex_ held; the transfer is destroyed without it
-  bool InReach(int64_t offset) const;                            // mutex_ held
-  Result<void> OpenNext(Lock& lock, int64_t offset, size_t length, const OpContext& ctx);
-  Result<size_t> Pull(Lock& lock, int64_t offset, char* buffer, size_t length, const OpContext& ctx);
-  Result<size_t> FetchExactly(const transport::Attributes* version, int64_t offset, char* buffer, size_t length,
-                              const OpContext& ctx);
+  // All with mutex_ held; those that take the lock let go of it meanwhile.
+  bool IsVersion(const ReadVersion& version) const;
+  bool IsBusy() const;
+  size_t TakeKept(int64_t offset, char* buffer, size_t length);
+  bool Keep(Range& range, std::string bytes);
+  void DropKept();
+  void Uncharge(Range& range, int64_t left);
+  void DropRanges(Stream& stream, Discarded& old);
+  bool InReach(const Stream& stream, int64_t offset) const;
+  StreamPtr StreamAt(int64_t offset) const;
+  StreamPtr NewStream(int64_t offset, int64_t window, Discarded& old);
+  static int64_t RangeLength(const Stream& stream);
+  void PushRange(Stream& stream, int64_t least);
+  void Prefetch(const RangePtr& range);
+  void OpenAhead(Stream& stream);
+  void FollowSteps(int64_t offset, int64_t length);
+  void AddPiece(int64_t begin, int64_t end);
+  void Open(Lock& lock, const RangePtr& range, const OpContext& ctx);
+  Result<size_t> Step(Lock& lock, const StreamPtr& stream, int64_t offset, char* buffer, size_t length, const OpContext& ctx, Discarded& old);
+  Result<size_t> Pull(Lock& lock, const StreamPtr& stream, int64_t offset, char* buffer, size_t length, const OpContext& ctx, Discarded& old);
+  // No lock.
+  Result<size_t> FetchExactly(const transport::Attributes* version, int64_t offset, char* buffer, size_t length, const OpContext& ctx);
 
   const OpenRange open_range_;
   MemoryBudget& memory_;
+  Prefetcher& prefetcher_;
   const int64_t max_window_;
 
   std::mutex mutex_;  // level 3: below CachedFsImpl's; not held while a transfer is waited for
   std::condition_variable_any changed_;
   std::optional<ReadVersion> version_;
-  std::optional<Transfer> transfer_;   // empty while `busy_` has it
-  bool busy_ = false;                  // a thread opens or takes from the transfer
-  int64_t busy_position_ = 0;          // where its transfer stands
-  int64_t next_ = 0;                   // where sequential reading goes on
-  int64_t range_bytes_;                // of the next range
-  int64_t random_end_ = -1;            // the end of the last read that was not sequential
-  int near_ = 0;                       // reads in a row that were close to the one before
-  int near_wanted_ = 3;                // so many are taken for sequential reading in some order
-  std::optional<int64_t> seen_end_;    // ReadToTheEnd came to it
+  std::vector<StreamPtr> streams_;       // the longest unused first
   std::map<int64_t, std::string> kept_;  // skipped bytes by offset
   int64_t kept_bytes_ = 0;
-  int64_t wasted_ = 0, delivered_ = 0;   // skipped and never read; read from transfers
   TimePoint last_read_{};
+
+  // Reads that belong to no stream.
+  std::array<int64_t, 4> ends_;   // of the last ones
+  size_t last_end_ = 0;
+  int near_ = 0;                  // in a row that were close to the one before
+  int near_wanted_ = 3;           // so many are taken for sequential reading in some order
+  int64_t last_begin_ = 0, step_ = 0;
+  int equal_steps_ = 0;           // in a row
+  int64_t fetched_down_to_ = 0;   // of a file that is read backwards
+
+  // ReadToTheEnd.
+  std::unique_ptr<transport::ByteStream> whole_;  // empty while a thread has it
+  int64_t whole_position_ = 0;
+  bool whole_busy_ = false;
+  std::optional<int64_t> seen_end_;
 };
 
 }  // namespace e2bfs::cache

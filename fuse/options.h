@@ -50,7 +50,7 @@ struct OptionValues {
 
   // memory and disk, in bytes
   int64_t memory = int64_t{64} << 20;
-  int64_t read_ahead = int64_t{4} << 20;
+  int64_t read_ahead = int64_t{32} << 20;
   int64_t spool_size = int64_t{10} << 30;
   std::string spool_directory;
 

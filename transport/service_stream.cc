@@ -9,6 +9,8 @@ namespace e2bfs::transport {
 
 namespace {
 
+constexpr int64_t kMostWindow = 16 << 20;
+
 class ServiceEmptyStream : public ByteStream {
  public:
   Result<size_t> Read(char*, size_t, const OpContext&) override { return size_t{0}; }
@@ -66,6 +68,8 @@ Result<std::unique_ptr<ByteStream>> OpenServiceStream(envd::Client& client, cons
   }
   request.offset = range.offset;
   request.length = range.length;
+  // All of a range may come before its reader does; whoever asks for ranges bounds them.
+  if (range.length <= kMostWindow) request.window_bytes = static_cast<int>(range.length);
   auto download = client.OpenDownload(request, ctx);
   if (!download) return Forward(download.error());
   const envd::DownloadHead& head = (*download)->head();

@@ -41,7 +41,7 @@ struct ClientOptions {
   std::chrono::milliseconds idle_timeout{60'000};        // between chunks, counted only while we wait on the network
   std::chrono::milliseconds ping_timeout{5'000};         // after a missed deadline, for the PING that decides over the connection
   int stream_window_bytes = 1 << 20;      // HTTP/2 receive window of a stream: what the server can send ahead of its consumer
-  int connection_window_bytes = 16 << 20;
+  int connection_window_bytes = 64 << 20; // HTTP/2: of all streams of a connection together
   ProtocolChoice protocol = ProtocolChoice::kAuto;
   std::string ca_file;                    // private authority; default: SSL_CERT_FILE / SSL_CERT_DIR, then the system's
   std::string ca_directory;

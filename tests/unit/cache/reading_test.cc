@@ -92,6 +92,60 @@ TEST_F(ReadingTest, StridesThatSkipMostAreNotReadThrough) {
   EXPECT_LE(remote_->bytes_read(), 8 << 20);
 }
 
+// What it costs when each round trip takes its time: fetched before they are asked for, all but the first ones.
+TEST_F(ReadingTest, StridesAndBackwardReadingAreFetchedAhead) {
+  const std::string content = NumberedContent(24 << 20);
+  remote_->InsideWrite("big", content);
+  {
+    const FileHandle handle = OpenRead("big");
+    remote_->ResetCalls();
+    for (size_t offset = 1 << 20; offset + 4096 < content.size(); offset += 200'000) {
+      ASSERT_EQ(ReadAt(handle, static_cast<int64_t>(offset), 4096), content.substr(offset, 4096));
+    }
+    EXPECT_LE(remote_->bytes_read(), 1 << 20);  // 120 of 4 KiB, those beyond the last one, and what was begun before the steps were known
+  }
+  {
+    const FileHandle handle = OpenRead("big");
+    remote_->ResetCalls();
+    constexpr int64_t kPiece = 4096;
+    for (int64_t offset = static_cast<int64_t>(content.size()) - kPiece; offset >= 0; offset -= kPiece) {
+      ASSERT_TRUE(ReadAt(handle, offset, kPiece) == content.substr(static_cast<size_t>(offset), kPiece)) << offset;
+    }
+    EXPECT_LE(remote_->calls("Read"), 40);  // of 6,144 reads
+    EXPECT_LE(remote_->bytes_read(), static_cast<int64_t>(content.size()) + (1 << 20));
+  }
+}
+
+TEST_F(ReadingTest, SeveralPlacesOfOneFileAreReadAsStreamsAtOnce) {
+  const std::string content = NumberedContent(32 << 20);
+  remote_->InsideWrite("big", content);
+  const FileHandle handle = OpenRead("big");
+  remote_->ResetCalls();
+  constexpr int64_t kPart = 8 << 20, kPiece = 128 << 10;
+  for (int64_t at = 0; at < kPart; at += kPiece) {
+    for (int64_t part = 0; part < 4; ++part) {
+      const int64_t offset = part * kPart + at;
+      ASSERT_TRUE(ReadAt(handle, offset, kPiece) == content.substr(static_cast<size_t>(offset), kPiece)) << offset;
+    }
+  }
+  EXPECT_LE(remote_->calls("Read"), 40);  // of 256 reads
+  EXPECT_LE(remote_->bytes_read(), static_cast<int64_t>(content.size()) * 3 / 2);
+}
+
+// A program that takes its time in the middle of a range finds the next ones under way, and a whole window of them.
+TEST_F(ReadingTest, RangesAreOpenedAheadOfTheReader) {
+  const std::string content = NumberedContent(40 << 20);
+  remote_->InsideWrite("big", content);
+  const FileHandle handle = OpenRead("big");
+  remote_->ResetCalls();
+  for (int64_t at = 0; at < (6 << 20); at += 128 << 10) ReadAt(handle, at, 128 << 10);
+  EXPECT_TRUE(Eventually([&] { return remote_->calls("Read") >= 5; }));
+  EXPECT_GE(fs().Status().memory_bytes, 16 << 20);
+  EXPECT_LE(fs().Status().memory_bytes, 32 << 20);
+  fs().Release(handle, Ctx());
+  EXPECT_TRUE(Eventually([&] { return fs().Status().memory_bytes == 0; }));
+}
+
 TEST_F(ReadingTest, ATransferThatBreaksIsResumedWhereItStopped) {
   const std::string content = NumberedContent(4 << 20);
   remote_->InsideWrite("big", content);
