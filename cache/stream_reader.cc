@@ -16,7 +16,7 @@ constexpr int64_t kFirstRange = 128 << 10;
 constexpr int64_t kMostRange = 8 << 20;
 // Of a stream whose first range was used up; then the most.
 constexpr int64_t kSecondWindow = 2 << 20;
-// The kernel's pieces come at most so far out of order: two windows of its read-ahead (1 MiB, see RaiseReadAhead) and two reads of
+// The kernel's pieces come at most so far out of order: two windows of its read-ahead (512 KiB, see RaiseReadAhead) and two reads of
 // as much, with room to spare.
 constexpr int64_t kMostAhead = 4 << 20;
 constexpr int64_t kMostKept = 4 << 20;

@@ -39,8 +39,8 @@ constexpr unsigned kMaxTransferBytes = 1 << 20;
 constexpr int kReaderThreads = 8;
 
 // A request that reads ahead, and each release, counts as background: with the kernel's default of 12, a dozen stalled reads
-// would hold up all others. As an ordinary user the kernel may allow less.
-constexpr unsigned kMaxBackground = 512;
+// would hold up all others. Each of them has a buffer for its answer, of the kernel's read-ahead at most. As an ordinary user the kernel may allow less.
+constexpr unsigned kMaxBackground = 64;
 
 // Destroyed last: threads of the other members use the session.
 struct SessionOwner {

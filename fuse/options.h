@@ -49,7 +49,7 @@ struct OptionValues {
   std::optional<std::chrono::milliseconds> idle_expiry;
 
   // memory and disk, in bytes
-  int64_t memory = int64_t{64} << 20;
+  int64_t memory = int64_t{48} << 20;
   int64_t read_ahead = int64_t{32} << 20;
   int64_t spool_size = int64_t{10} << 30;
   std::string spool_directory;

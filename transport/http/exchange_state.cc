@@ -7,6 +7,8 @@
 namespace e2bfs::transport::http {
 namespace {
 
+// Of a body that waits for its reader.
+constexpr size_t kPieceBytes = size_t{16} << 10;
 // What Write takes ahead of the network. Small: the program above has its own copy, and pushing back early is the point.
 constexpr size_t kUploadBufferBytes = size_t{256} << 10;
 
@@ -252,11 +254,11 @@ void ExchangeState::AppendBody(std::string_view bytes) {
     std::lock_guard lock(mutex_);
     if (error_ || bytes.empty()) return;
     // Small pieces share a string, or a server that sends single bytes would cost a string for each.
-    if (!body_.empty() && body_.back().size() + bytes.size() <= 16384) {
-      body_.back().append(bytes);
-    } else {
-      body_.emplace_back(bytes);
+    if (body_.empty() || body_.back().size() + bytes.size() > kPieceBytes) {
+      body_.emplace_back();
+      if (bytes.size() > kPieceBytes / 4) body_.back().reserve(kPieceBytes);  // or appending the little that is missing would double it
     }
+    body_.back().append(bytes);
     body_bytes_ += bytes.size();
     changed_.notify_all();
   }
