@@ -17,6 +17,8 @@
 namespace e2bfs::transport::http {
 namespace {
 
+// A body from here on is read in larger pieces.
+constexpr int kLargeBodyBytes = 256 << 10;
 constexpr size_t kMaxHeadBytes = size_t{64} << 10;
 constexpr int kMaxInformationalHeads = 16;
 
@@ -182,6 +184,7 @@ void H1Client::Configure(Transfer& transfer) {
     curl_easy_setopt(easy, CURLOPT_READFUNCTION, &H1Client::OnRead);
     curl_easy_setopt(easy, CURLOPT_READDATA, &transfer);
     curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(length));
+    if (length < 0 || length > kLargeBodyBytes) curl_easy_setopt(easy, CURLOPT_UPLOAD_BUFFERSIZE, long{kLargeBodyBytes});
     if (length < 0) transfer.headers = curl_slist_append(transfer.headers, "Transfer-Encoding: chunked");
     if (!has_type) transfer.headers = curl_slist_append(transfer.headers, "Content-Type:");
     transfer.headers = curl_slist_append(transfer.headers, "Expect:");

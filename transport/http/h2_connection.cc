@@ -97,6 +97,10 @@ bool H2Connection::HasRoom(ServiceClass service_class) const {
   return streams() < limit - reserved;
 }
 
+int64_t H2Connection::upload_window_bytes() const {
+  return nghttp2_session_get_remote_settings(session_, NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE);
+}
+
 int H2Connection::StreamWindow(const Request& request) const {
   const int64_t asked = request.window_bytes > 0 ? request.window_bytes : options_.stream_window_bytes;
   const int64_t left = (options_.connection_window_bytes - committed_window_) / 2;

@@ -54,6 +54,8 @@ class H2Connection final : public Carrier {
   bool HasRoom(ServiceClass service_class) const;
   int streams() const { return static_cast<int>(streams_.size()); }
   int bulk_streams() const { return class_streams_[static_cast<size_t>(ServiceClass::kBulk)]; }
+  // What the server takes of a request's body ahead of its reader.
+  int64_t upload_window_bytes() const;
   bool idle() const { return !closed_ && streams_.empty(); }
   TimePoint idle_since() const { return idle_since_; }
 

@@ -54,6 +54,7 @@ struct OriginPool {
   std::array<int, kServiceClassCount> http1_active{};
   TimePoint last_progress{};       // when a request last got its connection
   bool dispatch_scheduled = false;
+  bool http1_refused = false;      // of an origin that speaks HTTP/2: not to be tried again
 
   bool waiting() const;
   int http1_total() const;
@@ -91,6 +92,7 @@ class Pool final : public Carrier, public H2Connection::Listener {
   void Dispatch(OriginPool& home);
   // False: no request of this class can start at this origin now.
   bool StartOne(OriginPool& home, ServiceClass service_class);
+  bool IsBetterByHttp1(const OriginPool& home, const H2Connection& connection, const ExchangeState& exchange) const;
   bool Http1HasRoom(const OriginPool& home, ServiceClass service_class) const;
   H2Connection* Pick(OriginPool& home, ServiceClass service_class) const;
   void WaitForRate(TimePoint until);
