@@ -35,6 +35,7 @@ CachedFsImpl::CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options,
 CachedFsImpl::~CachedFsImpl() {
   remote_.SetListener(nullptr);
   prefetcher_.Stop();
+  senders_.Stop();
   // What is unsent stays in the spool directory, and what is open on the other side is closed.
   Lock lock(mutex_);
   for (const auto& [id, node] : tree_.nodes()) {

@@ -223,6 +223,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
 
   // --- reading.cc
   static constexpr size_t kPrefetchThreads = 8;  // each opens a range in one or two round trips
+  static constexpr size_t kSenderThreads = 4;    // each has a file; others wait for their close
   std::shared_ptr<StreamReader> ReaderOf(const std::shared_ptr<OpenFile>& file);  // mutex_ held
   std::shared_ptr<StreamReader> MakeReader(const NodePtr& node);
   // Into the spool what an open file has only on the other side, if it is not much: where handles are paths, it could not be
@@ -235,6 +236,9 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // --- writing.cc
   Result<std::shared_ptr<SpoolFile>> SpoolOf(const NodePtr& node);
   Result<void> MakeRoom(const OpenFile& file, int64_t bytes, const OpContext& ctx);
+  // mutex_ held: a file whose content is all new, and large, is sent while it is written.
+  void SendEarly(Node& node);
+  void EndEarly(Node& node);  // of no use any more
   void RecordWrite(Node& node, int64_t offset, int64_t length);   // mutex_ held
   void RecordAppend(Node& node, int64_t offset, int64_t length);  // mutex_ held
   void RecordTruncate(Node& node, int64_t size);                  // mutex_ held
@@ -253,9 +257,9 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // --- unsent.cc
   // Sends what is unsent, after a store that is under way. Its error is also latched for the open handles but `teller`.
   Result<void> Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx);
-  Result<void> SendOnce(const NodePtr& node, const OpenFile* teller, const OpContext& ctx);
-  Result<transport::Attributes> CallStore(const NodePtr& node, const Change& change, bool fresh,
-                                          const std::shared_ptr<SpoolFile>& spool, const OpContext& ctx);
+  Result<void> SendOnce(const NodePtr& node, const OpenFile* teller, const std::shared_ptr<EarlySend>& early, const OpContext& ctx);
+  Result<transport::Attributes> CallStore(const NodePtr& node, const Change& change, bool fresh, const std::shared_ptr<SpoolFile>& spool,
+                                          transport::EarlyStore* early, const OpContext& ctx);
   void StoreSucceeded(const NodePtr& node, const Change& sent, const transport::Attributes& after, uint64_t asked_stamp,
                       TimePoint asked);
   void StoreFailed(Node& node, const OpenFile* teller, const Error& error);
@@ -302,6 +306,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
 
   Closer closer_;          // last: their threads use the others
   Prefetcher prefetcher_{kPrefetchThreads};
+  Prefetcher senders_{kSenderThreads};  // of files that are being written
 };
 
 // The open that a handle stands for was not waited for, and had failed.

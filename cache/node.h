@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cache/cached_fs.h"
+#include "cache/early_send.h"
 #include "cache/extent_map.h"
 #include "cache/spool.h"
 
@@ -64,6 +65,8 @@ struct Content {
   std::condition_variable_any stored;  // with CachedFsImpl's mutex
   bool untried = false;                // changed since the last store began
   bool fresh = false;                  // made by this mount, nothing but our stores was ever in it
+  std::shared_ptr<EarlySend> early;    // sends the content while it is written; counted in the node's changes_in_flight
+  bool not_early = false;              // it was changed where it had been sent already: not before the next store
   std::optional<Error> last_error;     // of the last store, if it failed
   std::optional<Error> unreported;     // failed when no handle was open that could be told
   // Bumped whenever bytes of the remote file may have changed, also by our own stores: read-ahead of older ones goes.

@@ -97,6 +97,7 @@ std::optional<Error> CachedFsImpl::TakeUnreported(OpenFile& file) {
 void CachedFsImpl::DiscardUnsent(Node& node) {
   if (!node.content.exists()) return;
   Content& content = *node.content;
+  EndEarly(node);
   content.current = {};
   content.sending = {};
   content.unreported.reset();
@@ -107,6 +108,7 @@ void CachedFsImpl::DiscardUnsent(Node& node) {
 }
 
 Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx) {
+  std::shared_ptr<EarlySend> early;
   {
     Lock lock(mutex_);
     Content& content = *node->content;
@@ -124,13 +126,17 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
     content.storing = true;
     content.saved = false;
     content.untried = false;
+    content.not_early = false;
     BeginChange(*node);
+    early = std::exchange(content.early, nullptr);
+    if (early) --node->changes_in_flight;
   }
-  return SendOnce(node, teller, ctx);
+  return SendOnce(node, teller, early, ctx);
 }
 
 Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const Change& change, bool fresh,
-                                                      const std::shared_ptr<SpoolFile>& spool, const OpContext& ctx) {
+                                                      const std::shared_ptr<SpoolFile>& spool, transport::EarlyStore* early,
+                                                      const OpContext& ctx) {
   if (!change.touches_content()) {
     transport::Handle handle;
     {
@@ -153,11 +159,14 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
   request.attributes = change.attributes;
   request.source = &source;
   request.fresh = fresh;
+  request.early = early;
   for (int attempt = 0;; ++attempt) {
     transport::Handle used = 0;
     auto stored = WithHandle(node, true, ctx, [&](transport::Handle handle, const transport::Node& at) {
       used = handle;
-      return remote_.Store(handle, at, request, ctx);
+      auto result = remote_.Store(handle, at, request, ctx);
+      request.early = nullptr;  // used up
+      return result;
     });
     if (stored || attempt > 0 || stored.error().errno_value != ESTALE) return stored;
     Lock lock(mutex_);
@@ -166,7 +175,7 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
   }
 }
 
-Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller, const OpContext& context) {
+Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller, const std::shared_ptr<EarlySend>& early, const OpContext& context) {
   OpContext ctx = context;
   ctx.service_class = ServiceClass::kBulk;
   Change sent;
@@ -181,7 +190,8 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
     asked_stamp = node->stamp;
   }
   const TimePoint asked = Clock::now();
-  auto stored = CallStore(node, sent, fresh, spool, ctx);
+  const std::unique_ptr<transport::EarlyStore> sent_early = early ? early->Take(ctx) : nullptr;
+  auto stored = CallStore(node, sent, fresh, spool, sent_early.get(), ctx);
   if (!stored && sent.append && MayBeDone(stored.error())) {
     // Appending again what arrived would double it: the size tells.
     OpContext again = OpContext::Within(options_.operation_timeout);

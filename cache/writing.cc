@@ -8,6 +8,7 @@ namespace e2bfs::cache {
 namespace {
 
 constexpr size_t kRangesNotedAtOnce = 64;
+constexpr int64_t kEarlyBytes = 4 << 20;  // of a file that is sent while it is written
 constexpr auto kLongNoteInterval = std::chrono::seconds(1);
 
 }  // namespace
@@ -68,6 +69,7 @@ void CachedFsImpl::DropSentBytes(Node& node) {
 
 void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
   Content& content = *node.content;
+  if (content.early && offset < content.early->claimed()) EndEarly(node);
   const transport::Extent extent{offset, length};
   Change& change = content.current;
   if (change.append && extent.end() > change.append->offset) change.AppendBecomesExtent();
@@ -79,6 +81,40 @@ void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
   node.content->untried = true;
   dirty_.insert(node.id);
   ChargeSpool(node);
+  SendEarly(node);
+}
+
+void CachedFsImpl::SendEarly(Node& node) {
+  Content& content = *node.content;
+  const Change& change = content.current;
+  if (content.not_early || content.storing || node.deleted || change.append || change.extents.count() != 1) return;
+  const transport::Extent written = change.extents.extents().front();
+  if (written.offset != 0 || written.length < kEarlyBytes || !(content.fresh || change.cut == 0)) return;
+  if (!content.early) {
+    NodePtr self = tree_.Find(node.id);
+    if (!self) return;
+    const bool fresh = content.fresh;
+    content.early = std::make_shared<EarlySend>(
+        [this, self = std::move(self), fresh](const OpContext& ctx) {
+          OpContext within = ctx;
+          within.deadline = Clock::now() + options_.operation_timeout;
+          return WithHandle(self, true, within, [&](transport::Handle handle, const transport::Node& at) {
+            return remote_.BeginStore(handle, at, fresh, within);
+          });
+        },
+        content.spool, senders_);
+    BeginChange(node);
+  }
+  content.early->MoreUntil(written.length);
+}
+
+void CachedFsImpl::EndEarly(Node& node) {
+  Content& content = *node.content;
+  if (!content.early) return;
+  // What it holds goes by a thread that may wait.
+  closer_.Add([early = std::exchange(content.early, nullptr)](std::stop_token) { early->GiveUp(); });
+  content.not_early = true;
+  --node.changes_in_flight;
 }
 
 void CachedFsImpl::RecordAppend(Node& node, int64_t offset, int64_t length) {
@@ -105,6 +141,7 @@ void CachedFsImpl::RecordTruncate(Node& node, int64_t size) {
   Content& content = *node.content;
   Change& change = content.current;
   const int64_t before = node.size();
+  if (content.early && size < content.early->claimed()) EndEarly(node);
   change.AppendBecomesExtent();
   if (size <= before) {
     change.extents.ClipTo(size);

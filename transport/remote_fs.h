@@ -179,6 +179,15 @@ struct Extent {
   friend bool operator==(const Extent&, const Extent&) = default;
 };
 
+// The first bytes of a large Store, brought while the rest is still being written. One thread at a time. Its end gives them up; they may have torn
+// a file that is `fresh`, and are nowhere else.
+class EarlyStore {
+ public:
+  virtual ~EarlyStore() = default;
+  // The next ones, from the file's first on. Blocks while the other side takes no more, bounded by the transport's idle timeout and ctx. An error ends it.
+  virtual Result<void> Write(std::string_view bytes, const OpContext& ctx) = 0;
+};
+
 // Everything that one flush brings, declared: the implementation picks the safest cheap way. Old content that is not covered
 // stays; old content is never replaced by half of the new; inode, owner, mode, links and metadata stay.
 struct StoreRequest {
@@ -195,6 +204,8 @@ struct StoreRequest {
   AttributeChange attributes;
   // The object is known to be a new one with no content to lose (created by this client): may be written in place.
   bool fresh = false;
+  // What BeginStore made for this file, if anything, all of it bytes of the source. It is of no use afterwards.
+  EarlyStore* early = nullptr;
 };
 
 struct Description {
@@ -276,6 +287,10 @@ class RemoteFs {
   // `fresh`, it may be torn. ENOSPC, EDQUOT, EACCES, ESTALE, EIO. Where the content is in place and only `attributes` were refused,
   // the error says content_stored.
   virtual Result<Attributes> Store(Handle handle, const Node& node, const StoreRequest& request, const OpContext& ctx) = 0;
+  // For a Store that will bring all of the file's content. `fresh`: as in StoreRequest. Null where it has to wait for the whole.
+  virtual Result<std::unique_ptr<EarlyStore>> BeginStore(Handle /*handle*/, const Node& /*node*/, bool /*fresh*/, const OpContext& /*ctx*/) {
+    return std::unique_ptr<EarlyStore>();
+  }
   // lseek(2) with SEEK_DATA and SEEK_HOLE. ENXIO: beyond the end, or only a hole follows. ENOTSUP where the implementation cannot know.
   virtual Result<int64_t> Seek(Handle handle, const Node& node, int64_t offset, SeekTarget target, const OpContext& ctx) = 0;
   // fallocate(2) with its mode bits; the attributes afterwards. ENOTSUP, ENOSPC, EINVAL.

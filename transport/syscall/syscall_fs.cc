@@ -66,6 +66,10 @@ class KnownStream final : public ByteStream {
   const Attributes attributes_;
 };
 
+constexpr int64_t kEarlyPieceBytes = 256 << 10;
+// What was sent of a request that was given up has arrived by then.
+constexpr std::chrono::milliseconds kAbandonedTime{2'000}, kLongestAbandoned{30'000};
+
 bool SameTimes(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
 
 bool IsVersion(const Attributes& attributes, const Attributes& version) {
@@ -100,6 +104,8 @@ struct OpenHandle {
 
 class SyscallFsImpl final : public RemoteFs {
  public:
+  class Early;
+
   SyscallFsImpl(std::shared_ptr<envd::Client> client, SyscallFsOptions options) : client_(std::move(client)), options_(std::move(options)) {}
 
   Result<void> Start(const OpContext& ctx) {
@@ -401,6 +407,12 @@ class SyscallFsImpl final : public RemoteFs {
     if (!plan) return Forward(plan.error());
     // Nothing is given up half-way because a program dies.
     const OpContext whole = ctx.Uninterruptible();
+    if (request.early) {
+      auto stored = FinishEarly(handle, node, request, *plan, whole);
+      if (stored || stored.error().kind == ErrorKind::kErrno) return stored;
+      log::Info("syscall", "what was sent early is sent again: {}", ToString(stored.error()));
+    }
+    if (auto quiet = WaitForAbandoned(handle, node, whole); !quiet) return Forward(quiet.error());
     if (plan->bytes <= kInlineStoreBytes && request.extents.size() <= kMaxInlineExtents) return StoreInline(handle, node, request, *plan, whole);
     for (int tries = 1;; ++tries) {
       auto stored = StoreStaged(handle, node, request, *plan, whole);
@@ -413,6 +425,8 @@ class SyscallFsImpl final : public RemoteFs {
       log::Info("syscall", "staging failed, trying again: {}", ToString(stored.error()));
     }
   }
+
+  Result<std::unique_ptr<EarlyStore>> BeginStore(Handle handle, const Node& node, bool fresh, const OpContext& ctx) override;
 
   Result<int64_t> Seek(Handle handle, const Node& node, int64_t offset, SeekTarget target, const OpContext& ctx) override {
     auto result = Explain(handle, Ask(Operation::kSeek, Arguments().Object(handle, node).I64(offset).U8(target == SeekTarget::kData ? 3 : 4),
@@ -752,28 +766,48 @@ class SyscallFsImpl final : public RemoteFs {
     return Explain(handle, AskAttributes(Operation::kStore, arguments, request.append ? Effect::kChange : Effect::kNone, ctx));
   }
 
-  Result<Attributes> StoreStaged(Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {
-    const Handle stage = NewHandle({}, syscall::kOpenRead | syscall::kOpenWrite);
+  void Discard(Handle handle) {
+    if (DropRecord(handle)) channel_->Post({{Operation::kClose, Arguments().U64(handle).bytes()}}, {});
+  }
+
+  // A nameless file beside the node, or one with a name that is swept later: its handle and the path by which the files API gets at it.
+  struct Stage {
+    Handle handle = 0;
+    std::string path;
+  };
+  Result<Stage> NewStage(const Node& node, const OpContext& ctx) {
+    Stage stage;
+    stage.handle = NewHandle({}, syscall::kOpenRead | syscall::kOpenWrite);
     uint32_t pid = 0;
-    auto result = Ask(Operation::kStage, Arguments().U64(stage).Text(ParentPath(node.path)).Text({}).bytes(), Effect::kChange, ctx, &pid);
-    auto discard = [&] {
-      DropRecord(stage);
-      channel_->Post({{Operation::kClose, Arguments().U64(stage).bytes()}}, {});
-    };
+    auto result = Ask(Operation::kStage, Arguments().U64(stage.handle).Text(ParentPath(node.path)).Text({}).bytes(), Effect::kChange, ctx, &pid);
     if (!result) {
-      discard();
+      Discard(stage.handle);
       return Forward(result.error());
     }
     Fields fields(*result);
-    const uint32_t descriptor = fields.U32();
-    const std::string path = DescriptorPath(pid, descriptor);
-    auto uploaded = syscall::UploadStage(*client_, path, plan, request, ctx);
+    stage.path = DescriptorPath(pid, fields.U32());
+    return stage;
+  }
+
+  // The descriptor's process is gone, and there will be another.
+  static Error UploadError(Error error) {
+    if (error.kind == ErrorKind::kErrno && error.errno_value == ENOENT) return {EIO, ErrorKind::kBroken, "the syscall server was lost", 0, ""};
+    return error;
+  }
+
+  Result<Attributes> StoreStaged(Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {
+    auto stage = NewStage(node, ctx);
+    if (!stage) return Forward(stage.error());
+    auto uploaded = syscall::UploadStage(*client_, stage->path, plan, request, ctx);
     if (!uploaded) {
-      discard();
-      Error error = uploaded.error();
-      if (error.kind == ErrorKind::kErrno && error.errno_value == ENOENT) error = {EIO, ErrorKind::kBroken, "the syscall server was lost", 0, ""};
-      return Forward(std::move(error));
+      Discard(stage->handle);
+      return Forward(UploadError(uploaded.error()));
     }
+    return Commit(stage->handle, handle, node, request, plan, ctx);
+  }
+
+  // Copies what was staged into its place. The stage is gone afterwards.
+  Result<Attributes> Commit(Handle stage, Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {
     Arguments arguments;
     arguments.U64(stage).I64(plan.staged_bytes).Object(handle, node).I64(plan.cut.value_or(-1)).I64(plan.size.value_or(-1));
     if (plan.table_at >= 0) {
@@ -787,13 +821,45 @@ class SyscallFsImpl final : public RemoteFs {
     attributes.size.reset();
     arguments.Change(attributes);
     auto stored = Explain(handle, AskAttributes(Operation::kCommit, arguments, Effect::kChange, ctx.Renewed()));
-    DropRecord(stage);
-    if (stored) return stored;
-    channel_->Post({{Operation::kClose, Arguments().U64(stage).bytes()}}, {});
+    if (stored) {
+      DropRecord(stage);
+      return stored;
+    }
+    Discard(stage);
     Error error = stored.error();
     if (error.kind == ErrorKind::kErrno && error.errno_value == ENODEV) return Failure(ErrorKind::kBroken, EIO, "an upload that arrived torn");
     if (error.kind != ErrorKind::kErrno && request.append) error.rpc_code = kCommitted;
     return Forward(std::move(error));
+  }
+
+  // Sends the rest of request.early, which is of no use afterwards.
+  Result<Attributes> FinishEarly(Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx);
+  Result<Attributes> SendRest(Early& early, Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan,
+                              const OpContext& ctx);
+
+  // A request that was given up may still be on its way to the file: until what it does to it has ceased, nothing else is written there. Its
+  // descriptor is closed, so it cannot begin any more.
+  Result<void> WaitForAbandoned(Handle handle, const Node& node, const OpContext& ctx) {
+    TimePoint since;
+    {
+      std::lock_guard lock(mutex_);
+      auto found = abandoned_.find(node.id.value);
+      if (found == abandoned_.end()) return {};
+      since = found->second;
+    }
+    std::optional<Attributes> before;
+    const TimePoint until = std::min(ctx.deadline, since + kLongestAbandoned);
+    while (true) {
+      auto now = StatHandle(handle, node, ctx);
+      if (!now) return Forward(now.error());
+      if (before && IsVersion(*now, *before) && Clock::now() >= since + kAbandonedTime) break;
+      if (Clock::now() >= until) return Failure(ErrorKind::kBroken, EIO, "an upload that was given up does not end");
+      before = std::move(*now);
+      std::this_thread::sleep_for(kAbandonedTime / 8);
+    }
+    std::lock_guard lock(mutex_);
+    abandoned_.erase(node.id.value);
+    return {};
   }
 
   const std::shared_ptr<envd::Client> client_;
@@ -807,12 +873,130 @@ class SyscallFsImpl final : public RemoteFs {
   std::map<Handle, OpenHandle> handles_;
   Handle next_handle_ = 1;
   uint32_t server_pid_ = 0;  // of the server that knows of all handles, or will
+  std::map<std::string, TimePoint> abandoned_;  // by identity: files into which an upload went that was given up
 
   std::mutex listener_mutex_;  // held while the listener is told
   ChangeListener* listener_ = nullptr;
 
   std::unique_ptr<syscall::Channel> channel_;  // last: its thread uses the others
 };
+
+// An upload whose length is told at its end: into the file itself where that is new, else into a stage.
+class SyscallFsImpl::Early final : public EarlyStore {
+ public:
+  Early(SyscallFsImpl& fs, Handle target, FileId id, bool direct, std::unique_ptr<envd::Upload> upload)
+      : fs_(fs), target_(target), id_(std::move(id)), direct_(direct), upload_(std::move(upload)) {}
+  ~Early() override { GiveUp(); }
+
+  void GiveUp() {
+    const Handle target = TakeTarget();
+    if (target == 0) return;
+    upload_->Cancel();
+    fs_.Discard(target);
+    if (!direct_) return;
+    std::lock_guard lock(fs_.mutex_);
+    fs_.abandoned_[id_.value] = Clock::now();
+  }
+
+  Result<void> Write(std::string_view bytes, const OpContext& ctx) override {
+    auto written = upload_->Write(bytes, ctx);
+    if (!written) return Forward(UploadError(written.error()));
+    sent_ += static_cast<int64_t>(bytes.size());
+    return {};
+  }
+  Result<void> Finish(const OpContext& ctx) {
+    auto finished = upload_->Finish(ctx);
+    if (!finished) return Forward(UploadError(finished.error()));
+    return {};
+  }
+  // The upload is complete: whoever asks disposes of the target.
+  Handle TakeTarget() { return std::exchange(target_, 0); }
+  bool direct() const { return direct_; }
+  int64_t sent_bytes() const { return sent_; }
+
+ private:
+  SyscallFsImpl& fs_;
+  Handle target_;
+  const FileId id_;
+  const bool direct_;
+  const std::unique_ptr<envd::Upload> upload_;
+  int64_t sent_ = 0;
+};
+
+Result<std::unique_ptr<EarlyStore>> SyscallFsImpl::BeginStore(Handle, const Node& node, bool fresh, const OpContext& ctx) {
+  if (options_.read_only || !client_->capabilities().octet_stream_upload) return std::unique_ptr<EarlyStore>();
+  Handle target = 0;
+  std::string path;
+  FileId id;
+  bool direct = false;
+  if (fresh) {
+    OpenRequest request;
+    request.read = false;
+    request.write = true;
+    auto opened = Open(node, request, ctx);
+    if (!opened) return Forward(opened.error());
+    target = opened->handle;
+    id = opened->attributes.id;
+    // The files API makes the file its user's, and takes its metadata away.
+    const Attributes& file = opened->attributes;
+    direct = file.size == 0 && file.uid == actor_.uid && file.gid == actor_.gid && file.xattr_names && file.xattr_names->empty();
+    if (direct) {
+      auto of_handle = PathOfHandle(target, ctx);
+      direct = of_handle.has_value();
+      if (direct) path = std::move(*of_handle);
+    }
+    if (!direct) Discard(target);
+  }
+  if (!direct) {
+    auto stage = NewStage(node, ctx);
+    if (!stage) return Forward(stage.error());
+    target = stage->handle;
+    path = std::move(stage->path);
+  }
+  envd::UploadRequest request;
+  request.path = path;
+  auto upload = client_->OpenUpload(request, ctx);
+  if (!upload) {
+    Discard(target);
+    return Forward(upload.error());
+  }
+  return std::unique_ptr<EarlyStore>(std::make_unique<Early>(*this, target, id, direct, std::move(*upload)));
+}
+
+Result<Attributes> SyscallFsImpl::FinishEarly(Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan,
+                                              const OpContext& ctx) {
+  auto& early = static_cast<Early&>(*request.early);
+  auto stored = SendRest(early, handle, node, request, plan, ctx);
+  early.GiveUp();  // nothing, once its target was taken
+  return stored;
+}
+
+Result<Attributes> SyscallFsImpl::SendRest(Early& early, Handle handle, const Node& node, const StoreRequest& request,
+                                           const syscall::StagePlan& plan, const OpContext& context) {
+  OpContext ctx = context;
+  const bool whole = request.extents.size() == 1 && request.extents[0].offset == 0 && !request.append && plan.table_at < 0 &&
+                     early.sent_bytes() <= request.extents[0].length;
+  const int64_t length = whole ? request.extents[0].length : 0;
+  if (!whole || (early.direct() && (!request.fresh || request.size.value_or(length) != length))) {
+    return Failure(ErrorKind::kUnavailable, EAGAIN, "it does not fit what is to be stored");
+  }
+  std::string piece;
+  while (early.sent_bytes() < length) {
+    piece.resize(static_cast<size_t>(std::min(length - early.sent_bytes(), kEarlyPieceBytes)));
+    if (auto read = request.source->ReadAt(early.sent_bytes(), piece.data(), piece.size()); !read) return Forward(read.error());
+    if (auto written = early.Write(piece, ctx); !written) return Forward(written.error());
+    ctx = ctx.Renewed();
+  }
+  if (auto finished = early.Finish(ctx); !finished) return Forward(finished.error());
+  const Handle target = early.TakeTarget();
+  if (!early.direct()) return Commit(target, handle, node, request, plan, ctx);
+  Discard(target);
+  StoreRequest rest;
+  rest.attributes = request.attributes;
+  auto stored = StoreInline(handle, node, rest, {}, ctx);
+  if (stored && stored->size != length) return Failure(ErrorKind::kBroken, EIO, "an upload that arrived torn");
+  return stored;
+}
 
 Result<size_t> SizelessStream::Read(char* buffer, size_t capacity, const OpContext& ctx) {
   const auto wanted = static_cast<size_t>(std::min<int64_t>({static_cast<int64_t>(capacity), range_.length, int64_t{syscall::kMaxReadBytes}}));
