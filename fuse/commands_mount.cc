@@ -308,18 +308,21 @@ class KeepAlive {
   std::jthread thread_;
 };
 
+// Why the syscall tier does not work in this sandbox; empty if it is about the path, the network or the key, which are the same in the other tier.
+std::string WhyNoSyscallTier(const Error& error) {
+  if (error.errno_value == ENOEXEC) return fmt::format("{} (it needs a /usr/bin/perl that works)", error.message);
+  if (error.kind == ErrorKind::kTimeout) return fmt::format("the syscall server did not answer: {}", ErrorText(error));
+  return error.errno_value == ENOTSUP || error.kind == ErrorKind::kProtocol ? ErrorText(error) : "";
+}
+
 // The best tier that the sandbox can do, or the one that was asked for. `why` gets the reason where it is not the best.
 Result<std::unique_ptr<transport::RemoteFs>> OpenTier(const MountRequest& request, const std::shared_ptr<envd::Client>& client, const OpContext& ctx,
                                                       std::string* why) {
   if (request.options.tier != "service") {
     auto remote = transport::SyscallFs::Create(client, {.channel = {.root = request.spec.path}, .read_only = request.options.read_only}, ctx);
-    if (remote || request.options.tier == "syscall") return remote;
-    // Only what is about the sandbox's ability: the path, the network and the key are the same in the other tier.
-    const Error& error = remote.error();
-    const bool cannot = error.errno_value == ENOTSUP || error.errno_value == ENOEXEC || error.kind == ErrorKind::kProtocol ||
-                        error.kind == ErrorKind::kTimeout;
-    if (!cannot) return remote;
-    *why = ErrorText(error);
+    if (remote) return remote;
+    *why = WhyNoSyscallTier(remote.error());
+    if (why->empty() || request.options.tier == "syscall") return remote;
     log::Info("mount", "the service tier is used: {}", *why);
   } else {
     *why = "asked for";
@@ -332,6 +335,9 @@ MountStep<std::unique_ptr<transport::RemoteFs>> OpenRemote(const MountRequest& r
   auto remote = OpenTier(request, client, ctx, why);
   if (remote) return std::move(*remote);
   const Error& error = remote.error();
+  if (request.options.tier == "syscall" && !why->empty()) {
+    return Stop(RemoteExitStatus(error), fmt::format("mount option tier=syscall does not work in this sandbox: {}", *why));
+  }
   if (error.kind == ErrorKind::kUnauthorized && !request.options.user.empty() && error.message.find("invalid username") != std::string::npos) {
     return Stop(ExitStatus::kUsage, fmt::format("mount option user={}: the sandbox has no such user", request.options.user));
   }

@@ -55,10 +55,14 @@ class ServiceFsImpl : public RemoteFs {
     description_.server_version = session_->client().capabilities().version_text;
     description_.cannot = {
         "extended attributes",
-        "exchanging two names, and renaming a directory without replacing, in one step",
+        "exchanging two names; renaming without replacing where a hard link is refused, as of directories",
         "reading content of a file that was unlinked while open, unless it was read before",
-        "noticing that a file was replaced or renamed inside the sandbox",
-        "link counts, inode numbers, access and change times",
+        "noticing that a file was removed, replaced or renamed inside the sandbox",
+        "two names of a file as one file: what is changed by one is seen by the other after attr_timeout",
+        "link counts, inode numbers, device numbers, access and change times; st_blocks is made from the size",
+        "allocating, punching holes, telling where holes are",
+        "asking for search permission of directories: envd looks as root",
+        "writing a file of another user that has set-id bits: clearing them is EPERM",
         "making sockets; paths of more than 4095 bytes in the sandbox",
     };
     if (!facts.perl) description_.cannot.push_back("renaming what has a name that is not UTF-8 (no perl in the sandbox)");

@@ -3,11 +3,11 @@
 The channel's own tests (tests/component/syscall/channel_test.cc) cut it at every place; these have the whole mount above it, its cache
 and its unsent data.
 """
-import os, re, signal, subprocess, sys, threading, time
+import base64, os, re, signal, subprocess, sys, threading, time
 
 import pytest
 
-from conftest import PATIENCE, TOOL_ENVIRONMENT, eventually, is_mounted, run
+from conftest import ENVD_URL, PATIENCE, TOOL_ENVIRONMENT, Double, Mount, eventually, is_mounted, run
 from test_faults import KILL_TIMEOUTS, UPLOAD, code, seen
 
 GONE = '{"sandboxId":"x","message":"The sandbox is not running","code":502}'
@@ -262,6 +262,15 @@ def test_a_large_upload_survives_its_server(channel):
     assert os.listdir(mount.inside) == ["f"]
 
 
+def in_base64(text):
+    """What of a text's base64 is the same wherever it stands: at each of the three places within a group of three bytes."""
+    found = []
+    for before in range(3):
+        code = base64.b64encode(b"\0" * before + text.encode()).decode()
+        found.append(code[(before * 8 + 5) // 6:(before + len(text)) * 8 // 6])
+    return found
+
+
 def test_the_log_of_the_sandbox_has_no_content_and_no_program(channel):
     mount = channel.mount()
     secret = "a-secret-in-a-file"
@@ -275,8 +284,10 @@ def test_the_log_of_the_sandbox_has_no_content_and_no_program(channel):
     mount.umount()
     log = (channel.scratch / "sandbox.log").read_text(errors="replace")
     assert "process.Process/StreamInput" in log
-    assert secret not in log
-    assert "use strict" not in log and "openat" not in log
+    for text in (secret, "use strict", "openat"):  # content, and two words of the program
+        for form in (text, *in_base64(text)):
+            assert form not in log, (text, form)
+    assert "SendInput" not in log
 
 
 def test_changes_inside_are_never_missed(channel):
@@ -304,3 +315,75 @@ def test_changes_inside_are_never_missed(channel):
         if watcher:
             watcher.wait(PATIENCE)
     assert not problems
+
+
+def test_at_most_48_kib_go_to_a_server_that_does_not_read(channel):
+    """More would fill the pipe, and block even envd's own calls for that process."""
+    mount = channel.mount()
+    for number in range(12):
+        (mount.path / f"f{number}").write_text("old")
+    kill_server(mount, signal.SIGSTOP)
+    channel.reset_counts()
+    problems = []
+
+    def write(number):
+        try:
+            (mount.path / f"f{number}").write_bytes(b"n" * 20_000)  # each goes within a request
+        except OSError as problem:
+            problems.append(problem.errno)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(12)]
+    [writer.start() for writer in writers]
+    eventually(lambda: channel.counts()["input_bytes"] > 40_000, "what is allowed has come")
+    time.sleep(2)  # for the rest, if it came; before the server is given up
+    assert counted(mount, "servers started") == 1
+    assert channel.counts()["input_bytes"] <= 48 << 10
+    os.kill(server_pid(mount), signal.SIGCONT)
+    [writer.join(PATIENCE) for writer in writers]
+    assert not problems
+    assert all((mount.inside / f"f{number}").read_bytes() == b"n" * 20_000 for number in range(12))
+    assert channel.counts()["input_bytes"] > 12 * 20_000
+
+
+def test_descriptors_given_to_transfers_only_grow(channel):
+    """A late request of a cancelled transfer must never meet another file."""
+    mount = channel.mount()
+    content = os.urandom(400_000)
+    for number in range(6):
+        (mount.inside / f"r{number}").write_bytes(content)
+        seen(mount, f"r{number}")
+        assert (mount.path / f"r{number}").read_bytes() == content  # by the files API
+        (mount.path / f"w{number}").write_bytes(content)
+    pid = server_pid(mount)
+    log = (channel.scratch / "sandbox.log").read_text(errors="replace")
+    numbers = [int(number) for number in re.findall(rf"/proc/{pid}/fd/(\d+)", log)]
+    firsts = list(dict.fromkeys(numbers))
+    assert len(firsts) >= 12 and firsts == sorted(firsts), numbers
+    # One that went is not used again: the later number's first request comes after the earlier one's last.
+    assert numbers == sorted(numbers), numbers
+
+
+def test_the_templates_environment_does_not_reach_perl(tmp_path):
+    """PERL5OPT and its kind would stop the server, or break what it reads."""
+    if ENVD_URL:
+        pytest.skip("sets the template's environment")
+    harmful = {"PERL5OPT": "-Mno::such::module", "PERL5LIB": str(tmp_path), "PERL_UNICODE": "SDA"}
+    (tmp_path / "strict.pm").write_text("die 'a strict of the template';")
+    for name, value in harmful.items():
+        program = ["/usr/bin/perl", "-e", "use strict; my $n = sysread(STDIN, my $bytes, 10); exit($n == 2 ? 0 : 3)"]
+        assert subprocess.run(program, input="\u00e9".encode(), env={name: value}, capture_output=True, check=False).returncode != 0, f"{name} does no harm"
+    double = Double(tmp_path, *[f"--env={name}={value}" for name, value in harmful.items()], "--env=E2BFS_TEMPLATE=here")
+    try:
+        mount = Mount(double, "m", ["tier=syscall"])
+        try:
+            with open(f"/proc/{server_pid(mount)}/environ", "rb") as file:
+                environment = dict(line.split(b"=", 1) for line in file.read().split(b"\0") if line)
+            assert environment[b"E2BFS_TEMPLATE"] == b"here"
+            assert all(environment.get(name.encode(), b"") == b"" for name in harmful)
+            content = bytes(range(256)) * 50
+            (mount.path / "\u00e9\udcff").write_bytes(content)
+            assert (mount.inside / "\u00e9\udcff").read_bytes() == content == (mount.path / "\u00e9\udcff").read_bytes()
+        finally:
+            mount.close()
+    finally:
+        double.stop()

@@ -428,6 +428,45 @@ def test_status(shared_mount, double):
     assert "debug_sandbox_id" in text and "syscall" in text
 
 
+# A perl that does not run the program, as a script for sh; none: there is no perl.
+PERLS = {"none": None, "one that fails": "echo no perl here >&2; exit 1", "one that is killed": "kill -9 $$", "one that says something else": "echo this is not it",
+         "one that never answers": "exec cat >/dev/null"}
+
+
+@pytest.mark.parametrize("perl", PERLS)
+def test_a_sandbox_where_perl_does_not_run(tmp_path, perl):
+    """The service tier, and status says why; who asks for the syscall tier gets an error."""
+    if ENVD_URL:
+        pytest.skip("chooses the sandbox's programs: a real envd has its own")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for place in ("/usr/bin", "/bin"):
+        for name in os.listdir(place):
+            if not name.startswith("perl") and not (programs / name).exists():
+                (programs / name).symlink_to(f"{place}/{name}")
+    if PERLS[perl]:
+        (programs / "perl").write_text(f"#!/bin/sh\n{PERLS[perl]}\n")
+        (programs / "perl").chmod(0o755)
+    double = Double(tmp_path, f"--command-path={programs}")
+    try:
+        mount = Mount(double, "m")
+        try:
+            status = mount.status()
+            assert status["tier"] == "service" and status["tier_reason"], status
+            (mount.path / "f").write_text("content")
+            assert (mount.inside / "f").read_text() == "content"
+            assert status["tier_reason"] in mount.e2bfs("status", mount.path).stdout
+        finally:
+            mount.close()
+        silent = perl.endswith("never answers")
+        said = "did not answer" if silent else "perl"
+        assert "the syscall server" in status["tier_reason"] and said in status["tier_reason"]
+        fails(double, NETWORK if silent else FAILURE, ["tier=syscall", "does not work", said], "mount", f"debug_sandbox_id:{mount.inside}", mount.path, "-o", "tier=syscall")
+        assert not is_mounted(mount.path)
+    finally:
+        double.stop()
+
+
 def test_list_shows_mounts(shared_mount, double):
     found = json.loads(shared_mount.e2bfs("list", "--json").stdout)
     assert str(shared_mount.path) in [mount["mountpoint"] for mount in found["mounts"]]  # others may be there

@@ -48,8 +48,8 @@ class Exerciser {
     Note("close");
     Require(close(fd_), "close");
     CompareInside();
-    std::printf("%" PRId64 " operations with seed %" PRIu64 ", %s mmap: as expected; fallocate: %s, copy_file_range: %s, lseek of holes: %s\n",
-                operations, seed, with_mmap ? "with" : "without", can_punch_ ? "yes" : "no", can_copy_ ? "yes" : "no", can_seek_ ? "yes" : "no");
+    std::printf("%" PRId64 " operations with seed %" PRIu64 ", %s mmap: as expected; fallocate: %s, copy_file_range: %s, SEEK_DATA: %s, holes: %" PRId64 "\n",
+                operations, seed, with_mmap ? "with" : "without", can_punch_ ? "yes" : "no", can_copy_ ? "yes" : "no", can_seek_ ? "yes" : "no", holes_);
     return 0;
   }
 
@@ -58,6 +58,7 @@ class Exerciser {
   int fd_ = -1;
   int64_t number_ = 0;
   bool can_punch_ = true, can_copy_ = true, can_seek_ = true;
+  int64_t holes_ = 0;  // that SEEK_DATA told of
   std::string shadow_;
   std::deque<std::string> log_;
 
@@ -289,9 +290,11 @@ class Exerciser {
     Note("seek data %" PRId64, offset);
     const int64_t data = lseek(fd_, offset, SEEK_DATA);
     if (data < 0 && errno != ENXIO) {
+      if (errno != EINVAL && errno != EOPNOTSUPP) Require(-1, "lseek");
       can_seek_ = false;
       return;
     }
+    if (data != offset) ++holes_;
     // What is skipped as a hole has to read as zeros.
     const int64_t end = data < 0 ? Size() : data;
     if (end < offset || end > Size()) Fail("SEEK_DATA says " + std::to_string(data));

@@ -4,8 +4,9 @@ A case is a function of a Transcript. It runs in a process of its own (its worki
 there. What it called and what came out is compared line by line, and so are three trees: the local one, the one seen through the mount,
 and the one in the sandbox itself.
 
-A case that a tier cannot pass says so with the reason: service="...", syscall="...", real="...", or every="..." for what FUSE itself cannot do.
-It then HAS to differ (and, with Cannot(reason, shows), the difference has to show that text); a mark that is no longer true fails the suite.
+A case that a tier cannot pass says so: service=Cannot(reason, shows), syscall=, real=, or every= for what FUSE itself cannot do. It then HAS to
+differ, and each line of the differences has to match `shows`, a regular expression: a mark that is no longer true, or that hides anything else,
+fails the suite. So a case keeps to one matter where a tier cannot do one.
 """
 import dataclasses, errno, faulthandler, hashlib, os, pickle, select, signal, stat, sys, time, traceback
 from typing import Callable, NamedTuple
@@ -15,7 +16,11 @@ PATIENCE = 180  # seconds that one case may take before it counts as hung: far a
 
 class Cannot(NamedTuple):
     reason: str
-    shows: str = ""  # has to be part of the report of differences
+    shows: str        # a regular expression that each line of the differences matches (re.search)
+    listed: str = ""  # of a service mark: words of the line of `e2bfs status` (limits) that says it
+
+
+NO_XATTRS = Cannot("the service tier has no extended attributes", r": ENOTSUP in place of |: xattrs: None in place of ", "extended attributes")
 
 
 @dataclasses.dataclass
@@ -27,6 +32,7 @@ class Case:
     inside: bool              # edits are made inside the sandbox: needs a mount that believes nothing for long
     setup: Callable | None    # made as root, in the sandbox itself; the case then runs as an ordinary user
     needs_root: bool
+    filesystem: bool          # another file system is mounted at `other` in its directory
     module: str
 
     @property
@@ -38,26 +44,24 @@ TIERS = ("service", "syscall", "real")  # real: the syscall tier with ids=real
 CASES: list[Case] = []
 
 
-def mark(value):
-    return value if isinstance(value, Cannot) else Cannot(value)
-
-
-def case(operation, name, *, inside=False, setup=None, needs_root=False, every=None, service=None, syscall=None, real=None, ids=None):
+def case(operation, name, *, inside=False, setup=None, needs_root=False, filesystem=False, every=None, service=None, syscall=None, real=None, ids=None):
     """Registers a case. `syscall` marks both identity modes of the syscall tier, `ids` what hidden ids (service and syscall) make impossible."""
     marks = {}
     if ids:
-        marks |= {"service": mark(ids), "syscall": mark(ids)}
+        marks |= {"service": ids, "syscall": ids}
     if every:
-        marks |= {tier: mark(every) for tier in TIERS}
+        marks |= {tier: every for tier in TIERS}
     if service:
-        marks["service"] = mark(service)
+        assert service.listed, f"{operation}: {name}: what the service tier cannot is told by `e2bfs status`"
+        marks["service"] = service
     if syscall:
-        marks |= {"syscall": mark(syscall), "real": mark(syscall)}
+        marks |= {"syscall": syscall, "real": syscall}
     if real:
-        marks["real"] = mark(real)
+        marks["real"] = real
+    assert all(isinstance(each, Cannot) and each.shows for each in marks.values()), f"{operation}: {name}: a mark says what differs"
 
     def register(function):
-        made = Case(operation, name, function, marks, inside, setup, needs_root, function.__module__)
+        made = Case(operation, name, function, marks, inside, setup, needs_root or filesystem, filesystem, function.__module__)
         assert made.id not in {each.id for each in CASES}, f"two cases named {made.id}"
         CASES.append(made)
         return function
@@ -238,7 +242,7 @@ def snapshot(top):
 
     def visit(path, name, fd):
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        entry = {"type": kind(status.st_mode), "nlink": status.st_nlink}
+        entry = {"type": kind(status.st_mode), "nlink": status.st_nlink, "owner": f"{status.st_uid}:{status.st_gid}"}
         if entry["type"] != "link":
             entry["mode"] = f"{stat.S_IMODE(status.st_mode):04o}"
         # A time that a case set is far in the past or the future; the others are the clock's.

@@ -4,7 +4,7 @@ Environment:
   E2BFS_FSX_OPS    operations of each run (100,000 by hand; few here)
   E2BFS_FSX_SEED   the only seed to run with
 """
-import os
+import os, re
 
 import pytest
 
@@ -28,6 +28,9 @@ def test_fsx(seed, mapped, mounts):
     expected = "no" if TIER == "service" else "yes"
     assert f"fallocate: {expected}" in done.stdout
     assert "copy_file_range: yes" in done.stdout
+    assert "SEEK_DATA: yes" in done.stdout
+    holes = int(re.search(r"holes: (\d+)", done.stdout)[1])
+    assert holes == 0 if TIER == "service" else holes > 0, "the service tier says that all is data; else holes are found and looked at"
     os.unlink(mount.path / name)
 
 

@@ -42,6 +42,7 @@ class CoreExchange : public Exchange {
   [[nodiscard]] bool Write(std::string_view bytes) override;
   void Abort() override { aborted_ = true; }
   bool ClientGone() override { return torn_ || RawGone(); }
+  void CountInput(int64_t bytes, int64_t frames) override { core_.counts.Input(bytes, frames); }
 
  protected:
   enum class Tear {

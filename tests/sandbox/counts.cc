@@ -44,6 +44,12 @@ void CountBook::AnswerBegins(int64_t place) {
   answered_place_ = std::max(answered_place_, place);
 }
 
+void CountBook::Input(int64_t bytes, int64_t frames) {
+  const std::lock_guard lock(mutex_);
+  counts_.input_frames += frames;
+  counts_.input_bytes += bytes;
+}
+
 void CountBook::RequestEnded() {
   const std::lock_guard lock(mutex_);
   --counts_.requests_now;

@@ -24,6 +24,7 @@ class CountBook {
   void RequestEnded();
   void RequestBodyBytes(int64_t bytes) { request_body_bytes_ += bytes; }
   void ResponseBodyBytes(int64_t bytes) { response_body_bytes_ += bytes; }
+  void Input(int64_t bytes, int64_t frames);
   // Held (shared) over a send and its ResponseBodyBytes, so that nobody reads a count older than what a client got.
   std::shared_lock<std::shared_mutex> Sending() { return std::shared_lock(sending_); }
 

@@ -33,7 +33,8 @@ struct EnvdOptions {
   std::string access_token;
   std::string default_user;
   std::string log_file;
-  std::string command_path;  // PATH of commands, and the directory of the sh that /bin/sh means to them; empty: the machine's
+  std::string command_path;  // PATH of commands, and the directory of what they name by an absolute path; empty: the machine's
+  std::vector<std::string> environment;  // NAME=VALUE: the template's, which commands get
   int max_watches = 0;  // WatchDir streams and watchers at a time; 0: as many as the kernel gives
 };
 

@@ -26,6 +26,20 @@ std::string StartEventJson(pid_t pid) {
   return json.EndObject().EndObject().EndObject().TakeText();
 }
 
+// Of the syscall server's protocol: magic, length of the body, 20 bytes more, body. A message holds whole ones.
+int64_t FramesIn(std::string_view input) {
+  constexpr size_t kHeaderBytes = 28;
+  int64_t frames = 0;
+  for (; input.size() >= kHeaderBytes && input.starts_with("e2Q1"); ++frames) {
+    size_t length = kHeaderBytes;
+    for (size_t i = 0; i < 4; ++i) {
+      length += static_cast<size_t>(static_cast<uint8_t>(input[4 + i])) << (24 - 8 * i);
+    }
+    input.remove_prefix(std::min(length, input.size()));
+  }
+  return frames;
+}
+
 }  // namespace
 
 ProcessService::ProcessService(EnvdContext& context) : context_(context), nice_(FindProgram("nice")) {}
@@ -92,6 +106,10 @@ RpcResult<Process::Command> ProcessService::MakeCommand(const JsonMessage& confi
       {"LOGNAME", account.name},
       {"E2B_SANDBOX", "false"},
   };
+  for (const std::string& variable : context_.options().environment) {
+    const size_t equals = variable.find('=');
+    variables[variable.substr(0, equals)] = equals == std::string::npos ? "" : variable.substr(equals + 1);
+  }
   for (const auto& [name, value] : config.StringMap("envs")) {
     variables[name] = value;
   }
@@ -99,8 +117,8 @@ RpcResult<Process::Command> ProcessService::MakeCommand(const JsonMessage& confi
     command.environment.push_back(name + "=" + value);
   }
   std::string program = config.String("cmd");
-  if (!command_path.empty() && program == "/bin/sh") {
-    program = command_path + "/sh";
+  if (!command_path.empty() && program.starts_with('/')) {
+    program = command_path + program.substr(program.rfind('/'));
   }
   std::vector<std::string> arguments = config.StringList("args");
   arguments.insert(arguments.begin(), program);
@@ -380,7 +398,10 @@ void ProcessService::StreamInput(Exchange& exchange) {
         stream.Abort();
         return;
       }
-      if (auto written = Input(process.get(), message->Object("data").Object("input")); !written) {
+      const JsonMessage input = message->Object("data").Object("input");
+      const std::string bytes = input.Bytes("stdin");
+      exchange.CountInput(static_cast<int64_t>(bytes.size()), FramesIn(bytes));
+      if (auto written = Input(process.get(), input); !written) {
         stream.End(written.error());
         return;
       }

@@ -50,6 +50,8 @@ class Exchange {
   // True once the client has gone away (reset, closed); watched without reading. For handlers that stream events.
   virtual bool ClientGone() = 0;
 
+  // What came in for a process by StreamInput, to be counted.
+  virtual void CountInput(int64_t bytes, int64_t frames) { (void)bytes, (void)frames; }
   // Of the connection that the request came by; 0 if there is none.
   virtual uint64_t connection_id() const { return 0; }
 };

@@ -68,8 +68,9 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--max-watches", options.max_watches, "Refuse watches beyond this number");
   app.add_option("--command-path", options.command_path,
-                 "Commands find their programs in this directory alone, /bin/sh as well: another image's tools")
+                 "Commands find their programs in this directory alone, /bin/sh and /usr/bin/perl as well: another image's tools")
       ->check(CLI::ExistingDirectory);
+  app.add_option("--env", options.environment, "NAME=VALUE in the environment of commands, as a template sets it; may be repeated");
   app.add_option("--log", options.log_file, "Append what envd would log to this file");
   app.add_option(
       "--ready-fd", ready_fd,

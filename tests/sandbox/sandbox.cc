@@ -71,6 +71,7 @@ EnvdOptions EnvdOptionsOf(const SandboxOptions& options) {
   envd.default_user = options.default_user;
   envd.log_file = options.log_file;
   envd.command_path = options.command_path;
+  envd.environment = options.environment;
   envd.max_watches = options.max_watches;
   return envd;
 }

@@ -29,7 +29,8 @@ struct SandboxOptions {
   };
   std::vector<Instance> instances;     // empty: one running, id "debug_sandbox_id"
   std::string log_file;                // the log is appended to it too, when not empty
-  std::string command_path;            // PATH of commands, and where their /bin/sh is; empty: the machine's
+  std::string command_path;            // PATH of commands, and where what they name by an absolute path is; empty: the machine's
+  std::vector<std::string> environment;  // NAME=VALUE: the template's, which commands get
   int max_watches = 0;                 // WatchDir streams and watchers at one time, refused beyond; 0: no limit
   bool edge_routing = false;           // requests need E2b-Sandbox-Id / a 49983-<id> host of a running instance, else 502 JSON
 };

@@ -74,6 +74,8 @@ struct ServerCounts {
   int64_t connections_closed_busy = 0;      // closed by the client with a request unanswered
   int64_t request_body_bytes = 0;
   int64_t response_body_bytes = 0;
+  int64_t input_bytes = 0;                  // for processes, by StreamInput
+  int64_t input_frames = 0;                 // that are the syscall server's (docs/syscall-tier.md)
   int64_t requests_now = 0;
   int64_t max_requests = 0;
   std::map<std::string, int64_t> by_sandbox;  // by E2b-Sandbox-Id header

@@ -53,6 +53,8 @@ Json CountsToJson(const ServerCounts& counts) {
           {"connections_closed_busy", counts.connections_closed_busy},
           {"request_body_bytes", counts.request_body_bytes},
           {"response_body_bytes", counts.response_body_bytes},
+          {"input_frames", counts.input_frames},
+          {"input_bytes", counts.input_bytes},
           {"requests_now", counts.requests_now},
           {"max_requests", counts.max_requests},
           {"by_sandbox", counts.by_sandbox},
