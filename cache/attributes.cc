@@ -252,7 +252,7 @@ Result<void> CachedFsImpl::Refresh(const NodePtr& node, bool even_if_fresh, cons
   return {};
 }
 
-Result<NodeAttributes> CachedFsImpl::GetAttributes(NodeId id, FileHandle, const OpContext& context) {
+Result<NodeAttributes> CachedFsImpl::GetAttributes(NodeId id, const OpContext& context) {
   static Counter& hits = Metrics::Get("cache.attribute_hits_count");
   static Counter& misses = Metrics::Get("cache.attribute_misses_count");
   const OpContext ctx = ForNames(context);

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "fuse/node_table.h"
-#include "transport/base/log.h"
 
 namespace e2bfs::fuse {
 namespace {
@@ -59,12 +58,6 @@ Result<void> CheckNewName(const std::string& name) {
   return {};
 }
 
-// The kernel fails a whole listing for one such name.
-bool IsListableName(const std::string& name) {
-  return !name.empty() && name.size() <= kNameMax && name != "." && name != ".." &&
-         name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
-}
-
 // Looked for by the kernel and by `ls` again and again; what they say means nothing here, where nosuid holds.
 bool IsKernelsXattr(std::string_view name) {
   return name == "security.capability" || name == "security.selinux" || name == "security.ima" || name == "security.evm";
@@ -97,7 +90,7 @@ Filesystem::Filesystem(cache::CachedFs& cached, FilesystemOptions options, std::
       invalidate_(std::move(invalidate)),
       nodes_(std::make_unique<NodeTable>()) {
   // Known since CachedFs was made.
-  if (auto root = cached_.GetAttributes(cache::kRoot, 0, OpContext::Within(kRootTime))) root_device_ = root->attributes.device;
+  if (auto root = cached_.GetAttributes(cache::kRoot, OpContext::Within(kRootTime))) root_device_ = root->attributes.device;
 }
 
 Filesystem::~Filesystem() = default;
@@ -200,8 +193,8 @@ void Filesystem::Forget(NodeId node, uint64_t count) {
   cached_.Forget(at, count);
 }
 
-Result<AttributeReply> Filesystem::GetAttr(NodeId node, FileHandle file, const OpContext& ctx) {
-  auto attributes = cached_.GetAttributes(At(node), file, ctx);
+Result<AttributeReply> Filesystem::GetAttr(NodeId node, const OpContext& ctx) {
+  auto attributes = cached_.GetAttributes(At(node), ctx);
   if (!attributes) return Forward(std::move(attributes.error()));
   return ToAttributeReply(*attributes);
 }
@@ -222,7 +215,7 @@ Result<AttributeReply> Filesystem::SetAttr(NodeId node, FileHandle file, const S
   }
   change.atime = request.atime;
   change.mtime = request.mtime;
-  auto attributes = change.empty() ? cached_.GetAttributes(At(node), file, ctx)
+  auto attributes = change.empty() ? cached_.GetAttributes(At(node), ctx)
                                    : cached_.SetAttributes(At(node), file, change, ctx);
   if (!attributes) return Forward(std::move(attributes.error()));
   if (!change.empty()) AttributesChanged(node);
@@ -230,7 +223,7 @@ Result<AttributeReply> Filesystem::SetAttr(NodeId node, FileHandle file, const S
 }
 
 Result<void> Filesystem::Access(NodeId node, int mask, const OpContext& ctx) {
-  auto attributes = cached_.GetAttributes(At(node), 0, ctx);
+  auto attributes = cached_.GetAttributes(At(node), ctx);
   if (!attributes) return Forward(std::move(attributes.error()));
   static_assert(R_OK == 4 && W_OK == 2 && X_OK == 1, "Attributes::access has access(2)'s bits");
   const uint32_t wanted = static_cast<uint32_t>(mask) & 7;
@@ -406,15 +399,9 @@ Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_
     dot.attributes.st_mode = S_IFDIR;
     if (!emit({kDots[position], position + 1, dot})) return {};
   }
-  std::vector<NodeId> unlisted;
-  auto listed = cached_.ReadDirectory(
+  return cached_.ReadDirectory(
       directory, position - 2, with_references,
       [&](const cache::DirectoryEntry& entry, uint64_t next) {
-        if (!IsListableName(entry.name)) {
-          log::Warning("fuse", "a name that no file can have is left out of a listing: '{}'", entry.name);
-          if (entry.node != 0) unlisted.push_back(entry.node);
-          return true;
-        }
         const cache::NodeAttributes& attributes = entry.attributes;
         const NodeId number = entry.node != 0 ? Referenced(node, attributes, PlaceTable::Found::kListed, {}) : 0;
         const NodeReply reply{number, ToStat(attributes), std::max(attributes.valid_for, std::chrono::milliseconds(0))};
@@ -424,13 +411,11 @@ Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_
         return false;
       },
       ctx);
-  for (const NodeId unused : unlisted) cached_.Forget(unused, 1);
-  return listed;
 }
 
 ino_t Filesystem::InodeOf(NodeId node, const OpContext& ctx) {
   if (node == 0) return kUnknownInode;
-  const auto attributes = cached_.GetAttributes(node, 0, ctx);
+  const auto attributes = cached_.GetAttributes(node, ctx);
   return attributes ? ToStat(*attributes).st_ino : kUnknownInode;
 }
 

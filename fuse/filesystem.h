@@ -93,8 +93,8 @@ class Filesystem {
 
   Result<NodeReply> Lookup(NodeId parent, const std::string& name, const OpContext& ctx);
   void Forget(NodeId node, uint64_t count);
-  // `file`: the open file that the program gave (fstat, ftruncate), else 0.
-  Result<AttributeReply> GetAttr(NodeId node, FileHandle file, const OpContext& ctx);
+  Result<AttributeReply> GetAttr(NodeId node, const OpContext& ctx);
+  // `file`: the open file that the program gave (ftruncate), else 0.
   Result<AttributeReply> SetAttr(NodeId node, FileHandle file, const SetAttrRequest& request, const OpContext& ctx);
   // mask: R_OK, W_OK, X_OK, or F_OK. EACCES by what the sandbox's user may do.
   Result<void> Access(NodeId node, int mask, const OpContext& ctx);

@@ -419,10 +419,7 @@ void OpLookup(const ReplyPtr& reply, fuse_ino_t parent, const char* name) {
 
 void OpGetAttr(const ReplyPtr& reply, fuse_ino_t node, fuse_file_info* info) {
   if (info == nullptr && reply->FromStranger()) return reply->AnswerErrno(EACCES);
-  const FileHandle file = info != nullptr ? info->fh : 0;
-  DispatchNames(reply, "getattr", node, [node, file](Filesystem& fs, Reply& to, auto& ctx) {
-    to.Attributes(fs.GetAttr(node, file, ctx));
-  });
+  DispatchNames(reply, "getattr", node, [node](Filesystem& fs, Reply& to, auto& ctx) { to.Attributes(fs.GetAttr(node, ctx)); });
 }
 
 void OpSetAttr(const ReplyPtr& reply, fuse_ino_t node, struct stat* attributes, int valid, fuse_file_info* info) {

@@ -60,17 +60,17 @@ TEST_F(WritingTest, CreateWriteSetModeAndTimeCloseIsTwoCalls) {
   EXPECT_EQ(remote_->total_calls(), 2);
   EXPECT_EQ(remote_->InsideStat("a")->permissions, 0755u);
   EXPECT_EQ(remote_->InsideStat("a")->mtime.tv_sec, 1'000'000'000);
-  EXPECT_EQ(fs().GetAttributes(made.attributes.node, 0, Ctx())->attributes.mtime.tv_nsec, 5);
+  EXPECT_EQ(fs().GetAttributes(made.attributes.node, Ctx())->attributes.mtime.tv_nsec, 5);
   EXPECT_EQ(remote_->total_calls(), 2);
 }
 
 TEST_F(WritingTest, WhatFstatSaidAfterTheLastWriteIsTrueAfterClose) {
   const auto made = Made("a");
   Write(made.handle, 0, "text");
-  const auto before = fs().GetAttributes(made.attributes.node, made.handle, Ctx());
+  const auto before = fs().GetAttributes(made.attributes.node, Ctx());
   EXPECT_EQ(before->valid_for.count(), 0);
   EXPECT_EQ(Close(made.handle), 0);
-  const auto after = fs().GetAttributes(made.attributes.node, 0, Ctx());
+  const auto after = fs().GetAttributes(made.attributes.node, Ctx());
   EXPECT_EQ(after->attributes.size, before->attributes.size);
   EXPECT_EQ(after->attributes.mtime.tv_sec, before->attributes.mtime.tv_sec);
   EXPECT_EQ(after->attributes.mtime.tv_nsec, before->attributes.mtime.tv_nsec);
@@ -407,9 +407,9 @@ TEST_F(WritingTest, ARemovedFileIsReadAndWrittenWhileItIsOpen) {
   EXPECT_FALSE(remote_->InsideExists("tmp"));
   Write(made.handle, 4, " more");
   EXPECT_EQ(ReadAt(made.handle, 0, 100), "text more");
-  EXPECT_EQ(Size(made.attributes.node, made.handle), 9);
+  EXPECT_EQ(Size(made.attributes.node), 9);
   EXPECT_EQ(Truncate(made.attributes.node, made.handle, 2), 0);
-  EXPECT_EQ(fs().GetAttributes(made.attributes.node, made.handle, Ctx())->attributes.link_count, 0u);
+  EXPECT_EQ(fs().GetAttributes(made.attributes.node, Ctx())->attributes.link_count, 0u);
   // Another file of that name is another file.
   const auto again = Made("tmp");
   Write(again.handle, 0, "second");
