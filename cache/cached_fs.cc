@@ -235,7 +235,7 @@ NodeId CachedFsImpl::ParentOf(NodeId id) const {
   Lock lock(mutex_);
   NodePtr node = tree_.Find(id);
   if (!node) return 0;
-  return node->places.empty() ? kRoot : node->places.front().parent;
+  return node->places.empty() ? kRoot : node->places.current().parent;
 }
 
 std::string CachedFsImpl::PathOf(NodeId id) const {

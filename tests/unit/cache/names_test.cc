@@ -3,6 +3,7 @@
 #include <chrono>
 #include <thread>
 
+#include "cache/tree.h"
 #include "tests/unit/cache/cache_fixture.h"
 #include "transport/base/metrics.h"
 
@@ -356,6 +357,28 @@ TEST_F(NamesTest, NewsOfWhatIsNoNameAreNoNews) {
     listener->NameChanged(root->id, name, transport::Entry{name, *remote_->InsideStat("a"), std::nullopt}, false);
   }
   EXPECT_EQ(List(kRoot), std::vector<std::string>{"a"});
+}
+
+TEST(TreeTest, AFileMayHaveVeryManyNames) {
+  transport::Attributes attributes;
+  attributes.type = transport::FileType::kDirectory;
+  attributes.id.value = "root";
+  Tree tree(attributes);
+  attributes.type = transport::FileType::kRegular;
+  attributes.id.value = "file";
+  const NodePtr file = tree.GetOrMake(attributes, nullptr);
+  constexpr int kNames = 65'000;
+  const auto began = std::chrono::steady_clock::now();
+  for (int i = 0; i < kNames; ++i) tree.Attach(*tree.root(), "name " + std::to_string(i), *file);
+  EXPECT_EQ(file->places.size(), size_t{kNames});
+  EXPECT_EQ(tree.PathOf(*file), "name 64999");
+  for (int i = 0; i < kNames; ++i) {
+    EXPECT_TRUE(file->linked);
+    tree.Detach(*tree.root(), "name " + std::to_string(i));
+  }
+  EXPECT_FALSE(file->linked);
+  EXPECT_EQ(tree.PathOf(*file), "name 64999");  // as it was last known
+  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(5));
 }
 
 }  // namespace
