@@ -298,7 +298,6 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   std::set<NodeId> dirty_;                    // nodes that may have something unsent
   std::string last_error_;
   std::chrono::nanoseconds clock_offset_{0};  // sandbox minus here
-  bool no_xattrs_ = false;
 
   Closer closer_;          // last: their threads use the others
   Prefetcher prefetcher_{kPrefetchThreads};
