@@ -55,7 +55,6 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
 
   Result<NodeAttributes> Lookup(NodeId parent, const std::string& name, const OpContext& ctx) override;
   void Forget(NodeId node, uint64_t count) override;
-  NodeId NodeNamed(NodeId parent, const std::string& name) const override;
   Result<NodeAttributes> GetAttributes(NodeId node, const OpContext& ctx) override;
   Result<NodeAttributes> SetAttributes(NodeId node, FileHandle handle, const transport::AttributeChange& change,
                                        const OpContext& ctx) override;

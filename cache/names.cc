@@ -169,13 +169,6 @@ void CachedFsImpl::Forget(NodeId id, uint64_t count) {
   tree_.SweepIfLarge(Clock::now());
 }
 
-NodeId CachedFsImpl::NodeNamed(NodeId parent, const std::string& name) const {
-  Lock lock(mutex_);
-  const NodePtr directory = tree_.Find(parent);
-  const Child* child = directory ? Tree::FindChild(*directory, name) : nullptr;
-  return child ? child->node : 0;
-}
-
 Result<std::string> CachedFsImpl::ReadLink(NodeId id, const OpContext& context) {
   const OpContext ctx = ForNames(context);
   NodePtr node;

@@ -118,16 +118,23 @@ struct stat Filesystem::ToStat(const cache::NodeAttributes& from) const {
   return out;
 }
 
-NodeReply Filesystem::ToReply(NodeId parent, const cache::NodeAttributes& from, PlaceTable::Found found, TimePoint asked) {
-  const NodeId number = Referenced(parent, from, found, asked);
+NodeReply Filesystem::ToReply(NodeId parent, const std::string& name, const cache::NodeAttributes& from, PlaceTable::Found found,
+                              TimePoint asked) {
+  const NodeId number = Referenced(parent, name, from, found, asked);
   return {number, ToStat(from), std::max(from.valid_for, std::chrono::milliseconds(0))};
 }
 
-NodeId Filesystem::Referenced(NodeId parent, const cache::NodeAttributes& attributes, PlaceTable::Found found, TimePoint asked) {
-  if (attributes.attributes.type == FileType::kDirectory && attributes.node != cache::kRoot) {
-    return places_.Referenced(parent, attributes.node, found, asked);
+NodeId Filesystem::Referenced(NodeId parent, const std::string& name, const cache::NodeAttributes& attributes, PlaceTable::Found found,
+                              TimePoint asked) {
+  const FileType type = attributes.attributes.type;
+  if (attributes.node == cache::kRoot) return cache::kRoot;
+  if (type == FileType::kDirectory) return places_.Referenced(parent, name, attributes.node, found, asked);
+  if (type == FileType::kSymlink) {
+    places_.LinkReferenced(parent, name, attributes.node);
+  } else {
+    places_.OtherReferenced(parent, name);
   }
-  nodes_->Referenced(At(parent), attributes);
+  nodes_->Referenced(attributes.node);
   if (nodes_->PagesOutdated(attributes.node, attributes.content_generation)) invalidate_({attributes.node, true, {}});
   return attributes.node;
 }
@@ -155,7 +162,7 @@ void Filesystem::AttributesChanged(NodeId number) {
 
 NodeReply Filesystem::Made(NodeId parent, const std::string& name, const cache::NodeAttributes& made) {
   NameChanged(parent, name);
-  return ToReply(parent, made, PlaceTable::Found::kMade, Clock::now());
+  return ToReply(parent, name, made, PlaceTable::Found::kMade, Clock::now());
 }
 
 AttributeReply Filesystem::ToAttributeReply(const cache::NodeAttributes& from) {
@@ -178,7 +185,7 @@ Result<NodeReply> Filesystem::Lookup(NodeId parent, const std::string& name, con
   const TimePoint asked = Clock::now();
   auto found = cached_.Lookup(At(parent), name, ctx);
   if (!found) return Forward(std::move(found.error()));
-  return ToReply(parent, *found, PlaceTable::Found::kLookedUp, asked);
+  return ToReply(parent, name, *found, PlaceTable::Found::kLookedUp, asked);
 }
 
 void Filesystem::Unreferenced(NodeId number, uint64_t count) {
@@ -253,12 +260,8 @@ std::pair<std::string, size_t> Filesystem::PlaceOfLink(NodeId link) const {
   const auto directory =
       PathBelow(slash == std::string::npos ? std::string() : path.substr(0, std::max<size_t>(slash, 1)), root());
   if (!directory) return {"", 0};
-  // With several names (hard links) the kernel may come by any of them: the one nearest to the root decides.
-  size_t depth = PathDepth(*directory);
-  for (const NodeId parent : nodes_->ParentsOf(link)) {
-    if (const auto below = PathBelow(cached_.PathOf(parent), root())) depth = std::min(depth, PathDepth(*below));
-  }
-  return {*directory, depth};
+  // The kernel goes by its own places, not by where the sandbox says that things are.
+  return {*directory, std::min(PathDepth(*directory), places_.DepthOf(link))};
 }
 
 Result<std::string> Filesystem::ReadLink(NodeId node, const OpContext& ctx) {
@@ -323,16 +326,18 @@ Result<void> Filesystem::Rename(NodeId parent, const std::string& name, NodeId n
   if (auto checked = CheckNewName(new_name); !checked) return checked;
   constexpr unsigned kKnown = transport::kRenameNoReplace | transport::kRenameExchange;
   if ((flags & ~kKnown) != 0 || flags == kKnown) return Errno(EINVAL);
-  const NodeId from = At(parent), to = At(new_parent);
-  const NodeId moved = cached_.NodeNamed(from, name), other = cached_.NodeNamed(to, new_name);
-  auto done = cached_.Rename(from, name, to, new_name, flags, ctx);
-  if (done && parent != new_parent) {
-    places_.Moved(moved, parent, new_parent);
-    if ((flags & transport::kRenameExchange) != 0) places_.Moved(other, new_parent, parent);
-  }
+  const bool exchange = (flags & transport::kRenameExchange) != 0;
+  places_.Renaming(parent, name, new_parent, new_name, exchange);
+  auto done = cached_.Rename(At(parent), name, At(new_parent), new_name, flags, ctx);
+  if (done) places_.Renamed(parent, name, new_parent, new_name, exchange);
   NameChanged(parent, name);
   NameChanged(new_parent, new_name);
   return done;
+}
+
+void Filesystem::RenameNotTaken(NodeId parent, const std::string& name, NodeId new_parent, const std::string& new_name, unsigned flags) {
+  // It may have everything where it was.
+  places_.Renaming(new_parent, new_name, parent, name, (flags & transport::kRenameExchange) != 0);
 }
 
 Result<OpenReply> Filesystem::Open(NodeId node, int flags, const OpContext& ctx) {
@@ -403,7 +408,7 @@ Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_
       directory, position - 2, with_references,
       [&](const cache::DirectoryEntry& entry, uint64_t next) {
         const cache::NodeAttributes& attributes = entry.attributes;
-        const NodeId number = entry.node != 0 ? Referenced(node, attributes, PlaceTable::Found::kListed, {}) : 0;
+        const NodeId number = entry.node != 0 ? Referenced(node, entry.name, attributes, PlaceTable::Found::kListed, {}) : 0;
         const NodeReply reply{number, ToStat(attributes), std::max(attributes.valid_for, std::chrono::milliseconds(0))};
         if (emit({entry.name, next + 2, reply})) return true;
         // CachedFs takes its own reference back.

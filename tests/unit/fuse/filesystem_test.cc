@@ -196,6 +196,41 @@ TEST_F(FilesystemTest, LinksAreShownByThePolicyWhereTheyAreNow) {
   EXPECT_EQ(memory_.InsideRead("restored"), "/etc");
 }
 
+TEST_F(FilesystemTest, NoMoveInsideMakesALinkLeadOut) {
+  for (const char* path : {"D", "a", "a/b", "a/b/c", "a/b/c/E"}) memory_.InsideMakeDirectory(path);
+  memory_.InsideMakeSymlink("D/out", "../../secret");
+  memory_.InsideMakeSymlink("a/b/c/E/in", "../../../../f");
+  const NodeId d = Find("D"), out = Find("out", d);
+  const NodeId c = Find("c", Find("b", Find("a"))), e = Find("E", c), in = Find("in", e);
+  EXPECT_EQ(filesystem_->ReadLink(out, ctx_).value(), ".e2bfs-outside/..%2F..%2Fsecret");
+  EXPECT_EQ(filesystem_->ReadLink(in, ctx_).value(), "../../../../f");
+  // Somebody is in D: the kernel keeps it where it was, whatever it is told.
+  memory_.InsideRename("D", "a/b/c/D");
+  memory_.InsideTell("D");
+  memory_.InsideTell("a/b/c/D");
+  EXPECT_EQ(filesystem_->ReadLink(out, ctx_).value(), ".e2bfs-outside/..%2F..%2Fsecret");
+  for (int i = 0; i < 3; ++i) Find("D", c);
+  EXPECT_EQ(filesystem_->ReadLink(out, ctx_).value(), ".e2bfs-outside/..%2F..%2Fsecret");
+  // And a text that was read is not overtaken by a move of its directory.
+  memory_.InsideRename("a/b/c/E", "E");
+  memory_.InsideTell("a/b/c/E");
+  memory_.InsideTell("E");
+  EXPECT_NE(Find("E"), e);
+}
+
+TEST_F(FilesystemTest, ARenameHereCountsForLinksFromBeforeItIsDone) {
+  for (const char* path : {"a", "a/b", "a/b/D"}) memory_.InsideMakeDirectory(path);
+  memory_.InsideMakeSymlink("a/b/D/l", "../../../f");
+  const NodeId a = Find("a"), b = Find("b", a), l = Find("l", Find("D", b));
+  EXPECT_EQ(filesystem_->ReadLink(l, ctx_).value(), "../../../f");
+  ASSERT_TRUE(filesystem_->Rename(b, "D", cache::kRoot, "D", 0, ctx_));
+  // Back inside at once, while the kernel has it at the root.
+  memory_.InsideRename("D", "a/b/D");
+  memory_.InsideTell("D");
+  memory_.InsideTell("a/b/D");
+  EXPECT_EQ(filesystem_->ReadLink(l, ctx_).value(), ".e2bfs-outside/..%2F..%2F..%2Ff");
+}
+
 TEST_F(FilesystemTest, AHardLinkNearerToTheRootMakesALinkLeadOut) {
   memory_.InsideMakeDirectory("d");
   memory_.InsideMakeSymlink("d/l", "../f");
