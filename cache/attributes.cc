@@ -152,7 +152,9 @@ std::chrono::milliseconds CachedFsImpl::Remaining(TimePoint fresh_until, TimePoi
 bool CachedFsImpl::Absorb(Node& node, const transport::Attributes& attributes, uint64_t asked_stamp, TimePoint asked,
                           Origin origin, bool by_directory) {
   if (asked_stamp < node.stamp || node.changes_in_flight > 0 || node.deleted) return false;
+  // Of another object, whatever was asked.
   if (attributes.type != node.attributes.type) return false;
+  if (attributes.id.known() && node.file_id.known() && attributes.id != node.file_id) return false;
   // Where our appends lie depends on the size: only the store's answer moves them.
   if (node.content.exists() && (node.content->sending.append || node.content->current.append)) return false;
   if (node.is_regular() && (attributes.size != node.attributes.size ||

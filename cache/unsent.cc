@@ -81,6 +81,11 @@ std::string PrintableName(const std::string& name) {
   return text;
 }
 
+// Whether attributes of a stored file can be those of the file that was asked for.
+bool IsOf(const transport::Attributes& attributes, const transport::FileId& id) {
+  return attributes.type == transport::FileType::kRegular && (!attributes.id.known() || !id.known() || attributes.id == id);
+}
+
 // It may have been done all the same.
 bool MayBeDone(const Error& error) {
   return error.kind == ErrorKind::kBroken || error.kind == ErrorKind::kTimeout || error.kind == ErrorKind::kProtocol ||
@@ -173,8 +178,10 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
   bool fresh;
   std::shared_ptr<SpoolFile> spool;
   uint64_t asked_stamp;
+  transport::FileId asked_id;
   {
     Lock lock(mutex_);
+    asked_id = node->file_id;
     sent = node->content->sending;
     fresh = node->content->fresh;
     spool = node->content->spool;
@@ -188,6 +195,7 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
     auto now = AtNode(node, again, [&](const transport::Node& at) { return remote_.Stat(at, again); });
     if (now && now->size == sent.append->end()) stored = *now;
   }
+  if (stored && !IsOf(*stored, asked_id)) stored = Errno(ESTALE, "the sandbox stored into another file");
   if (stored) {
     StoreSucceeded(node, sent, *stored, asked_stamp, asked);
     return {};
@@ -212,6 +220,7 @@ void CachedFsImpl::AttributesRefused(const NodePtr& node, const OpenFile* teller
   transport::Attributes after;
   {
     Lock lock(mutex_);
+    if (now && !IsOf(*now, node->file_id)) now = Errno(ESTALE);
     after = now ? *now : node->attributes;
     if (!now) after.size = sent.SizeAfter(node->attributes.size);
   }

@@ -1,6 +1,7 @@
 // Writing: what reaches the sandbox and when, and what happens when it does not.
 #include <atomic>
 #include <fstream>
+#include <functional>
 
 #include "cache/spool.h"
 #include "tests/unit/cache/cache_fixture.h"
@@ -600,6 +601,43 @@ TEST_F(WritingTest, WhatWasWrittenToAFileThatIsGoneIsPutAside) {
   EXPECT_EQ(SpoolFiles(), 0u);
   EXPECT_FALSE(remote_->InsideExists("dir/a"));
   std::filesystem::remove_all(spool_ + "-unsent");
+}
+
+// Its stores answer with attributes of something else.
+class LyingStores : public testing::FaultyRemoteFs {
+ public:
+  using FaultyRemoteFs::FaultyRemoteFs;
+  Result<transport::Attributes> Store(transport::Handle handle, const transport::Node& node, const transport::StoreRequest& request,
+                                      const OpContext& ctx) override {
+    auto stored = FaultyRemoteFs::Store(handle, node, request, ctx);
+    if (stored && lie) lie(*stored);
+    return stored;
+  }
+  std::function<void(transport::Attributes&)> lie;
+};
+
+TEST_F(WritingTest, AStoresAnswerThatIsOfSomethingElseIsNotTakenIn) {
+  auto lying = std::make_unique<LyingStores>(*remote_);
+  LyingStores& stores = *lying;
+  faulty_ = std::move(lying);
+  const auto made = Made("a");
+  const std::function<void(transport::Attributes&)> lies[] = {
+      [](transport::Attributes& attributes) { attributes.type = transport::FileType::kDirectory; },
+      [](transport::Attributes& attributes) { attributes.id.value += "other"; },
+  };
+  for (const auto& lie : lies) {
+    stores.lie = lie;
+    Write(made.handle, 0, "text");
+    EXPECT_EQ(Flush(made.handle), ESTALE);
+    const auto known = fs().GetAttributes(made.attributes.node, Ctx());
+    ASSERT_TRUE(known);
+    EXPECT_EQ(known->attributes.type, transport::FileType::kRegular);
+    EXPECT_EQ(known->attributes.id, made.attributes.attributes.id);
+    EXPECT_EQ(fs().Status().dirty_files, 1);  // nothing is dropped
+  }
+  stores.lie = {};
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(Inside("a"), "text");
 }
 
 // Takes a byte now and then for a second before it stores.
