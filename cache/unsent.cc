@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -398,7 +399,11 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
   };
   {
     std::vector<std::jthread> helpers;
-    for (size_t i = 1; i < std::min<size_t>(nodes.size(), 4); ++i) helpers.emplace_back(work);
+    try {
+      for (size_t i = 1; i < std::min<size_t>(nodes.size(), 4); ++i) helpers.emplace_back(work);
+    } catch (const std::system_error& thrown) {  // no more threads: those that are there do it
+      log::Warning("cache", "sending what is unsent: {}", thrown.what());
+    }
     work();
   }
   Lock lock(mutex_);

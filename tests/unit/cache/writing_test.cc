@@ -1,7 +1,11 @@
 // Writing: what reaches the sandbox and when, and what happens when it does not.
+#include <pthread.h>
+
 #include <atomic>
 #include <fstream>
 #include <functional>
+#include <system_error>
+#include <thread>
 
 #include "cache/spool.h"
 #include "tests/unit/cache/cache_fixture.h"
@@ -638,6 +642,27 @@ TEST_F(WritingTest, AStoresAnswerThatIsOfSomethingElseIsNotTakenIn) {
   stores.lie = {};
   EXPECT_EQ(Close(made.handle), 0);
   EXPECT_EQ(Inside("a"), "text");
+}
+
+TEST_F(WritingTest, WithoutMoreThreadsWhatIsUnsentIsSentAllTheSame) {
+  std::vector<FileHandle> handles;
+  for (const char* name : {"a", "b", "c"}) {
+    handles.push_back(Made(name).handle);
+    Write(handles.back(), 0, "text");
+  }
+  fs();  // its own thread is there
+  pthread_attr_t before, huge;
+  pthread_getattr_default_np(&before);
+  pthread_attr_init(&huge);
+  pthread_attr_setstacksize(&huge, size_t{1} << 47);  // no thread can have it
+  ASSERT_EQ(pthread_setattr_default_np(&huge), 0);
+  EXPECT_THROW(std::thread([] {}), std::system_error);
+  EXPECT_EQ(Errno(fs().FlushAll(Ctx(), {})), 0);
+  pthread_setattr_default_np(&before);
+  pthread_attr_destroy(&before);
+  pthread_attr_destroy(&huge);
+  for (const char* name : {"a", "b", "c"}) EXPECT_EQ(Inside(name), "text");
+  for (const FileHandle handle : handles) EXPECT_EQ(Close(handle), 0);
 }
 
 // Takes a byte now and then for a second before it stores.
