@@ -139,7 +139,7 @@ TimePoint CachedFsImpl::NodeUntil(const Node& node, uint64_t asked_stamp, TimePo
   if (node.is_directory()) return node.watched && asked_stamp >= node.watched_stamp ? kWatched : unwatched;
   // What is written by another name is told of there.
   if (node.attributes.link_count != 1 || !node.linked || node.places.size() != 1) return unwatched;
-  const NodePtr directory = tree_.Find(node.places.front().parent);
+  const NodePtr directory = tree_.Find(node.places.current().parent);
   const bool covered = directory && directory->watched && (by_directory || asked_stamp >= directory->watched_stamp);
   return covered ? kWatched : unwatched;
 }
@@ -152,7 +152,9 @@ std::chrono::milliseconds CachedFsImpl::Remaining(TimePoint fresh_until, TimePoi
 bool CachedFsImpl::Absorb(Node& node, const transport::Attributes& attributes, uint64_t asked_stamp, TimePoint asked,
                           Origin origin, bool by_directory) {
   if (asked_stamp < node.stamp || node.changes_in_flight > 0 || node.deleted) return false;
+  // Of another object, whatever was asked.
   if (attributes.type != node.attributes.type) return false;
+  if (attributes.id.known() && node.file_id.known() && attributes.id != node.file_id) return false;
   // Where our appends lie depends on the size: only the store's answer moves them.
   if (node.content.exists() && (node.content->sending.append || node.content->current.append)) return false;
   if (node.is_regular() && (attributes.size != node.attributes.size ||
@@ -252,7 +254,7 @@ Result<void> CachedFsImpl::Refresh(const NodePtr& node, bool even_if_fresh, cons
   return {};
 }
 
-Result<NodeAttributes> CachedFsImpl::GetAttributes(NodeId id, FileHandle, const OpContext& context) {
+Result<NodeAttributes> CachedFsImpl::GetAttributes(NodeId id, const OpContext& context) {
   static Counter& hits = Metrics::Get("cache.attribute_hits_count");
   static Counter& misses = Metrics::Get("cache.attribute_misses_count");
   const OpContext ctx = ForNames(context);

@@ -122,20 +122,13 @@ Result<std::string> CachedFsImpl::GetXattr(NodeId id, const std::string& name, c
     auto found = FindNode(id);
     if (!found) return Forward(found.error());
     node = *found;
-    if (no_xattrs_) return Errno(ENOTSUP, "extended attributes");
     if (const auto* names = FreshXattrNames(*node); names && std::find(names->begin(), names->end(), name) == names->end()) {
       return Errno(IsKnownNamespace(name) ? ENODATA : ENOTSUP, name);
     }
   }
-  auto value = AtObject(node, ForNames(ctx), [&](transport::Handle handle, const transport::Node& at) {
+  return AtObject(node, ForNames(ctx), [&](transport::Handle handle, const transport::Node& at) {
     return remote_.GetXattr(at, handle, name, ForNames(ctx));
   });
-  if (!value && value.error().errno_value == ENOTSUP && value.error().kind == ErrorKind::kErrno) {
-    // Asked for before each write and by each `ls -l`: one answer has to do where nothing is supported at all.
-    Lock lock(mutex_);
-    if (node->is_directory() || node->is_regular()) no_xattrs_ = true;
-  }
-  return value;
 }
 
 Result<std::vector<std::string>> CachedFsImpl::ListXattrs(NodeId id, const OpContext& ctx) {
@@ -145,7 +138,6 @@ Result<std::vector<std::string>> CachedFsImpl::ListXattrs(NodeId id, const OpCon
     auto found = FindNode(id);
     if (!found) return Forward(found.error());
     node = *found;
-    if (no_xattrs_) return Errno(ENOTSUP, "extended attributes");
     if (const auto* names = FreshXattrNames(*node)) return *names;
   }
   return AtObject(node, ForNames(ctx), [&](transport::Handle handle, const transport::Node& at) {
@@ -183,7 +175,6 @@ Result<void> CachedFsImpl::ChangeXattr(NodeId id, const std::string& name, bool 
     auto found = FindNode(id);
     if (!found) return Forward(found.error());
     node = *found;
-    if (no_xattrs_) return Errno(ENOTSUP, "extended attributes");
     BeginChange(*node);
     asked_stamp = stamp_;
   }
@@ -236,7 +227,7 @@ NodeId CachedFsImpl::ParentOf(NodeId id) const {
   Lock lock(mutex_);
   NodePtr node = tree_.Find(id);
   if (!node) return 0;
-  return node->places.empty() ? kRoot : node->places.front().parent;
+  return node->places.empty() ? kRoot : node->places.current().parent;
 }
 
 std::string CachedFsImpl::PathOf(NodeId id) const {

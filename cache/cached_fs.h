@@ -28,6 +28,9 @@ namespace e2bfs::cache {
 using NodeId = uint64_t;
 inline constexpr NodeId kRoot = 1;
 
+// What an entry of a directory can be called: 1..255 bytes, no '/' and NUL, neither "." nor "..".
+bool IsName(std::string_view text);
+
 struct CachedFsOptions {
   std::chrono::milliseconds attribute_ttl{1000};  // also listings and link texts; of what is not watched
   std::chrono::milliseconds negative_ttl{1000};
@@ -110,9 +113,7 @@ class CachedFs {
   // --- names. Each success that returns a node adds one reference for it (give back by Forget).
   virtual Result<NodeAttributes> Lookup(NodeId parent, const std::string& name, const OpContext& ctx) = 0;
   virtual void Forget(NodeId node, uint64_t count) = 0;
-  // What the name led to when it was last heard of: 0 where that is not known. Adds no reference, asks nobody.
-  virtual NodeId NodeNamed(NodeId parent, const std::string& name) const = 0;
-  virtual Result<NodeAttributes> GetAttributes(NodeId node, FileHandle handle, const OpContext& ctx) = 0;
+  virtual Result<NodeAttributes> GetAttributes(NodeId node, const OpContext& ctx) = 0;
   // handle: the program's open file if it gave one (ftruncate), else 0.
   virtual Result<NodeAttributes> SetAttributes(NodeId node, FileHandle handle, const transport::AttributeChange& change,
                                                const OpContext& ctx) = 0;

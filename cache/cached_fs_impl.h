@@ -55,8 +55,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
 
   Result<NodeAttributes> Lookup(NodeId parent, const std::string& name, const OpContext& ctx) override;
   void Forget(NodeId node, uint64_t count) override;
-  NodeId NodeNamed(NodeId parent, const std::string& name) const override;
-  Result<NodeAttributes> GetAttributes(NodeId node, FileHandle handle, const OpContext& ctx) override;
+  Result<NodeAttributes> GetAttributes(NodeId node, const OpContext& ctx) override;
   Result<NodeAttributes> SetAttributes(NodeId node, FileHandle handle, const transport::AttributeChange& change,
                                        const OpContext& ctx) override;
   Result<std::string> ReadLink(NodeId node, const OpContext& ctx) override;
@@ -302,7 +301,6 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   std::set<NodeId> dirty_;                    // nodes that may have something unsent
   std::string last_error_;
   std::chrono::nanoseconds clock_offset_{0};  // sandbox minus here
-  bool no_xattrs_ = false;
 
   Closer closer_;          // last: their threads use the others
   Prefetcher prefetcher_{kPrefetchThreads};

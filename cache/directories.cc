@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "cache/cached_fs_impl.h"
+#include "transport/base/log.h"
 
 namespace e2bfs::cache {
 
@@ -71,10 +72,9 @@ Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(cons
     const TimePoint asked = Clock::now();
     auto listing = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.List(at, ctx); });
     if (!listing) return Forward(listing.error());
-    std::erase_if(listing->entries, [](const transport::Entry& entry) {
-      return entry.name.empty() || entry.name == "." || entry.name == ".." ||
-             entry.name.find('/') != std::string::npos || entry.name.find('\0') != std::string::npos;
-    });
+    // The kernel would fail a whole listing for one.
+    const size_t bad = std::erase_if(listing->entries, [](const transport::Entry& entry) { return !IsName(entry.name); });
+    if (bad > 0) log::Warning("cache", "{} names that no file can have are left out of a listing", bad);
     auto taken = std::make_shared<DirectorySnapshot>();
     taken->entries.reserve(listing->entries.size());
     Lock lock(mutex_);

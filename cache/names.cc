@@ -9,14 +9,11 @@
 namespace e2bfs::cache {
 namespace {
 
-bool GoodName(const std::string& name) {
-  return !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
-         name.find('\0') == std::string::npos;
-}
+constexpr size_t kNameMax = 255;
 
 Result<void> CheckName(const std::string& name) {
-  if (!GoodName(name)) return Errno(EINVAL, "a name");
-  if (name.size() > 255) return Errno(ENAMETOOLONG, name.substr(0, 40));
+  if (name.size() > kNameMax) return Errno(ENAMETOOLONG, name.substr(0, 40));
+  if (!IsName(name)) return Errno(EINVAL, "a name");
   return {};
 }
 
@@ -30,6 +27,11 @@ bool NothingDone(const Error& error) {
 }
 
 }  // namespace
+
+bool IsName(std::string_view text) {
+  return !text.empty() && text.size() <= kNameMax && text != "." && text != ".." && text.find('/') == std::string_view::npos &&
+         text.find('\0') == std::string_view::npos;
+}
 
 struct CachedFsImpl::Pinned {
   Pinned(CachedFsImpl& owner, NodePtr held) : fs(owner), node(std::move(held)) {  // mutex_ held
@@ -165,13 +167,6 @@ void CachedFsImpl::Forget(NodeId id, uint64_t count) {
   if (!node) return;
   node->references -= std::min(node->references, count);
   tree_.SweepIfLarge(Clock::now());
-}
-
-NodeId CachedFsImpl::NodeNamed(NodeId parent, const std::string& name) const {
-  Lock lock(mutex_);
-  const NodePtr directory = tree_.Find(parent);
-  const Child* child = directory ? Tree::FindChild(*directory, name) : nullptr;
-  return child ? child->node : 0;
 }
 
 Result<std::string> CachedFsImpl::ReadLink(NodeId id, const OpContext& context) {

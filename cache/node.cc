@@ -4,6 +4,17 @@
 
 namespace e2bfs::cache {
 
+void Places::Remove(const Place& place) {
+  const auto at = all_.find(place);
+  const bool was_current = at == current_;
+  const auto next = all_.erase(at);
+  if (was_current) current_ = next != all_.end() ? next : all_.begin();
+}
+
+void Places::UseNext() {
+  if (++current_ == all_.end()) current_ = all_.begin();
+}
+
 int64_t Change::SizeAfter(int64_t before) const {
   if (size) return *size;
   int64_t after = std::max(before, extents.end());

@@ -8,7 +8,9 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cache/cached_fs.h"
@@ -24,6 +26,27 @@ inline constexpr TimePoint kWatched = TimePoint::max();
 struct Place {
   NodeId parent = 0;
   std::string name;
+  friend auto operator<=>(const Place&, const Place&) = default;
+};
+
+// The names of one object: a file may have tens of thousands, so each step of this takes little time.
+class Places {
+ public:
+  bool empty() const { return all_.empty(); }
+  size_t size() const { return all_.size(); }
+  bool contains(const Place& place) const { return all_.contains(place); }
+  auto begin() const { return all_.begin(); }
+  auto end() const { return all_.end(); }
+  // The one that its path is made of. Not where there is none.
+  const Place& current() const { return *current_; }
+  void Add(Place place) { current_ = all_.insert(std::move(place)).first; }  // and it is current
+  void Remove(const Place& place);  // which is there; if it was current, another one is
+  void UseNext();
+  void Clear() { all_.clear(); }
+
+ private:
+  std::set<Place> all_;
+  std::set<Place>::const_iterator current_;  // of none: not used
 };
 
 // A name in a directory, as far as it is known.
@@ -98,9 +121,8 @@ struct Node {
   transport::FileId file_id;
   uint64_t references = 0;   // the kernel's
   uint32_t pins = 0;         // open files and directories, operations
-  // Names that lead here; the first is the path that is used. Never empty but for the root: the last one stays when the
-  // name is gone, with linked = false.
-  std::vector<Place> places;
+  // Names that lead here. Never empty but for the root: the last one stays when the name is gone, with linked = false.
+  Places places;
   bool linked = true;
   bool deleted = false;      // removed here, no other link: what is unsent has nobody left to see it
 

@@ -3,12 +3,14 @@
 // themselves if the first was cancelled or ran out of its own time.
 #pragma once
 
+#include <cerrno>
 #include <condition_variable>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "transport/base/context.h"
 #include "transport/base/error.h"
@@ -43,12 +45,10 @@ class SingleFlight {
           continue;
         }
       }
-      Result<T> answer = ask();
-      std::lock_guard lock(mutex_);
-      flight->answer = answer;
-      flights_.erase(key);
-      flight->landed.notify_all();
-      return answer;
+      std::optional<Result<T>> answer;
+      const Landing landing{*this, key, *flight, answer};
+      answer = ask();
+      return *answer;
     }
   }
 
@@ -56,6 +56,20 @@ class SingleFlight {
   struct Flight {
     std::optional<Result<T>> answer;
     std::condition_variable_any landed;
+  };
+  // Also when ask() throws: the others ask themselves then.
+  struct Landing {
+    ~Landing() {
+      std::lock_guard lock(flights.mutex_);
+      if (!answer) answer = Failure(ErrorKind::kCancelled, EINTR, "the same question of another thread was given up");
+      flight.answer = std::move(answer);
+      flights.flights_.erase(key);
+      flight.landed.notify_all();
+    }
+    SingleFlight& flights;
+    const std::string& key;
+    Flight& flight;
+    std::optional<Result<T>>& answer;
   };
   std::mutex mutex_;  // a leaf: nothing else is locked below it
   std::map<std::string, std::shared_ptr<Flight>> flights_;

@@ -1,6 +1,5 @@
 #include "cache/tree.h"
 
-#include <algorithm>
 #include <functional>
 
 namespace e2bfs::cache {
@@ -67,17 +66,16 @@ Child* Tree::FindChild(Node& directory, const std::string& name) {
 // A node that lost its last name still has its path by the directory where it was, which therefore has to stay.
 void Tree::Unpark(Node& node) {
   if (node.linked || node.places.empty()) return;
-  if (NodePtr parent = Find(node.places.front().parent)) --parent->parked_children;
-  node.places.clear();
+  if (NodePtr parent = Find(node.places.current().parent)) --parent->parked_children;
+  node.places.Clear();
   node.linked = true;
 }
 
 void Tree::RemovePlace(Node& node, const Node& directory, const std::string& name) {
-  auto at = std::find_if(node.places.begin(), node.places.end(),
-                         [&](const Place& place) { return place.parent == directory.id && place.name == name; });
-  if (at == node.places.end() || !node.linked) return;
+  const Place place{directory.id, name};
+  if (!node.linked || !node.places.contains(place)) return;
   if (node.places.size() > 1) {
-    node.places.erase(at);
+    node.places.Remove(place);
   } else {
     node.linked = false;
     if (NodePtr parent = Find(directory.id)) ++parent->parked_children;
@@ -89,7 +87,7 @@ Child& Tree::Attach(Node& directory, const std::string& name, Node& node) {
   Unpark(node);
   // A directory has one name.
   while (node.is_directory() && !node.places.empty()) {
-    const Place old = node.places.front();
+    const Place old = node.places.current();
     NodePtr parent = Find(old.parent);
     Child* entry = parent ? FindChild(*parent, old.name) : nullptr;
     if (entry && entry->node == node.id) {
@@ -97,9 +95,9 @@ Child& Tree::Attach(Node& directory, const std::string& name, Node& node) {
       entry->fresh_until = {};
       --parent->linked_children;
     }
-    node.places.erase(node.places.begin());
+    node.places.Remove(old);
   }
-  node.places.insert(node.places.begin(), Place{directory.id, name});
+  node.places.Add({directory.id, name});
   node.linked = true;
   child.node = node.id;
   ++directory.linked_children;
@@ -156,8 +154,8 @@ std::string Tree::PathOf(const Node& node) const {
   const Node* at = &node;
   // The bound ends what a hostile side could have made into a ring.
   for (int depth = 0; at && at->id != kRoot && !at->places.empty() && depth < 4096; ++depth) {
-    names.push_back(&at->places.front().name);
-    at = Find(at->places.front().parent).get();
+    names.push_back(&at->places.current().name);
+    at = Find(at->places.current().parent).get();
   }
   std::string path;
   for (auto name = names.rbegin(); name != names.rend(); ++name) {
@@ -169,12 +167,12 @@ std::string Tree::PathOf(const Node& node) const {
 
 bool Tree::UseOtherPlace(Node& node) {
   if (node.places.size() < 2) return false;
-  std::rotate(node.places.begin(), node.places.begin() + 1, node.places.end());
+  node.places.UseNext();
   return true;
 }
 
 transport::Node Tree::Address(const Node& node) const {
-  const NodePtr parent = node.places.empty() ? nullptr : Find(node.places.front().parent);
+  const NodePtr parent = node.places.empty() ? nullptr : Find(node.places.current().parent);
   return {PathOf(node), node.file_id, parent ? parent->file_id : transport::FileId{}};
 }
 
@@ -186,7 +184,7 @@ bool Tree::Droppable(const Node& node, TimePoint now) const {
 
 void Tree::Drop(const NodePtr& node) {
   if (!node->linked && !node->places.empty()) {
-    if (NodePtr parent = Find(node->places.front().parent)) --parent->parked_children;
+    if (NodePtr parent = Find(node->places.current().parent)) --parent->parked_children;
   } else {
     for (const Place& place : node->places) {
       NodePtr parent = Find(place.parent);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -79,6 +80,11 @@ std::string PrintableName(const std::string& name) {
     }
   }
   return text;
+}
+
+// Whether attributes of a stored file can be those of the file that was asked for.
+bool IsOf(const transport::Attributes& attributes, const transport::FileId& id) {
+  return attributes.type == transport::FileType::kRegular && (!attributes.id.known() || !id.known() || attributes.id == id);
 }
 
 // It may have been done all the same.
@@ -182,8 +188,10 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
   bool fresh;
   std::shared_ptr<SpoolFile> spool;
   uint64_t asked_stamp;
+  transport::FileId asked_id;
   {
     Lock lock(mutex_);
+    asked_id = node->file_id;
     sent = node->content->sending;
     fresh = node->content->fresh;
     spool = node->content->spool;
@@ -198,6 +206,7 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
     auto now = AtNode(node, again, [&](const transport::Node& at) { return remote_.Stat(at, again); });
     if (now && now->size == sent.append->end()) stored = *now;
   }
+  if (stored && !IsOf(*stored, asked_id)) stored = Errno(ESTALE, "the sandbox stored into another file");
   if (stored) {
     StoreSucceeded(node, sent, *stored, asked_stamp, asked);
     return {};
@@ -222,6 +231,7 @@ void CachedFsImpl::AttributesRefused(const NodePtr& node, const OpenFile* teller
   transport::Attributes after;
   {
     Lock lock(mutex_);
+    if (now && !IsOf(*now, node->file_id)) now = Errno(ESTALE);
     after = now ? *now : node->attributes;
     if (!now) after.size = sent.SizeAfter(node->attributes.size);
   }
@@ -399,7 +409,11 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
   };
   {
     std::vector<std::jthread> helpers;
-    for (size_t i = 1; i < std::min<size_t>(nodes.size(), 4); ++i) helpers.emplace_back(work);
+    try {
+      for (size_t i = 1; i < std::min<size_t>(nodes.size(), 4); ++i) helpers.emplace_back(work);
+    } catch (const std::system_error& thrown) {  // no more threads: those that are there do it
+      log::Warning("cache", "sending what is unsent: {}", thrown.what());
+    }
     work();
   }
   Lock lock(mutex_);

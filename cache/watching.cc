@@ -33,6 +33,7 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
                                bool gone) {
   static Counter& counter = Metrics::Get("cache.changes_told_count");
   counter.Add();
+  if (!IsName(name)) return;
   Lock lock(mutex_);
   const NodePtr directory = tree_.FindIdentity(id);
   if (!directory || !directory->is_directory()) return;

@@ -92,14 +92,11 @@ MountStep<OptionValues> ReadOptions(const CommandLine& line) {
   return options;
 }
 
+// Takes away what is left of a mount of ours whose process is gone.
 MountStep<std::string> CheckMountPoint(const std::string& directory) {
-  auto table = ReadMountTable();
-  if (!table) return Stop(ExitStatus::kMountPoint, ErrorText(table.error()));
-  auto canonical = CanonicalDirectory(directory, *table);
-  if (!canonical) {
-    return Stop(ExitStatus::kMountPoint, fmt::format("mount point {}: {}", directory, strerrordesc_np(canonical.error().errno_value)));
-  }
-  const auto entry = FindMount(*table, *canonical);
+  const auto table = ReadMountTable();
+  const auto canonical = table ? CanonicalDirectory(directory, *table) : Result<std::string>(Forward(table.error()));
+  const auto entry = canonical ? FindMount(*table, *canonical) : std::nullopt;
   if (entry && entry->is_e2bfs()) {
     auto running = FindRunningMount(entry->user_id, *canonical);
     if (running) return Stop(ExitStatus::kMountPoint, fmt::format("mount point {} is busy: sandbox {} is already mounted there", directory, running->sandbox_id));
@@ -115,13 +112,9 @@ MountStep<std::string> CheckMountPoint(const std::string& directory) {
     }
     return CheckMountPoint(directory);
   }
-  struct stat status {};
-  if (stat(canonical->c_str(), &status) != 0) {
-    const int reason = errno;
-    const char* hint = reason == ENOTCONN ? " (a stale mount: clear it with fusermount3 -u)" : "";
-    return Stop(ExitStatus::kMountPoint, fmt::format("mount point {}: {}{}", directory, strerrordesc_np(reason), hint));
-  }
-  return *canonical;
+  auto usable = UsableMountPoint(directory);
+  if (!usable) return Stop(ExitStatus::kMountPoint, ErrorText(usable.error()));
+  return *usable;
 }
 
 bool IsInPath(const char* program) {
@@ -206,12 +199,11 @@ MountStep<MountRequest> PrepareRequest(const CommandLine& line) {
   auto http = HttpOptions(request.options);
   if (!http) return tl::unexpected(http.error());
   request.http = std::move(*http);
+  // All that can be known without asking: a mount that fails for a local reason neither resumes a sandbox nor extends its life.
+  if (auto fuse = CheckFuse(request.options); !fuse) return tl::unexpected(fuse.error());
   auto mount_point = CheckMountPoint(line.arguments[1]);
   if (!mount_point) return tl::unexpected(mount_point.error());
   request.mount_point = std::move(*mount_point);
-  if (auto fuse = CheckFuse(request.options); !fuse) return tl::unexpected(fuse.error());
-  // All that can be known without asking: a mount that fails for a local reason neither resumes a sandbox nor extends its life.
-  if (auto usable = UsableMountPoint(request.mount_point); !usable) return Stop(ExitStatus::kMountPoint, ErrorText(usable.error()));
   auto state = StateDirectory();
   if (!state) return Stop(ExitStatus::kFailure, ErrorText(state.error()));
   request.state_directory = std::move(*state);

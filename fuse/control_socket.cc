@@ -12,6 +12,7 @@
 #include <cstring>
 #include <list>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -178,17 +179,26 @@ class SocketServer final : public ControlServer {
     if (connections_.size() >= kMaxConnections) return false;
     Connection& connection = connections_.emplace_back();
     connection.descriptor = descriptor;
-    connection.thread = std::thread([this, &connection, descriptor] {
-      std::string buffer;
-      auto request = TakeLine(descriptor, buffer, kMaxRequestBytes, Clock::now() + kRequestTime);
-      if (request && *request) {
-        handler_(**request, [descriptor](const std::string& line) { return SendAll(descriptor, line + "\n"); });
-      }
-      shutdown(descriptor, SHUT_RDWR);
-      std::lock_guard lock(mutex_);
-      connection.done = true;
-    });
+    try {
+      connection.thread = std::thread([this, &connection] { Answer(connection); });
+    } catch (const std::system_error& thrown) {
+      log::Error("control", "cannot start a thread: {}", thrown.what());
+      connections_.pop_back();
+      return false;
+    }
     return true;
+  }
+
+  void Answer(Connection& connection) {
+    const int descriptor = connection.descriptor;
+    std::string buffer;
+    auto request = TakeLine(descriptor, buffer, kMaxRequestBytes, Clock::now() + kRequestTime);
+    if (request && *request) {
+      handler_(**request, [descriptor](const std::string& line) { return SendAll(descriptor, line + "\n"); });
+    }
+    shutdown(descriptor, SHUT_RDWR);
+    std::lock_guard lock(mutex_);
+    connection.done = true;
   }
 
   const std::string path_;

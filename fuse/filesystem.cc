@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "fuse/node_table.h"
-#include "transport/base/log.h"
 
 namespace e2bfs::fuse {
 namespace {
@@ -59,12 +58,6 @@ Result<void> CheckNewName(const std::string& name) {
   return {};
 }
 
-// The kernel fails a whole listing for one such name.
-bool IsListableName(const std::string& name) {
-  return !name.empty() && name.size() <= kNameMax && name != "." && name != ".." &&
-         name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
-}
-
 // Looked for by the kernel and by `ls` again and again; what they say means nothing here, where nosuid holds.
 bool IsKernelsXattr(std::string_view name) {
   return name == "security.capability" || name == "security.selinux" || name == "security.ima" || name == "security.evm";
@@ -97,7 +90,7 @@ Filesystem::Filesystem(cache::CachedFs& cached, FilesystemOptions options, std::
       invalidate_(std::move(invalidate)),
       nodes_(std::make_unique<NodeTable>()) {
   // Known since CachedFs was made.
-  if (auto root = cached_.GetAttributes(cache::kRoot, 0, OpContext::Within(kRootTime))) root_device_ = root->attributes.device;
+  if (auto root = cached_.GetAttributes(cache::kRoot, OpContext::Within(kRootTime))) root_device_ = root->attributes.device;
 }
 
 Filesystem::~Filesystem() = default;
@@ -125,16 +118,23 @@ struct stat Filesystem::ToStat(const cache::NodeAttributes& from) const {
   return out;
 }
 
-NodeReply Filesystem::ToReply(NodeId parent, const cache::NodeAttributes& from, PlaceTable::Found found, TimePoint asked) {
-  const NodeId number = Referenced(parent, from, found, asked);
+NodeReply Filesystem::ToReply(NodeId parent, const std::string& name, const cache::NodeAttributes& from, PlaceTable::Found found,
+                              TimePoint asked) {
+  const NodeId number = Referenced(parent, name, from, found, asked);
   return {number, ToStat(from), std::max(from.valid_for, std::chrono::milliseconds(0))};
 }
 
-NodeId Filesystem::Referenced(NodeId parent, const cache::NodeAttributes& attributes, PlaceTable::Found found, TimePoint asked) {
-  if (attributes.attributes.type == FileType::kDirectory && attributes.node != cache::kRoot) {
-    return places_.Referenced(parent, attributes.node, found, asked);
+NodeId Filesystem::Referenced(NodeId parent, const std::string& name, const cache::NodeAttributes& attributes, PlaceTable::Found found,
+                              TimePoint asked) {
+  const FileType type = attributes.attributes.type;
+  if (attributes.node == cache::kRoot) return cache::kRoot;
+  if (type == FileType::kDirectory) return places_.Referenced(parent, name, attributes.node, found, asked);
+  if (type == FileType::kSymlink) {
+    places_.LinkReferenced(parent, name, attributes.node);
+  } else {
+    places_.OtherReferenced(parent, name);
   }
-  nodes_->Referenced(At(parent), attributes);
+  nodes_->Referenced(attributes.node);
   if (nodes_->PagesOutdated(attributes.node, attributes.content_generation)) invalidate_({attributes.node, true, {}});
   return attributes.node;
 }
@@ -162,7 +162,7 @@ void Filesystem::AttributesChanged(NodeId number) {
 
 NodeReply Filesystem::Made(NodeId parent, const std::string& name, const cache::NodeAttributes& made) {
   NameChanged(parent, name);
-  return ToReply(parent, made, PlaceTable::Found::kMade, Clock::now());
+  return ToReply(parent, name, made, PlaceTable::Found::kMade, Clock::now());
 }
 
 AttributeReply Filesystem::ToAttributeReply(const cache::NodeAttributes& from) {
@@ -185,7 +185,7 @@ Result<NodeReply> Filesystem::Lookup(NodeId parent, const std::string& name, con
   const TimePoint asked = Clock::now();
   auto found = cached_.Lookup(At(parent), name, ctx);
   if (!found) return Forward(std::move(found.error()));
-  return ToReply(parent, *found, PlaceTable::Found::kLookedUp, asked);
+  return ToReply(parent, name, *found, PlaceTable::Found::kLookedUp, asked);
 }
 
 void Filesystem::Unreferenced(NodeId number, uint64_t count) {
@@ -200,8 +200,8 @@ void Filesystem::Forget(NodeId node, uint64_t count) {
   cached_.Forget(at, count);
 }
 
-Result<AttributeReply> Filesystem::GetAttr(NodeId node, FileHandle file, const OpContext& ctx) {
-  auto attributes = cached_.GetAttributes(At(node), file, ctx);
+Result<AttributeReply> Filesystem::GetAttr(NodeId node, const OpContext& ctx) {
+  auto attributes = cached_.GetAttributes(At(node), ctx);
   if (!attributes) return Forward(std::move(attributes.error()));
   return ToAttributeReply(*attributes);
 }
@@ -222,7 +222,7 @@ Result<AttributeReply> Filesystem::SetAttr(NodeId node, FileHandle file, const S
   }
   change.atime = request.atime;
   change.mtime = request.mtime;
-  auto attributes = change.empty() ? cached_.GetAttributes(At(node), file, ctx)
+  auto attributes = change.empty() ? cached_.GetAttributes(At(node), ctx)
                                    : cached_.SetAttributes(At(node), file, change, ctx);
   if (!attributes) return Forward(std::move(attributes.error()));
   if (!change.empty()) AttributesChanged(node);
@@ -230,7 +230,7 @@ Result<AttributeReply> Filesystem::SetAttr(NodeId node, FileHandle file, const S
 }
 
 Result<void> Filesystem::Access(NodeId node, int mask, const OpContext& ctx) {
-  auto attributes = cached_.GetAttributes(At(node), 0, ctx);
+  auto attributes = cached_.GetAttributes(At(node), ctx);
   if (!attributes) return Forward(std::move(attributes.error()));
   static_assert(R_OK == 4 && W_OK == 2 && X_OK == 1, "Attributes::access has access(2)'s bits");
   const uint32_t wanted = static_cast<uint32_t>(mask) & 7;
@@ -260,12 +260,8 @@ std::pair<std::string, size_t> Filesystem::PlaceOfLink(NodeId link) const {
   const auto directory =
       PathBelow(slash == std::string::npos ? std::string() : path.substr(0, std::max<size_t>(slash, 1)), root());
   if (!directory) return {"", 0};
-  // With several names (hard links) the kernel may come by any of them: the one nearest to the root decides.
-  size_t depth = PathDepth(*directory);
-  for (const NodeId parent : nodes_->ParentsOf(link)) {
-    if (const auto below = PathBelow(cached_.PathOf(parent), root())) depth = std::min(depth, PathDepth(*below));
-  }
-  return {*directory, depth};
+  // The kernel goes by its own places, not by where the sandbox says that things are.
+  return {*directory, std::min(PathDepth(*directory), places_.DepthOf(link))};
 }
 
 Result<std::string> Filesystem::ReadLink(NodeId node, const OpContext& ctx) {
@@ -330,16 +326,18 @@ Result<void> Filesystem::Rename(NodeId parent, const std::string& name, NodeId n
   if (auto checked = CheckNewName(new_name); !checked) return checked;
   constexpr unsigned kKnown = transport::kRenameNoReplace | transport::kRenameExchange;
   if ((flags & ~kKnown) != 0 || flags == kKnown) return Errno(EINVAL);
-  const NodeId from = At(parent), to = At(new_parent);
-  const NodeId moved = cached_.NodeNamed(from, name), other = cached_.NodeNamed(to, new_name);
-  auto done = cached_.Rename(from, name, to, new_name, flags, ctx);
-  if (done && parent != new_parent) {
-    places_.Moved(moved, parent, new_parent);
-    if ((flags & transport::kRenameExchange) != 0) places_.Moved(other, new_parent, parent);
-  }
+  const bool exchange = (flags & transport::kRenameExchange) != 0;
+  places_.Renaming(parent, name, new_parent, new_name, exchange);
+  auto done = cached_.Rename(At(parent), name, At(new_parent), new_name, flags, ctx);
+  if (done) places_.Renamed(parent, name, new_parent, new_name, exchange);
   NameChanged(parent, name);
   NameChanged(new_parent, new_name);
   return done;
+}
+
+void Filesystem::RenameNotTaken(NodeId parent, const std::string& name, NodeId new_parent, const std::string& new_name, unsigned flags) {
+  // It may have everything where it was.
+  places_.Renaming(new_parent, new_name, parent, name, (flags & transport::kRenameExchange) != 0);
 }
 
 Result<OpenReply> Filesystem::Open(NodeId node, int flags, const OpContext& ctx) {
@@ -406,17 +404,11 @@ Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_
     dot.attributes.st_mode = S_IFDIR;
     if (!emit({kDots[position], position + 1, dot})) return {};
   }
-  std::vector<NodeId> unlisted;
-  auto listed = cached_.ReadDirectory(
+  return cached_.ReadDirectory(
       directory, position - 2, with_references,
       [&](const cache::DirectoryEntry& entry, uint64_t next) {
-        if (!IsListableName(entry.name)) {
-          log::Warning("fuse", "a name that no file can have is left out of a listing: '{}'", entry.name);
-          if (entry.node != 0) unlisted.push_back(entry.node);
-          return true;
-        }
         const cache::NodeAttributes& attributes = entry.attributes;
-        const NodeId number = entry.node != 0 ? Referenced(node, attributes, PlaceTable::Found::kListed, {}) : 0;
+        const NodeId number = entry.node != 0 ? Referenced(node, entry.name, attributes, PlaceTable::Found::kListed, {}) : 0;
         const NodeReply reply{number, ToStat(attributes), std::max(attributes.valid_for, std::chrono::milliseconds(0))};
         if (emit({entry.name, next + 2, reply})) return true;
         // CachedFs takes its own reference back.
@@ -424,13 +416,11 @@ Result<void> Filesystem::ReadDir(NodeId node, DirectoryHandle directory, uint64_
         return false;
       },
       ctx);
-  for (const NodeId unused : unlisted) cached_.Forget(unused, 1);
-  return listed;
 }
 
 ino_t Filesystem::InodeOf(NodeId node, const OpContext& ctx) {
   if (node == 0) return kUnknownInode;
-  const auto attributes = cached_.GetAttributes(node, 0, ctx);
+  const auto attributes = cached_.GetAttributes(node, ctx);
   return attributes ? ToStat(*attributes).st_ino : kUnknownInode;
 }
 

@@ -93,8 +93,8 @@ class Filesystem {
 
   Result<NodeReply> Lookup(NodeId parent, const std::string& name, const OpContext& ctx);
   void Forget(NodeId node, uint64_t count);
-  // `file`: the open file that the program gave (fstat, ftruncate), else 0.
-  Result<AttributeReply> GetAttr(NodeId node, FileHandle file, const OpContext& ctx);
+  Result<AttributeReply> GetAttr(NodeId node, const OpContext& ctx);
+  // `file`: the open file that the program gave (ftruncate), else 0.
   Result<AttributeReply> SetAttr(NodeId node, FileHandle file, const SetAttrRequest& request, const OpContext& ctx);
   // mask: R_OK, W_OK, X_OK, or F_OK. EACCES by what the sandbox's user may do.
   Result<void> Access(NodeId node, int mask, const OpContext& ctx);
@@ -111,6 +111,8 @@ class Filesystem {
   // flags as of renameat2(2); others than NOREPLACE and EXCHANGE are EINVAL.
   Result<void> Rename(NodeId parent, const std::string& name, NodeId new_parent, const std::string& new_name, unsigned flags,
                       const OpContext& ctx);
+  // It was done, and the kernel, whose caller died, does not know.
+  void RenameNotTaken(NodeId parent, const std::string& name, NodeId new_parent, const std::string& new_name, unsigned flags);
 
   // flags as of open(2). Where ids are real, ctx.creator is whoever opens.
   Result<OpenReply> Open(NodeId node, int flags, const OpContext& ctx);
@@ -154,11 +156,11 @@ class Filesystem {
   Result<bool> HasXattr(NodeId node, const std::string& name, const OpContext& ctx);
   struct stat ToStat(const cache::NodeAttributes& from) const;
   NodeId At(NodeId number) const { return places_.NodeOf(number); }
-  NodeReply ToReply(NodeId parent, const cache::NodeAttributes& from, PlaceTable::Found found, TimePoint asked);
+  NodeReply ToReply(NodeId parent, const std::string& name, const cache::NodeAttributes& from, PlaceTable::Found found, TimePoint asked);
   // Of what was made in `parent` by that name just now.
   NodeReply Made(NodeId parent, const std::string& name, const cache::NodeAttributes& made);
-  // The number by which the kernel gets a reference to the node that is in `parent`.
-  NodeId Referenced(NodeId parent, const cache::NodeAttributes& attributes, PlaceTable::Found found, TimePoint asked);
+  // The number by which the kernel gets a reference to the node that has this name in `parent`.
+  NodeId Referenced(NodeId parent, const std::string& name, const cache::NodeAttributes& attributes, PlaceTable::Found found, TimePoint asked);
   void Unreferenced(NodeId number, uint64_t count);
   // A name in a directory was changed by the kernel's request: it knows that itself, but for the directory's other numbers.
   void NameChanged(NodeId parent, const std::string& name);

@@ -191,9 +191,14 @@ class Reply {
     AnswerErrno(KernelErrno(error, stop_.stop_requested()));
   }
 
-  void AnswerErrno(int value) { Give([&](fuse_req_t request) { return fuse_reply_err(request, value); }); }
+  // False if the kernel did not take it.
+  bool AnswerErrno(int value) { return Give([&](fuse_req_t request) { return fuse_reply_err(request, value); }) == 0; }
 
-  void Nothing(const Result<void>& result) { result ? Ok() : Fail(result.error()); }
+  bool Nothing(const Result<void>& result) {
+    if (result) return AnswerErrno(0);
+    Fail(result.error());
+    return false;
+  }
 
   void Entry(const Result<NodeReply>& result) {
     if (!result) return Fail(result.error());
@@ -374,7 +379,10 @@ struct EntryPoint<void (*)(const ReplyPtr&, Args...)> {
       fuse_reply_err(request, ENOMEM);
       return;
     }
-    if (Who == For::kUsers && reply->FromStranger()) return reply->AnswerErrno(EACCES);
+    if (Who == For::kUsers && reply->FromStranger()) {
+      reply->AnswerErrno(EACCES);
+      return;
+    }
     RunGuarded("decode", [&] { Operation(reply, args...); });
   }
 };
@@ -418,11 +426,11 @@ void OpLookup(const ReplyPtr& reply, fuse_ino_t parent, const char* name) {
 }
 
 void OpGetAttr(const ReplyPtr& reply, fuse_ino_t node, fuse_file_info* info) {
-  if (info == nullptr && reply->FromStranger()) return reply->AnswerErrno(EACCES);
-  const FileHandle file = info != nullptr ? info->fh : 0;
-  DispatchNames(reply, "getattr", node, [node, file](Filesystem& fs, Reply& to, auto& ctx) {
-    to.Attributes(fs.GetAttr(node, file, ctx));
-  });
+  if (info == nullptr && reply->FromStranger()) {
+    reply->AnswerErrno(EACCES);
+    return;
+  }
+  DispatchNames(reply, "getattr", node, [node](Filesystem& fs, Reply& to, auto& ctx) { to.Attributes(fs.GetAttr(node, ctx)); });
 }
 
 void OpSetAttr(const ReplyPtr& reply, fuse_ino_t node, struct stat* attributes, int valid, fuse_file_info* info) {
@@ -502,7 +510,8 @@ void OpRename(const ReplyPtr& reply, fuse_ino_t parent, const char* name, fuse_i
   DispatchNames(reply, "rename", parent,
                 [parent, name = std::string(name), new_parent, new_name = std::string(new_name), flags](
                     Filesystem& fs, Reply& to, auto& ctx) {
-                  to.Nothing(fs.Rename(parent, name, new_parent, new_name, flags, ctx));
+                  const auto done = fs.Rename(parent, name, new_parent, new_name, flags, ctx);
+                  if (!to.Nothing(done) && done) fs.RenameNotTaken(parent, name, new_parent, new_name, flags);
                 });
 }
 

@@ -8,8 +8,11 @@
 #include <charconv>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
+
+#include "transport/base/log.h"
 
 namespace e2bfs::fuse {
 namespace {
@@ -84,7 +87,13 @@ void InterruptWatch::Interrupted(uint64_t id, pid_t tid, std::stop_source stop) 
   std::lock_guard lock(mutex_);
   if (ending_) return;
   watched_.insert_or_assign(id, Watched{tid, std::move(stop)});
-  if (!thread_.joinable()) thread_ = std::thread([this] { Run(); });
+  if (!thread_.joinable()) {
+    try {
+      thread_ = std::thread([this] { Run(); });
+    } catch (const std::system_error& thrown) {  // the next one tries again
+      log::Error("fuse", "cannot start the thread that looks after interrupts: {}", thrown.what());
+    }
+  }
   changed_.notify_all();
 }
 

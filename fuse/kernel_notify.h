@@ -35,8 +35,12 @@ class KernelNotify {
   // this object must not be destroyed.
   bool Stop(std::chrono::milliseconds wait);
 
-  // Any thread; never blocks. What waits already is not added again.
+  // Any thread; never blocks. What waits already is not added again. When very much waits (the sandbox can make the kernel wait by an operation
+  // that it does not end, and tell of new names meanwhile), names and attributes are left out: the kernel believes what it was told of
+  // them for as long as it was told (attr_timeout). Pages it would believe for ever; only nodes that it opened have them.
   void Invalidate(Outdated outdated);
+
+  static constexpr size_t kMostWaiting = 50'000;
 
  private:
   void Run();
@@ -44,7 +48,7 @@ class KernelNotify {
   const std::function<void(const Outdated&)> invalidate_;
   std::mutex mutex_;  // a leaf: not held while the kernel is told
   std::condition_variable changed_;
-  std::set<Outdated> waiting_;
+  std::set<Outdated> waiting_, pages_;  // pages_: those with pages
   bool ending_ = false;
   bool telling_ = false;
   std::thread thread_;

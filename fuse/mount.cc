@@ -17,6 +17,7 @@
 #include <cstring>
 #include <mutex>
 #include <memory>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -150,7 +151,7 @@ bool Drain(cache::CachedFs& cached, TimePoint deadline, int signals_seen,
     std::stop_source stop;
   };
   const auto shared = std::make_shared<Shared>();
-  std::thread([shared, &cached, deadline, progress] {
+  const auto flush = [shared, &cached, deadline, progress] {
     OpContext ctx;
     ctx.deadline = deadline;
     ctx.stop = shared->stop.get_token();
@@ -162,7 +163,13 @@ bool Drain(cache::CachedFs& cached, TimePoint deadline, int signals_seen,
     shared->done = true;
     if (!sent) shared->error = ToString(sent.error());
     shared->changed.notify_all();
-  }).detach();
+  };
+  try {
+    std::thread(flush).detach();
+  } catch (const std::system_error& thrown) {  // it stays unsent, and is put aside
+    *error = std::string("cannot start a thread to send it: ") + thrown.what();
+    return true;
+  }
   std::unique_lock lock(shared->mutex);
   TimePoint give_up = deadline + kDrainGrace;
   while (!shared->done && Clock::now() < give_up) {
@@ -306,7 +313,7 @@ Result<MountEnd> RunMount(const MountOptions& options, cache::CachedFs& cached, 
   // Whether it answers is asked as any program would ask.
   std::atomic<bool> ready{false};
   std::atomic<int> ready_errno{0};
-  std::thread ready_thread([&] {
+  const auto look = [&] {
     struct stat attributes {};
     if (stat(mount_point->c_str(), &attributes) != 0) {
       ready_errno = errno;
@@ -316,7 +323,14 @@ Result<MountEnd> RunMount(const MountOptions& options, cache::CachedFs& cached, 
     RaiseReadAhead(attributes.st_dev);
     ready = true;
     on_ready();
-  });
+  };
+  std::thread ready_thread;
+  try {
+    ready_thread = std::thread(look);
+  } catch (const std::system_error&) {
+    ready_errno = EAGAIN;
+    events.Post(events.not_ready);
+  }
 
   while (!events.session_ended && !events.stop_asked && !events.not_ready && signal_count == 0) {
     events.Wait();
@@ -337,7 +351,7 @@ Result<MountEnd> RunMount(const MountOptions& options, cache::CachedFs& cached, 
     if (!unmounted && !events.session_ended) log::Error("mount", "{}", unmounted.error().message);
   }
   bridge->Disconnect();
-  ready_thread.join();
+  if (ready_thread.joinable()) ready_thread.join();
   // Files that programs have closed may still be on their way.
   bool idle = bridge->WaitIdle(milliseconds(0));
   while (!idle && drain_ended && Clock::now() < deadline && signal_count == signals_seen) {

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <nlohmann/json.hpp>
+#include <system_error>
 #include <thread>
 
 #include "cache/cached_fs.h"
@@ -160,13 +161,19 @@ void MountControl::AnswerUnmount(const OpContext& ctx, bool force, const Control
     // Progress by a clock of its own: a transfer that is stuck reports nothing.
     std::condition_variable_any tick;
     std::mutex tick_mutex;
-    std::jthread progress([&](std::stop_token stop) {
+    const auto tell = [&](std::stop_token stop) {
       std::unique_lock lock(tick_mutex);
       while (!stop.stop_requested()) {
         if (!send_line({{"bytes_left", cached_.Status().dirty_bytes}})) return;
         tick.wait_for(lock, stop, kProgressInterval, [] { return false; });
       }
-    });
+    };
+    std::jthread progress;
+    try {
+      progress = std::jthread(tell);
+    } catch (const std::system_error& thrown) {
+      log::Warning("control", "umount goes on without telling how far it is: {}", thrown.what());
+    }
     flushed = cached_.FlushAll(ctx, [](int64_t) {});
   }
   const cache::CacheStatus status = cached_.Status();

@@ -1,19 +1,11 @@
 #include "fuse/node_table.h"
 
-#include <algorithm>
-
 namespace e2bfs::fuse {
 
-void NodeTable::Referenced(NodeId parent, const cache::NodeAttributes& attributes) {
-  if (attributes.node == cache::kRoot) return;
-  Shard& in = shard(attributes.node);
+void NodeTable::Referenced(NodeId node) {
+  Shard& in = shard(node);
   std::lock_guard lock(in.mutex);
-  Known& known = in.nodes[attributes.node];
-  ++known.references;
-  if (attributes.attributes.type == transport::FileType::kSymlink &&
-      std::find(known.parents.begin(), known.parents.end(), parent) == known.parents.end()) {
-    known.parents.push_back(parent);
-  }
+  ++in.nodes[node].references;
 }
 
 void NodeTable::Forgotten(NodeId node, uint64_t count) {
@@ -49,13 +41,6 @@ bool NodeTable::MayKeepPages(NodeId node, uint64_t content_generation, bool same
   known.has_pages = true;
   known.pages_generation = content_generation;
   return keep;
-}
-
-std::vector<NodeTable::NodeId> NodeTable::ParentsOf(NodeId node) const {
-  const Shard& in = shard(node);
-  std::lock_guard lock(in.mutex);
-  const auto found = in.nodes.find(node);
-  return found == in.nodes.end() ? std::vector<NodeId>{} : found->second.parents;
 }
 
 size_t NodeTable::size() const {

@@ -1,12 +1,11 @@
 // NodeTable: what fuse/ has to remember about the nodes that the kernel holds. Node numbers and their meaning are
-// CachedFs's; here is only what concerns the kernel: its pages, and under which directories it knows a link.
+// CachedFs's; here is only what concerns the kernel's pages. Where it has them is in place_table.h.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <mutex>
 #include <unordered_map>
-#include <vector>
 
 #include "cache/cached_fs.h"
 
@@ -17,8 +16,7 @@ class NodeTable {
  public:
   using NodeId = cache::NodeId;
 
-  // The kernel was given one reference, found in `parent`.
-  void Referenced(NodeId parent, const cache::NodeAttributes& attributes);
+  void Referenced(NodeId node);  // the kernel was given one reference
   void Forgotten(NodeId node, uint64_t count);
 
   // Attributes go to the kernel. True if its pages of the node are of another generation; it is told so once for each change.
@@ -27,8 +25,6 @@ class NodeTable {
   // `same_as_before`, and they are of this generation. False: the answer makes the kernel drop them.
   bool MayKeepPages(NodeId node, uint64_t content_generation, bool same_as_before);
 
-  // The directories in which the kernel was shown this link (symbolic links only).
-  std::vector<NodeId> ParentsOf(NodeId node) const;
   size_t size() const;
 
  private:
@@ -36,14 +32,12 @@ class NodeTable {
     uint64_t references = 0;
     uint64_t pages_generation = 0;
     bool has_pages = false;  // was opened: pages_generation means something
-    std::vector<NodeId> parents;
   };
   struct Shard {
     mutable std::mutex mutex;  // a leaf
     std::unordered_map<NodeId, Known> nodes;
   };
   Shard& shard(NodeId node) { return shards_[node % shards_.size()]; }
-  const Shard& shard(NodeId node) const { return shards_[node % shards_.size()]; }
 
   std::array<Shard, 16> shards_;
 };

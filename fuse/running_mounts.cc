@@ -10,6 +10,7 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <system_error>
 #include <thread>
 
 #include "fuse/directories.h"
@@ -91,13 +92,17 @@ bool IsDeadMount(const std::string& directory) {
     std::optional<int> outcome;
   };
   const auto shared = std::make_shared<Shared>();
-  std::thread([shared, directory] {
-    struct statvfs ignored {};
-    const int outcome = statvfs(directory.c_str(), &ignored) == 0 ? 0 : errno;
-    std::lock_guard lock(shared->mutex);
-    shared->outcome = outcome;
-    shared->changed.notify_all();
-  }).detach();
+  try {
+    std::thread([shared, directory] {
+      struct statvfs ignored {};
+      const int outcome = statvfs(directory.c_str(), &ignored) == 0 ? 0 : errno;
+      std::lock_guard lock(shared->mutex);
+      shared->outcome = outcome;
+      shared->changed.notify_all();
+    }).detach();
+  } catch (const std::system_error&) {  // not known to be dead
+    return false;
+  }
   std::unique_lock lock(shared->mutex);
   shared->changed.wait_for(lock, kLivenessTime, [&] { return shared->outcome.has_value(); });
   return shared->outcome == ENOTCONN;

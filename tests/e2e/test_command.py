@@ -1,5 +1,5 @@
 """The e2bfs command as its user meets it: exit statuses, one clear line for each mistake, secrets, the control plane."""
-import contextlib, fcntl, getpass, json, os, pathlib, pty, re, shutil, signal, socket, socketserver, stat, subprocess, tempfile, termios
+import contextlib, ctypes, fcntl, getpass, json, os, pathlib, pty, re, shutil, signal, socket, socketserver, stat, subprocess, tempfile, termios
 import threading, urllib.parse
 
 import pytest
@@ -72,6 +72,24 @@ def test_mistakes_are_told_in_one_line(double, scratch):
 
 def test_a_busy_mount_point(shared_mount, double):
     fails(double, MOUNT_POINT, [str(shared_mount.path), "mounted"], "mount", f"debug_sandbox_id:{double.root}", shared_mount.path)
+
+
+@needs_root
+def test_a_mount_point_that_hangs_is_busy_without_being_asked(double):
+    """Such as a dead sshfs: looking at it would wait for ever."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    target = double.scratch / "hangs"
+    target.mkdir()
+    device = os.open("/dev/fuse", os.O_RDWR)
+    try:
+        options = f"fd={device},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}"
+        assert libc.mount(b"nobody", bytes(target), b"fuse.hangs", 0, options.encode()) == 0, os.strerror(ctypes.get_errno())
+        try:
+            fails(double, MOUNT_POINT, [str(target), "busy", "nobody"], "mount", f"debug_sandbox_id:{double.root}", target)
+        finally:
+            libc.umount2(bytes(target), 2)
+    finally:
+        os.close(device)
 
 
 def test_a_mount_is_found_with_another_runtime_directory(shared_mount, double):

@@ -56,6 +56,7 @@ class FaultyRemoteFs : public transport::RemoteFs {
   void ResetCalls();
 
   const transport::Description& description() const override;
+  void SetListener(transport::ChangeListener* listener) override { inner_.SetListener(listener); }
   Result<transport::Attributes> Stat(const transport::Node& node, const OpContext& ctx) override;
   Result<transport::Attributes> Lookup(const transport::Name& name, const OpContext& ctx) override;
   Result<transport::Listing> List(const transport::Node& directory, const OpContext& ctx) override;

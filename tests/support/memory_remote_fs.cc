@@ -586,6 +586,19 @@ std::optional<Attributes> MemoryRemoteFs::InsideStat(const std::string& path) co
   return tree_->AttributesOf(*entry);
 }
 
+void MemoryRemoteFs::InsideTell(const std::string& path) {
+  transport::ChangeListener* listener = listener_;
+  if (listener == nullptr) return;
+  const size_t slash = path.rfind('/');
+  const auto directory = InsideStat(slash == std::string::npos ? "" : path.substr(0, slash));
+  if (!directory) return;
+  const std::string name = path.substr(slash + 1);
+  const auto attributes = InsideStat(path);
+  std::optional<transport::Entry> now;
+  if (attributes) now = transport::Entry{name, *attributes, std::nullopt};
+  listener->NameChanged(directory->id, name, now, !attributes);
+}
+
 void MemoryRemoteFs::AdvanceClock(int64_t nanoseconds) {
   std::lock_guard<std::mutex> lock(tree_->mutex);
   tree_->Tick();

@@ -1,8 +1,9 @@
 // MemoryRemoteFs: a RemoteFs whose "sandbox" is a tree in this process. For the tests of cache/ and fuse/, and the yardstick
 // of the contract suite. POSIX semantics; the Inside... functions are what programs in the sandbox do: not counted, no
-// permission checks, and nobody is told.
+// permission checks, and nobody is told but by InsideTell.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -80,11 +81,15 @@ class MemoryRemoteFs : public transport::RemoteFs {
   std::optional<std::string> InsideRead(const std::string& path) const;      // content, or a link's text
   std::vector<std::string> InsideList(const std::string& path) const;        // sorted
   std::optional<transport::Attributes> InsideStat(const std::string& path) const;
+  // Whoever listens is told what the path leads to now, as if its directory were watched.
+  void InsideTell(const std::string& path);
+  transport::ChangeListener* listener() const { return listener_; }
   // What InsideStat and everybody else see as current time; never goes back.
   void AdvanceClock(int64_t nanoseconds);
 
   // --- RemoteFs
   const transport::Description& description() const override;
+  void SetListener(transport::ChangeListener* listener) override { listener_ = listener; }
   Result<transport::Attributes> Stat(const transport::Node& node, const OpContext& ctx) override;
   Result<transport::Attributes> Lookup(const transport::Name& name, const OpContext& ctx) override;
   Result<transport::Listing> List(const transport::Node& directory, const OpContext& ctx) override;
@@ -130,6 +135,7 @@ class MemoryRemoteFs : public transport::RemoteFs {
  private:
   struct Tree;  // shared with streams, which may outlive this object
   std::shared_ptr<Tree> tree_;
+  std::atomic<transport::ChangeListener*> listener_{nullptr};
 };
 
 }  // namespace e2bfs::testing

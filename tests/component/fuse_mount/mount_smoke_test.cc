@@ -90,6 +90,25 @@ TEST_F(MountSmoke, LinksDoNotLeadOut) {
   EXPECT_EQ(memory_->InsideRead("copy"), "/etc/passwd");
 }
 
+TEST_F(MountSmoke, AMoveInTheSandboxDoesNotMakeALinkLeadOut) {
+  for (const char* path : {"D", "a", "a/b", "a/b/c"}) memory_->InsideMakeDirectory(path);
+  memory_->InsideMakeSymlink("D/link", "../../secret");
+  std::ofstream(base_ / "secret") << "secret";
+  StartMount();
+  In("ls a/b/c");
+  // Whoever is in D: the kernel goes on from there, wherever the sandbox says that D is.
+  const std::string until_moved = "until test -e '" + (base_ / "moved").string() + "'; do sleep 0.02; done; ";
+  ShellChild inside("cd '" + (mount_point_ / "D").string() + "' && touch '" + (base_ / "inside").string() + "' && " + until_moved +
+                    "readlink link; cat link 2>/dev/null; ls '" + (mount_point_ / "a/b/c").string() +
+                    "'; sleep 1.2; readlink link; cat link 2>/dev/null");
+  ASSERT_TRUE(Soon([&] { return fs::exists(base_ / "inside"); }));
+  memory_->InsideRename("D", "a/b/c/D");
+  memory_->InsideTell("D");
+  memory_->InsideTell("a/b/c/D");
+  std::ofstream(base_ / "moved") << "";
+  EXPECT_EQ(inside.Wait().output, ".e2bfs-outside/..%2F..%2Fsecret\nD\n.e2bfs-outside/..%2F..%2Fsecret\n");
+}
+
 TEST_F(MountSmoke, ChangesInTheSandboxAreSeenAfterTheTimeToLive) {
   memory_->InsideWrite("f", "old content");
   StartMount();

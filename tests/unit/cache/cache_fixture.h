@@ -126,8 +126,8 @@ class CacheFixture : public ::testing::Test {
     fs().Release(handle, Ctx());
     return error;
   }
-  int64_t Size(NodeId node, FileHandle handle = 0) {
-    auto attributes = fs().GetAttributes(node, handle, Ctx());
+  int64_t Size(NodeId node) {
+    auto attributes = fs().GetAttributes(node, Ctx());
     return attributes ? attributes->attributes.size : -attributes.error().errno_value;
   }
   int Truncate(NodeId node, FileHandle handle, int64_t size) {

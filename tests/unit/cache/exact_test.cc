@@ -14,8 +14,8 @@ class ExactTest : public CacheFixture {
   static constexpr OpenFlags kReadWrite{true, true, false, false};
   static constexpr OpenFlags kAppend{false, true, true, false};
   static constexpr OpenFlags kOverwrite{false, true, false, true};
-  uint32_t Links(NodeId node, FileHandle handle = 0) {
-    auto attributes = fs().GetAttributes(node, handle, Ctx());
+  uint32_t Links(NodeId node) {
+    auto attributes = fs().GetAttributes(node, Ctx());
     return attributes ? attributes->attributes.link_count : 999;
   }
   static transport::AttributeChange Mode(uint32_t permissions) {
@@ -66,7 +66,7 @@ TEST_F(ExactTest, AChangeOfNamesIsOneCall) {
   remote_->ResetCalls();
   int64_t expected = 0;
   const auto one_more = [&](const char* what) {
-    for (const NodeId node : {kRoot, f}) EXPECT_EQ(Errno(fs().GetAttributes(node, 0, Ctx())), 0) << what;
+    for (const NodeId node : {kRoot, f}) EXPECT_EQ(Errno(fs().GetAttributes(node, Ctx())), 0) << what;
     EXPECT_EQ(remote_->total_calls(), ++expected) << what;
   };
   auto d = fs().MakeDirectory(kRoot, "d", 0755, Ctx());
@@ -80,7 +80,7 @@ TEST_F(ExactTest, AChangeOfNamesIsOneCall) {
   one_more("symlink");
   EXPECT_EQ(Errno(fs().Rename(d->node, "g", kRoot, "h", 0, Ctx())), 0);
   one_more("rename");
-  EXPECT_EQ(Errno(fs().GetAttributes(d->node, 0, Ctx())), 0);
+  EXPECT_EQ(Errno(fs().GetAttributes(d->node, Ctx())), 0);
   EXPECT_EQ(Errno(fs().Unlink(kRoot, "h", Ctx())), 0);
   one_more("unlink");
   EXPECT_EQ(Links(f), 1u);
@@ -104,14 +104,14 @@ TEST_F(ExactTest, AFileRemovedInTheSandboxIsReadWrittenAndChangedWhileItIsOpen) 
   remote_->InsideRemove("a");
   remote_->InsideWrite("a", "another file");
   EXPECT_EQ(ReadAt(handle, 0, 100), "0123456789");
-  EXPECT_EQ(Links(a, handle), 0u);
-  EXPECT_EQ(Size(a, handle), 10);
+  EXPECT_EQ(Links(a), 0u);
+  EXPECT_EQ(Size(a), 10);
   Write(handle, 2, "xx");
   EXPECT_EQ(Truncate(a, handle, 6), 0);
   EXPECT_EQ(fs().SetAttributes(a, handle, Mode(0640), Ctx())->attributes.permissions, 0640u);
   EXPECT_EQ(Flush(handle), 0);
   EXPECT_EQ(ReadAt(handle, 0, 100), "01xx45");
-  EXPECT_EQ(fs().GetAttributes(a, handle, Ctx())->attributes.permissions, 0640u);
+  EXPECT_EQ(fs().GetAttributes(a, Ctx())->attributes.permissions, 0640u);
   EXPECT_EQ(Close(handle), 0);
   EXPECT_EQ(Inside("a"), "another file");
   EXPECT_NE(Find("a"), a);
@@ -126,9 +126,9 @@ TEST_F(ExactTest, AFileRenamedInTheSandboxIsReadWrittenAndChangedWhileItIsOpen) 
   remote_->InsideRename("a", "b");
   EXPECT_EQ(ReadAt(handle, 0, 100), "0123456789");
   Write(handle, 10, "ab");
-  EXPECT_EQ(Size(a, handle), 12);
+  EXPECT_EQ(Size(a), 12);
   EXPECT_EQ(Flush(handle), 0);
-  EXPECT_EQ(Links(a, handle), 1u);
+  EXPECT_EQ(Links(a), 1u);
   EXPECT_EQ(Errno(fs().SetAttributes(a, handle, Mode(0600), Ctx())), 0);
   EXPECT_EQ(Close(handle), 0);
   EXPECT_EQ(Inside("b"), "0123456789ab");
@@ -144,7 +144,7 @@ TEST_F(ExactTest, AFileRenamedHereWhileItIsOpenNeedsNoOpenToBeWaitedFor) {
   EXPECT_EQ(Errno(fs().Unlink(kRoot, "a", Ctx())), 0);
   EXPECT_EQ(remote_->total_calls(), 1);
   EXPECT_EQ(ReadAt(handle, 0, 100), "text");
-  EXPECT_EQ(Links(a, handle), 0u);
+  EXPECT_EQ(Links(a), 0u);
   EXPECT_EQ(Close(handle), 0);
 }
 
@@ -199,7 +199,7 @@ TEST_F(ExactTest, AllNamesOfAFileShowWhatWasChangedThroughOne) {
   Write(handle, 0, "22");
   EXPECT_EQ(Content("d/b"), "22");
   EXPECT_EQ(Errno(fs().Unlink(kRoot, "a", Ctx())), 0);
-  EXPECT_EQ(Links(a, handle), 1u);
+  EXPECT_EQ(Links(a), 1u);
   EXPECT_EQ(Close(handle), 0);
   EXPECT_EQ(Inside("d/b"), "22");
   EXPECT_EQ(fs().PathOf(a), "/home/user/d/b");
@@ -229,7 +229,7 @@ TEST_F(ExactTest, ANameThatLedToAnotherFileByNowTakesThatOne) {
   const FileHandle handle = OpenFor(a, kReadWrite), other = OpenFor(b, kReadWrite);
   remote_->InsideRename("b", "a");  // not seen here
   EXPECT_EQ(Errno(fs().Unlink(kRoot, "a", Ctx())), 0);
-  EXPECT_EQ(Links(b, other), 0u);
+  EXPECT_EQ(Links(b), 0u);
   Write(handle, 1, "2");
   EXPECT_EQ(Close(handle), 0);
   EXPECT_EQ(Inside("kept"), "12");
@@ -299,7 +299,7 @@ TEST_F(ExactTest, ARemovedFileIsAllocatedHere) {
   EXPECT_EQ(Allocate(made.handle, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 5, 100), 0);
   EXPECT_EQ(ReadAt(made.handle, 0, 100), std::string("01234\0\0\0\0\0", 10));
   EXPECT_EQ(Allocate(made.handle, 0, 0, 12), 0);
-  EXPECT_EQ(Size(made.attributes.node, made.handle), 12);
+  EXPECT_EQ(Size(made.attributes.node), 12);
   EXPECT_EQ(Seek(made.handle, 0, SeekTarget::kHole), 12);
   EXPECT_EQ(Close(made.handle), 0);
 }
@@ -330,13 +330,13 @@ TEST_F(ExactTest, AnAnswerThatWasLostLeavesNothingOldBehind) {
   const NodeId a = Find("a");
   const FileHandle handle = OpenWrite("a");
   EXPECT_EQ(ReadAt(handle, 0, 100), "0123456789");
-  const uint64_t before = fs().GetAttributes(a, 0, Ctx())->content_generation;
+  const uint64_t before = fs().GetAttributes(a, Ctx())->content_generation;
   testing::RemoteFault lost;
   lost.function = "Allocate";
   lost.action = testing::RemoteFault::kDoAndFail;
   faulty_->Add(lost);
   EXPECT_EQ(Allocate(handle, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 5), EIO);
-  EXPECT_NE(fs().GetAttributes(a, 0, Ctx())->content_generation, before);
+  EXPECT_NE(fs().GetAttributes(a, Ctx())->content_generation, before);
   EXPECT_EQ(ReadAt(handle, 0, 100), std::string("\0\0\0\0\0" "56789", 10));
   EXPECT_EQ(Close(handle), 0);
 }
@@ -359,7 +359,7 @@ TEST_F(ExactTest, WhichExtendedAttributesThereAreIsKnownWithTheOthers) {
   EXPECT_EQ(Errno(fs().GetXattr(a, "user.x", Ctx())), ENODATA);
   EXPECT_EQ(remote_->total_calls(), 3);
   // Its ctime came with the answers.
-  EXPECT_EQ(fs().GetAttributes(a, 0, Ctx())->attributes.ctime.tv_nsec, remote_->InsideStat("a")->ctime.tv_nsec);
+  EXPECT_EQ(fs().GetAttributes(a, Ctx())->attributes.ctime.tv_nsec, remote_->InsideStat("a")->ctime.tv_nsec);
   EXPECT_EQ(remote_->total_calls(), 3);
 }
 

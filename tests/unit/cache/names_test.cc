@@ -3,6 +3,7 @@
 #include <chrono>
 #include <thread>
 
+#include "cache/tree.h"
 #include "tests/unit/cache/cache_fixture.h"
 #include "transport/base/metrics.h"
 
@@ -85,13 +86,13 @@ TEST_F(NamesTest, AChangeAndTheAttributesAfterItAreOneCallWhereTheAnswerTells) {
   remote_->ResetCalls();
   auto made = fs().MakeSymlink(d, "l", "target", Ctx());
   ASSERT_TRUE(made);
-  EXPECT_EQ(Errno(fs().GetAttributes(d, 0, Ctx())), 0);
-  EXPECT_EQ(Errno(fs().GetAttributes(made->node, 0, Ctx())), 0);
+  EXPECT_EQ(Errno(fs().GetAttributes(d, Ctx())), 0);
+  EXPECT_EQ(Errno(fs().GetAttributes(made->node, Ctx())), 0);
   EXPECT_EQ(fs().ReadLink(made->node, Ctx()).value_or("?"), "target");
   transport::AttributeChange mode;
   mode.permissions = 0700;
   EXPECT_EQ(fs().SetAttributes(d, 0, mode, Ctx())->attributes.permissions, 0700u);
-  EXPECT_EQ(fs().GetAttributes(d, 0, Ctx())->attributes.permissions, 0700u);
+  EXPECT_EQ(fs().GetAttributes(d, Ctx())->attributes.permissions, 0700u);
   EXPECT_EQ(remote_->total_calls(), 2);
 }
 
@@ -121,9 +122,9 @@ TEST_F(NamesTest, BothNamesOfAHardLinkAreOneNode) {
   ASSERT_TRUE(linked);
   EXPECT_EQ(linked->node, a);
   EXPECT_EQ(linked->attributes.link_count, 2u);
-  EXPECT_EQ(fs().GetAttributes(a, 0, Ctx())->attributes.link_count, 2u);
+  EXPECT_EQ(fs().GetAttributes(a, Ctx())->attributes.link_count, 2u);
   EXPECT_EQ(Errno(fs().Unlink(kRoot, "a", Ctx())), 0);
-  EXPECT_EQ(fs().GetAttributes(a, 0, Ctx())->attributes.link_count, 1u);
+  EXPECT_EQ(fs().GetAttributes(a, Ctx())->attributes.link_count, 1u);
   EXPECT_EQ(Find("b"), a);
   EXPECT_EQ(Content("b"), "123");
 }
@@ -171,7 +172,7 @@ TEST_F(NamesTest, AReplacedFileIsAnotherNodeAndKeepsItsNumber) {
   const NodeId node = Find("a");
   EXPECT_NE(node, old_node);
   EXPECT_EQ(Size(node), 5);
-  EXPECT_EQ(Errno(fs().GetAttributes(old_node, 0, Ctx())), ESTALE);
+  EXPECT_EQ(Errno(fs().GetAttributes(old_node, Ctx())), ESTALE);
 }
 
 TEST_F(NamesTest, AnAnswerOlderThanAChangeIsNotBelieved) {
@@ -332,17 +333,52 @@ TEST_F(NamesTest, AReadOnlyMountChangesNothing) {
   EXPECT_EQ(Content("a"), "1");
 }
 
-TEST_F(NamesTest, TheFirstAnswerDecidesThatThereAreNoExtendedAttributes) {
-  testing::MemoryRemoteFsOptions plain;
-  plain.xattrs = false;
-  UseRemote(plain);
+TEST_F(NamesTest, OneRefusedExtendedAttributeSaysNothingOfOthers) {
+  testing::MemoryRemoteFsOptions options;
+  options.attributes_carry_xattr_names = false;
+  UseRemote(options);
   remote_->InsideWrite("a", "1");
   const NodeId a = Find("a");
+  ASSERT_EQ(Errno(fs().SetXattr(a, "user.x", "1", 0, Ctx())), 0);
+  faulty_->FailNth("GetXattr", 1, ENOTSUP);
   EXPECT_EQ(Errno(fs().GetXattr(a, "user.x", Ctx())), ENOTSUP);
-  remote_->ResetCalls();
-  EXPECT_EQ(Errno(fs().GetXattr(a, "security.capability", Ctx())), ENOTSUP);
-  EXPECT_EQ(Errno(fs().ListXattrs(a, Ctx())), ENOTSUP);
-  EXPECT_EQ(remote_->total_calls(), 0);
+  EXPECT_EQ(fs().GetXattr(a, "user.x", Ctx()).value_or("none"), "1");
+  EXPECT_EQ(Errno(fs().SetXattr(a, "user.y", "2", 0, Ctx())), 0);
+}
+
+TEST_F(NamesTest, NewsOfWhatIsNoNameAreNoNews) {
+  remote_->InsideWrite("a", "1");
+  ASSERT_EQ(List(kRoot), std::vector<std::string>{"a"});
+  transport::ChangeListener* listener = remote_->listener();
+  ASSERT_NE(listener, nullptr);
+  const auto root = remote_->InsideStat("");
+  const std::string bad[] = {"", ".", "..", "a/b", std::string("a\0b", 3), std::string(256, 'x')};
+  for (const std::string& name : bad) {
+    listener->NameChanged(root->id, name, transport::Entry{name, *remote_->InsideStat("a"), std::nullopt}, false);
+  }
+  EXPECT_EQ(List(kRoot), std::vector<std::string>{"a"});
+}
+
+TEST(TreeTest, AFileMayHaveVeryManyNames) {
+  transport::Attributes attributes;
+  attributes.type = transport::FileType::kDirectory;
+  attributes.id.value = "root";
+  Tree tree(attributes);
+  attributes.type = transport::FileType::kRegular;
+  attributes.id.value = "file";
+  const NodePtr file = tree.GetOrMake(attributes, nullptr);
+  constexpr int kNames = 65'000;
+  const auto began = std::chrono::steady_clock::now();
+  for (int i = 0; i < kNames; ++i) tree.Attach(*tree.root(), "name " + std::to_string(i), *file);
+  EXPECT_EQ(file->places.size(), size_t{kNames});
+  EXPECT_EQ(tree.PathOf(*file), "name 64999");
+  for (int i = 0; i < kNames; ++i) {
+    EXPECT_TRUE(file->linked);
+    tree.Detach(*tree.root(), "name " + std::to_string(i));
+  }
+  EXPECT_FALSE(file->linked);
+  EXPECT_EQ(tree.PathOf(*file), "name 64999");  // as it was last known
+  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(5));
 }
 
 }  // namespace

@@ -180,14 +180,14 @@ TEST_F(ReadingTest, TwoVersionsAreNeverJoined) {
   remote_->InsideWrite("a", old_content);
   const FileHandle handle = OpenRead("a");
   EXPECT_EQ(ReadAt(handle, 0, 4096), old_content.substr(0, 4096));
-  const uint64_t generation = fs().GetAttributes(Find("a"), 0, Ctx())->content_generation;
+  const uint64_t generation = fs().GetAttributes(Find("a"), Ctx())->content_generation;
   remote_->InsideWrite("a", new_content);
   const std::string rest = ReadAt(handle, 4096, 300'000);
   EXPECT_TRUE(rest == new_content.substr(0, 300'000) || rest == old_content.substr(0, 300'000));
   // Read to the end, each answer is of one version, and in the end it is the new one.
   const std::string end = ReadAt(handle, 900'000, 100'000);
   EXPECT_TRUE(end == new_content.substr(0, 100'000)) << end.substr(0, 10);
-  EXPECT_NE(fs().GetAttributes(Find("a"), 0, Ctx())->content_generation, generation);
+  EXPECT_NE(fs().GetAttributes(Find("a"), Ctx())->content_generation, generation);
 }
 
 TEST_F(ReadingTest, AFileReplacedByRenameIsReadOnInItsOldVersion) {

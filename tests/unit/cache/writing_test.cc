@@ -1,6 +1,11 @@
 // Writing: what reaches the sandbox and when, and what happens when it does not.
+#include <pthread.h>
+
 #include <atomic>
 #include <fstream>
+#include <functional>
+#include <system_error>
+#include <thread>
 
 #include "cache/spool.h"
 #include "tests/unit/cache/cache_fixture.h"
@@ -60,17 +65,17 @@ TEST_F(WritingTest, CreateWriteSetModeAndTimeCloseIsTwoCalls) {
   EXPECT_EQ(remote_->total_calls(), 2);
   EXPECT_EQ(remote_->InsideStat("a")->permissions, 0755u);
   EXPECT_EQ(remote_->InsideStat("a")->mtime.tv_sec, 1'000'000'000);
-  EXPECT_EQ(fs().GetAttributes(made.attributes.node, 0, Ctx())->attributes.mtime.tv_nsec, 5);
+  EXPECT_EQ(fs().GetAttributes(made.attributes.node, Ctx())->attributes.mtime.tv_nsec, 5);
   EXPECT_EQ(remote_->total_calls(), 2);
 }
 
 TEST_F(WritingTest, WhatFstatSaidAfterTheLastWriteIsTrueAfterClose) {
   const auto made = Made("a");
   Write(made.handle, 0, "text");
-  const auto before = fs().GetAttributes(made.attributes.node, made.handle, Ctx());
+  const auto before = fs().GetAttributes(made.attributes.node, Ctx());
   EXPECT_EQ(before->valid_for.count(), 0);
   EXPECT_EQ(Close(made.handle), 0);
-  const auto after = fs().GetAttributes(made.attributes.node, 0, Ctx());
+  const auto after = fs().GetAttributes(made.attributes.node, Ctx());
   EXPECT_EQ(after->attributes.size, before->attributes.size);
   EXPECT_EQ(after->attributes.mtime.tv_sec, before->attributes.mtime.tv_sec);
   EXPECT_EQ(after->attributes.mtime.tv_nsec, before->attributes.mtime.tv_nsec);
@@ -407,9 +412,9 @@ TEST_F(WritingTest, ARemovedFileIsReadAndWrittenWhileItIsOpen) {
   EXPECT_FALSE(remote_->InsideExists("tmp"));
   Write(made.handle, 4, " more");
   EXPECT_EQ(ReadAt(made.handle, 0, 100), "text more");
-  EXPECT_EQ(Size(made.attributes.node, made.handle), 9);
+  EXPECT_EQ(Size(made.attributes.node), 9);
   EXPECT_EQ(Truncate(made.attributes.node, made.handle, 2), 0);
-  EXPECT_EQ(fs().GetAttributes(made.attributes.node, made.handle, Ctx())->attributes.link_count, 0u);
+  EXPECT_EQ(fs().GetAttributes(made.attributes.node, Ctx())->attributes.link_count, 0u);
   // Another file of that name is another file.
   const auto again = Made("tmp");
   Write(again.handle, 0, "second");
@@ -600,6 +605,64 @@ TEST_F(WritingTest, WhatWasWrittenToAFileThatIsGoneIsPutAside) {
   EXPECT_EQ(SpoolFiles(), 0u);
   EXPECT_FALSE(remote_->InsideExists("dir/a"));
   std::filesystem::remove_all(spool_ + "-unsent");
+}
+
+// Its stores answer with attributes of something else.
+class LyingStores : public testing::FaultyRemoteFs {
+ public:
+  using FaultyRemoteFs::FaultyRemoteFs;
+  Result<transport::Attributes> Store(transport::Handle handle, const transport::Node& node, const transport::StoreRequest& request,
+                                      const OpContext& ctx) override {
+    auto stored = FaultyRemoteFs::Store(handle, node, request, ctx);
+    if (stored && lie) lie(*stored);
+    return stored;
+  }
+  std::function<void(transport::Attributes&)> lie;
+};
+
+TEST_F(WritingTest, AStoresAnswerThatIsOfSomethingElseIsNotTakenIn) {
+  auto lying = std::make_unique<LyingStores>(*remote_);
+  LyingStores& stores = *lying;
+  faulty_ = std::move(lying);
+  const auto made = Made("a");
+  const std::function<void(transport::Attributes&)> lies[] = {
+      [](transport::Attributes& attributes) { attributes.type = transport::FileType::kDirectory; },
+      [](transport::Attributes& attributes) { attributes.id.value += "other"; },
+  };
+  for (const auto& lie : lies) {
+    stores.lie = lie;
+    Write(made.handle, 0, "text");
+    EXPECT_EQ(Flush(made.handle), ESTALE);
+    const auto known = fs().GetAttributes(made.attributes.node, Ctx());
+    ASSERT_TRUE(known);
+    EXPECT_EQ(known->attributes.type, transport::FileType::kRegular);
+    EXPECT_EQ(known->attributes.id, made.attributes.attributes.id);
+    EXPECT_EQ(fs().Status().dirty_files, 1);  // nothing is dropped
+  }
+  stores.lie = {};
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(Inside("a"), "text");
+}
+
+TEST_F(WritingTest, WithoutMoreThreadsWhatIsUnsentIsSentAllTheSame) {
+  std::vector<FileHandle> handles;
+  for (const char* name : {"a", "b", "c"}) {
+    handles.push_back(Made(name).handle);
+    Write(handles.back(), 0, "text");
+  }
+  fs();  // its own thread is there
+  pthread_attr_t before, huge;
+  pthread_getattr_default_np(&before);
+  pthread_attr_init(&huge);
+  pthread_attr_setstacksize(&huge, size_t{1} << 47);  // no thread can have it
+  ASSERT_EQ(pthread_setattr_default_np(&huge), 0);
+  EXPECT_THROW(std::thread([] {}), std::system_error);
+  EXPECT_EQ(Errno(fs().FlushAll(Ctx(), {})), 0);
+  pthread_setattr_default_np(&before);
+  pthread_attr_destroy(&before);
+  pthread_attr_destroy(&huge);
+  for (const char* name : {"a", "b", "c"}) EXPECT_EQ(Inside(name), "text");
+  for (const FileHandle handle : handles) EXPECT_EQ(Close(handle), 0);
 }
 
 // Takes a byte now and then for a second before it stores.

@@ -95,7 +95,7 @@ TEST_F(FilesystemTest, AttributesAreShownAsTheMountingUsers) {
   const auto link = filesystem_->Lookup(cache::kRoot, "s", ctx_);
   ASSERT_TRUE(link);
   EXPECT_EQ(link->attributes.st_mode, S_IFLNK | 0777u);
-  const auto root = filesystem_->GetAttr(cache::kRoot, 0, ctx_);
+  const auto root = filesystem_->GetAttr(cache::kRoot, ctx_);
   ASSERT_TRUE(root);
   EXPECT_TRUE(S_ISDIR(root->attributes.st_mode));
   EXPECT_EQ(root->attributes.st_ino, cache::kRoot);
@@ -196,6 +196,41 @@ TEST_F(FilesystemTest, LinksAreShownByThePolicyWhereTheyAreNow) {
   EXPECT_EQ(memory_.InsideRead("restored"), "/etc");
 }
 
+TEST_F(FilesystemTest, NoMoveInsideMakesALinkLeadOut) {
+  for (const char* path : {"D", "a", "a/b", "a/b/c", "a/b/c/E"}) memory_.InsideMakeDirectory(path);
+  memory_.InsideMakeSymlink("D/out", "../../secret");
+  memory_.InsideMakeSymlink("a/b/c/E/in", "../../../../f");
+  const NodeId d = Find("D"), out = Find("out", d);
+  const NodeId c = Find("c", Find("b", Find("a"))), e = Find("E", c), in = Find("in", e);
+  EXPECT_EQ(filesystem_->ReadLink(out, ctx_).value(), ".e2bfs-outside/..%2F..%2Fsecret");
+  EXPECT_EQ(filesystem_->ReadLink(in, ctx_).value(), "../../../../f");
+  // Somebody is in D: the kernel keeps it where it was, whatever it is told.
+  memory_.InsideRename("D", "a/b/c/D");
+  memory_.InsideTell("D");
+  memory_.InsideTell("a/b/c/D");
+  EXPECT_EQ(filesystem_->ReadLink(out, ctx_).value(), ".e2bfs-outside/..%2F..%2Fsecret");
+  for (int i = 0; i < 3; ++i) Find("D", c);
+  EXPECT_EQ(filesystem_->ReadLink(out, ctx_).value(), ".e2bfs-outside/..%2F..%2Fsecret");
+  // And a text that was read is not overtaken by a move of its directory.
+  memory_.InsideRename("a/b/c/E", "E");
+  memory_.InsideTell("a/b/c/E");
+  memory_.InsideTell("E");
+  EXPECT_NE(Find("E"), e);
+}
+
+TEST_F(FilesystemTest, ARenameHereCountsForLinksFromBeforeItIsDone) {
+  for (const char* path : {"a", "a/b", "a/b/D"}) memory_.InsideMakeDirectory(path);
+  memory_.InsideMakeSymlink("a/b/D/l", "../../../f");
+  const NodeId a = Find("a"), b = Find("b", a), l = Find("l", Find("D", b));
+  EXPECT_EQ(filesystem_->ReadLink(l, ctx_).value(), "../../../f");
+  ASSERT_TRUE(filesystem_->Rename(b, "D", cache::kRoot, "D", 0, ctx_));
+  // Back inside at once, while the kernel has it at the root.
+  memory_.InsideRename("D", "a/b/D");
+  memory_.InsideTell("D");
+  memory_.InsideTell("a/b/D");
+  EXPECT_EQ(filesystem_->ReadLink(l, ctx_).value(), ".e2bfs-outside/..%2F..%2F..%2Ff");
+}
+
 TEST_F(FilesystemTest, AHardLinkNearerToTheRootMakesALinkLeadOut) {
   memory_.InsideMakeDirectory("d");
   memory_.InsideMakeSymlink("d/l", "../f");
@@ -213,7 +248,7 @@ TEST_F(FilesystemTest, CreatingAndWritingAndReadingBack) {
   EXPECT_FALSE(created->file.no_flush);
   EXPECT_EQ(memory_.InsideRead("f"), "");  // there, and empty
   EXPECT_EQ(filesystem_->Write(created->file.handle, 0, "content", ctx_).value(), 7u);
-  EXPECT_EQ(filesystem_->GetAttr(created->node.node, created->file.handle, ctx_)->attributes.st_size, 7);
+  EXPECT_EQ(filesystem_->GetAttr(created->node.node, ctx_)->attributes.st_size, 7);
   EXPECT_EQ(ErrnoOf(filesystem_->Flush(created->file.handle, ctx_)), 0);
   EXPECT_EQ(memory_.InsideRead("f"), "content");
   filesystem_->Release(created->file.handle, ctx_);
@@ -241,9 +276,9 @@ TEST_F(FilesystemTest, TheKernelKeepsPagesOfUnchangedContentOnly) {
   EXPECT_TRUE(invalidated_.empty());
   memory_.AdvanceClock(1'000'000'000);
   memory_.InsideWrite("f", "new");
-  ASSERT_TRUE(filesystem_->GetAttr(node, 0, ctx_));
+  ASSERT_TRUE(filesystem_->GetAttr(node, ctx_));
   EXPECT_THAT(invalidated_, ElementsAre(node));  // told once
-  ASSERT_TRUE(filesystem_->GetAttr(node, 0, ctx_));
+  ASSERT_TRUE(filesystem_->GetAttr(node, ctx_));
   EXPECT_THAT(invalidated_, ElementsAre(node));
   const auto third = filesystem_->Open(node, O_RDONLY, ctx_);
   ASSERT_TRUE(third);

@@ -25,6 +25,22 @@ TEST(KernelNotifyTest, StopTellsWhetherTheKernelHangs) {
   EXPECT_EQ(told, 1);
 }
 
+TEST(KernelNotifyTest, WhatWaitsIsBoundedButPagesAreAlwaysTold) {
+  std::atomic<bool> hang{true};
+  std::atomic<size_t> names{0}, pages{0};
+  KernelNotify notify([&](const Outdated& outdated) {
+    while (hang) std::this_thread::sleep_for(milliseconds(1));
+    ++(outdated.pages ? pages : names);
+  });
+  for (size_t i = 0; i < KernelNotify::kMostWaiting + 1000; ++i) notify.Invalidate({1, false, "n" + std::to_string(i)});
+  for (cache::NodeId node = 2; node < 1002; ++node) notify.Invalidate({node, true, {}});
+  hang = false;
+  while (pages < 1000 || names < KernelNotify::kMostWaiting) std::this_thread::sleep_for(milliseconds(1));
+  EXPECT_TRUE(notify.Stop(milliseconds(60'000)));
+  EXPECT_LE(names, KernelNotify::kMostWaiting + 1);  // one was being told
+  EXPECT_EQ(pages, 1000u);
+}
+
 TEST(KernelNotifyTest, StopOfOneThatNeverBegan) {
   KernelNotify notify([](const Outdated&) { FAIL(); });
   EXPECT_TRUE(notify.Stop(milliseconds(0)));
