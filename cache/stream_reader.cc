@@ -10,8 +10,10 @@
 namespace e2bfs::cache {
 namespace {
 
-// What the kernel asks for at a time, and so the smallest range that is worth a request.
-constexpr int64_t kFirstRange = 128 << 10;
+// The smallest range that is worth a request; small files come whole with it, since a rest of as much comes along.
+constexpr int64_t kFirstRange = 64 << 10;
+// What is read at a time of what is skipped, or backwards.
+constexpr int64_t kPiece = 128 << 10;
 // Between two ranges nothing has to stop, and each of them costs a request.
 constexpr int64_t kMostRange = 8 << 20;
 // Of a stream whose first range was used up; then the most.
@@ -214,7 +216,7 @@ void StreamReader::PushRange(Stream& stream, int64_t least) {
   auto of_rest = [rest](int64_t wanted) { return rest <= 2 * wanted ? rest : wanted; };
   int64_t length = of_rest(std::max(RangeLength(stream), least));
   const bool charged = memory_.TryTake(length);
-  if (!charged) length = of_rest(std::max(kFirstRange, least));
+  if (!charged) length = of_rest(std::max(kPiece, least));
   auto range = std::make_shared<Range>(begin, begin + length);
   if (charged) range->charged = length;
   stream.ranges.push_back(std::move(range));
@@ -329,7 +331,7 @@ Result<size_t> StreamReader::Pull(Lock& lock, const StreamPtr& stream, int64_t o
   stream->busy = true;
   lock.unlock();
   std::string skipped;
-  if (gap > 0) skipped.resize(static_cast<size_t>(std::min(gap, kFirstRange)));
+  if (gap > 0) skipped.resize(static_cast<size_t>(std::min(gap, kPiece)));
   auto got = gap > 0 ? source->Read(skipped.data(), skipped.size(), ctx)
                      : source->Read(buffer, static_cast<size_t>(std::min(static_cast<int64_t>(length), left)), ctx);
   lock.lock();
@@ -405,7 +407,7 @@ void StreamReader::FollowSteps(int64_t offset, int64_t length) {
   last_begin_ = offset;
   if (equal_steps_ < kStepsOfAPattern) return;
   if (step == -length) {
-    const int64_t block = std::min(kFirstRange << std::min(equal_steps_ / 8, 3), kMostBackwards);
+    const int64_t block = std::min(kPiece << std::min(equal_steps_ / 8, 3), kMostBackwards);
     if (equal_steps_ == kStepsOfAPattern) fetched_down_to_ = offset;
     // The block that comes next, and when that is being read the one below it.
     while (fetched_down_to_ > 0 && offset - fetched_down_to_ < block) {
@@ -457,9 +459,9 @@ Result<size_t> StreamReader::Read(const ReadVersion& version, int64_t offset, ch
         // The second of two that belong together, or one of several that keep close: sequential from here. Those that come in another
         // order need room in one range.
         near_ = 0;
-        if (NewStream(at, follows ? 0 : 8 * kFirstRange, old)) continue;
+        if (NewStream(at, follows ? 0 : 8 * kPiece, old)) continue;
       }
-      const int64_t piece = std::max(kFirstRange, static_cast<int64_t>(length));
+      const int64_t piece = std::max(kPiece, static_cast<int64_t>(length));
       const int64_t before = ends_[last_end_];
       const bool near = before >= 0 && at - before <= piece && before - at <= 2 * piece;
       near_ = near ? near_ + 1 : 0;

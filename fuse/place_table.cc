@@ -121,9 +121,13 @@ PlaceTable::NodeId PlaceTable::Referenced(NodeId parent, const std::string& name
   Place& place = known->second;
   if (fresh) {
     place = {.node = node, .parent = parent};
+    if (found == Found::kMade) place.settled_from = Clock::now() + kRetryTime;
     AddSpot(node, place, parent, name);
   }
-  if (MayBeTold(node, place, parent, name)) {
+  // The kernel may still be about to put in its place what was made just now: told of another one meanwhile, it could not, and the program's mkdir
+  // would fail.
+  const bool unsettled = place.parent != parent && Clock::now() < place.settled_from;
+  if (!unsettled && MayBeTold(node, place, parent, name)) {
     if (Settle(place, parent, found, asked)) {
       Told(parent, name, node);
       ++place.references;

@@ -78,6 +78,7 @@ class PlaceTable {
     NodeId parent = 0;    // of a directory: the number of the one that the kernel has it in; 0: not known
     NodeId told = 0;      // the kernel was told of this other one, and would ask again before `sure_from` if it could not move it there
     TimePoint sure_from{};
+    TimePoint settled_from{};  // of one that was made through the mount: the kernel has it by then
     std::vector<Spots::iterator> spots{};
     bool anywhere = false;  // there were too many of them
   };

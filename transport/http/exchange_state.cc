@@ -10,7 +10,7 @@ namespace {
 // Of a body that waits for its reader.
 constexpr size_t kPieceBytes = size_t{16} << 10;
 // What Write takes ahead of the network. Small: the program above has its own copy, and pushing back early is the point.
-constexpr size_t kUploadBufferBytes = size_t{256} << 10;
+constexpr size_t kUploadBufferBytes = size_t{1} << 20;
 
 }  // namespace
 
@@ -166,7 +166,7 @@ Result<void> ExchangeState::Write(std::string_view bytes, const OpContext& ctx) 
   const auto ended = [&]() -> std::optional<Error> {
     if (error_) return error_;
     // A server that has all that was declared may answer before FinishBody, even before this call returns.
-    const bool all_sent = request_.content_length && uploaded_bytes_ == *request_.content_length && upload_front_ == upload_.size();
+    const bool all_sent = request_.content_length && uploaded_bytes_ == *request_.content_length && upload_bytes_ == 0;
     if ((upload_closed_ || complete_) && !all_sent) {
       return Failure(ErrorKind::kBroken, EPIPE, "the server answered without reading the whole request").value();
     }
@@ -175,14 +175,10 @@ Result<void> ExchangeState::Write(std::string_view bytes, const OpContext& ctx) 
   while (true) {
     if (auto error = ended()) return Forward(*error);
     if (bytes.empty()) return {};
-    const size_t waiting = upload_.size() - upload_front_;
-    if (waiting < kUploadBufferBytes) {
-      const size_t part = std::min(bytes.size(), kUploadBufferBytes - waiting);
-      if (upload_front_ > 0) {
-        upload_.erase(0, upload_front_);
-        upload_front_ = 0;
-      }
-      upload_.append(bytes.substr(0, part));
+    if (upload_bytes_ < kUploadBufferBytes) {
+      const size_t part = std::min(bytes.size(), kUploadBufferBytes - upload_bytes_);
+      upload_.emplace_back(bytes.substr(0, part));
+      upload_bytes_ += part;
       bytes.remove_prefix(part);
       uploaded_bytes_ += static_cast<int64_t>(part);
       upload_news_ = true;
@@ -191,7 +187,7 @@ Result<void> ExchangeState::Write(std::string_view bytes, const OpContext& ctx) 
     }
     const TimePoint own = Clock::now() + settings_.idle_timeout;
     const Wake wake = WaitLocked(lock, ctx, std::min(own, ctx.deadline), [&] {
-      return upload_.size() - upload_front_ < kUploadBufferBytes || ended().has_value();
+      return upload_bytes_ < kUploadBufferBytes || ended().has_value();
     });
     if (wake != Wake::kReady) {
       return Forward(StopErrorLocked(lock, wake, own < ctx.deadline, "progress in sending the request"));
@@ -210,7 +206,7 @@ Result<void> ExchangeState::FinishBody(const OpContext&) {
   }
   upload_finished_ = true;
   upload_news_ = true;
-  const bool all_sent = request_.content_length && upload_front_ == upload_.size();
+  const bool all_sent = request_.content_length && upload_bytes_ == 0;
   if (complete_ && all_sent) return {};
   if ((upload_closed_ || complete_) && !all_sent) {
     return Failure(ErrorKind::kBroken, EPIPE, "the server answered without reading the whole request");
@@ -305,15 +301,24 @@ ExchangeState::BodyPart ExchangeState::TakeRequestBody(char* buffer, size_t capa
     taken_bytes_ += part;
     *taken = part;
   } else {
-    const size_t part = std::min(capacity, upload_.size() - upload_front_);
-    std::memcpy(buffer, upload_.data() + upload_front_, part);
-    upload_front_ += part;
-    taken_bytes_ += part;
-    *taken = part;
-    if (part > 0) changed_.notify_all();
+    while (*taken < capacity && upload_bytes_ > 0) {
+      const std::string& front = upload_.front();
+      const size_t part = std::min(capacity - *taken, front.size() - upload_front_);
+      std::memcpy(buffer + *taken, front.data() + upload_front_, part);
+      *taken += part;
+      upload_front_ += part;
+      upload_bytes_ -= part;
+      if (upload_front_ == front.size()) {
+        upload_.pop_front();
+        upload_front_ = 0;
+      }
+    }
+    taken_bytes_ += *taken;
+    // Whoever writes is woken when it is worth it.
+    if (*taken > 0 && upload_bytes_ <= kUploadBufferBytes / 2) changed_.notify_all();
   }
   counters_->bytes_sent.fetch_add(static_cast<int64_t>(*taken), std::memory_order_relaxed);
-  const bool ended = request_.streamed_body ? upload_finished_ && upload_front_ == upload_.size()
+  const bool ended = request_.streamed_body ? upload_finished_ && upload_bytes_ == 0
                                             : taken_bytes_ == request_.body.size();
   const bool idle = request_.streamed_body && *taken == 0;
   // The wait for the answer begins anew with each part of the body that goes out.

@@ -122,8 +122,9 @@ class ExchangeState : public std::enable_shared_from_this<ExchangeState> {
   size_t body_front_ = 0;      // bytes of body_.front() that were taken
   size_t body_bytes_ = 0;      // in body_, not yet taken
   size_t consumed_bytes_ = 0;  // taken since the last kick
-  std::string upload_;         // streamed request body, not yet taken by the loop
-  size_t upload_front_ = 0;
+  std::deque<std::string> upload_;  // streamed request body, not yet taken by the loop
+  size_t upload_front_ = 0;         // bytes of upload_.front() that were taken
+  size_t upload_bytes_ = 0;         // in upload_, not yet taken
   int64_t uploaded_bytes_ = 0;  // given by Write in all
   size_t taken_bytes_ = 0;      // taken by the loop from request_.body or upload_
   bool upload_finished_ = false;

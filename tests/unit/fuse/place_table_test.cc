@@ -83,6 +83,15 @@ TEST_F(PlaceTableTest, WhatWasMadeJustNowIsNeverForTheKernelToMove) {
   EXPECT_NE(In(kRight, kMoved, Found::kMade), kMoved);
 }
 
+// Seen in e2e/rename_storm: EEXIST for a mkdir that the kernel repeated, since it could not use the first answer.
+TEST_F(PlaceTableTest, WhatWasMadeJustNowIsFoundElsewhereByAnotherNumber) {
+  for (const auto& [node, found] : {std::pair(kMoved, Found::kListed), std::pair(kOther, Found::kLookedUp)}) {
+    In(kLeft, node, Found::kMade);
+    EXPECT_NE(In(kRight, node, found), node);
+    EXPECT_EQ(In(kLeft, node), node);
+  }
+}
+
 TEST_F(PlaceTableTest, ARenameThroughTheMountMovesThePlace) {
   In(kLeft, kMoved);
   Rename(kMoved, kLeft, kRight);
