@@ -541,12 +541,19 @@ void OpRead(const ReplyPtr& reply, fuse_ino_t node, size_t size, off_t offset, f
 }
 
 void OpWrite(const ReplyPtr& reply, fuse_ino_t node, const char* bytes, size_t size, off_t offset, fuse_file_info* info) {
-  const FileHandle file = info->fh;
-  // Copied, since the reader's buffer takes the next request. The write may wait for room in the spool.
-  DispatchTo(reply, "write", node, Lane::kWrite, Ending::kNever, ServiceClass::kForeground,
-           [file, bytes = std::string(bytes, size), offset](Filesystem& fs, Reply& to, auto& ctx) {
-             to.Written(fs.Write(file, offset, bytes, ctx));
-           });
+  const OpContext ctx = reply->Begin("write", node, Ending::kNever, ServiceClass::kForeground);
+  const auto write = [file = info->fh, offset](std::string_view content, Filesystem& fs, Reply& to, const OpContext& within) {
+    to.Written(fs.Write(file, offset, content, within));
+  };
+  // Into the spool, mostly: by the reader itself, from its buffer. It may have to wait for room there.
+  if (reply->state().BeginHere()) {
+    RunGuarded("write", [&] { write({bytes, size}, reply->state().filesystem, *reply, ctx); });
+    reply->state().EndHere();
+    return;
+  }
+  RunOn(Lane::kWrite, reply, "write", ctx, [write, content = std::string(bytes, size)](Filesystem& fs, Reply& to, auto& within) {
+    write(content, fs, to, within);
+  });
 }
 
 void OpLseek(const ReplyPtr& reply, fuse_ino_t node, off_t offset, int whence, fuse_file_info* info) {

@@ -53,7 +53,7 @@ class H2Connection final : public Carrier {
   // Has a stream for a request of this class: by the peer's SETTINGS, by our limit, and less the reserved ones.
   bool HasRoom(ServiceClass service_class) const;
   int streams() const { return static_cast<int>(streams_.size()); }
-  int bulk_streams() const { return class_streams_[static_cast<size_t>(ServiceClass::kBulk)]; }
+  int streams_of(ServiceClass service_class) const { return class_streams_[static_cast<size_t>(service_class)]; }
   // What the server takes of a request's body ahead of its reader.
   int64_t upload_window_bytes() const;
   bool idle() const { return !closed_ && streams_.empty(); }

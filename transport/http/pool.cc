@@ -212,6 +212,8 @@ bool Pool::StartOne(OriginPool& home, ServiceClass service_class) {
       return false;
     }
     http1 = IsBetterByHttp1(home, *connection, *queue.front());
+    // The next one finds a connection of its own.
+    if (!http1 && service_class == ServiceClass::kBulk && connection->streams_of(ServiceClass::kStream) > 0) MaybeDial(home);
   }
   if (const auto until = rate_.Take(Clock::now())) {
     WaitForRate(*until);
@@ -260,20 +262,18 @@ bool Pool::Http1HasRoom(const OriginPool& home, ServiceClass service_class) cons
   return service_class != ServiceClass::kStream || streams < std::max(1, limit / 2);
 }
 
+// Big copies and what is waited for keep away from each other: on one connection an answer waits behind all the bytes that are under way. Then
+// the fullest, so that others can become idle and close.
 H2Connection* Pool::Pick(OriginPool& home, ServiceClass service_class) const {
   H2Connection* best = nullptr;
+  const auto disturbed = [service_class](const H2Connection& connection) {
+    return connection.streams_of(service_class == ServiceClass::kBulk ? ServiceClass::kStream : ServiceClass::kBulk);
+  };
   for (const auto& connection : home.connections) {
     if (!connection->HasRoom(service_class)) continue;
-    if (best == nullptr) {
-      best = connection.get();
-    } else if (service_class == ServiceClass::kMetadata || service_class == ServiceClass::kForeground) {
-      // Away from the big copies; then to the fullest, so that the others can become idle and close.
-      const bool calmer = connection->bulk_streams() < best->bulk_streams();
-      const bool as_calm = connection->bulk_streams() == best->bulk_streams();
-      if (calmer || (as_calm && connection->streams() > best->streams())) best = connection.get();
-    } else if (connection->streams() > best->streams()) {
-      best = connection.get();
-    }
+    const bool better = best == nullptr || disturbed(*connection) < disturbed(*best) ||
+                        (disturbed(*connection) == disturbed(*best) && connection->streams() > best->streams());
+    if (better) best = connection.get();
   }
   return best;
 }
