@@ -110,7 +110,7 @@ TEST(MountOptionTable, HelpHasEveryOptionOnceAndItsTrueDefault) {
   EXPECT_EQ(initial["connect_timeout"], seconds(http.connect_timeout));
   EXPECT_EQ(initial["head_timeout"], seconds(http.head_timeout));
   EXPECT_EQ(initial["idle_timeout"], seconds(http.idle_timeout));
-  EXPECT_EQ(initial["memory"], "64M");
+  EXPECT_EQ(initial["memory"], "48M");
   EXPECT_EQ(initial["attr_timeout"], "1");
 }
 
