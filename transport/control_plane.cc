@@ -86,7 +86,7 @@ Result<std::unique_ptr<ControlPlane>> ControlPlane::Create(http::HttpClient& htt
   }
   auto parsed = ParseUrl(url, what);
   if (!parsed) return Forward(parsed.error());
-  if (!parsed->https && !IsLoopbackHost(parsed->host)) {
+  if (!parsed->https && !http::IsLoopbackHost(parsed->host)) {
     return Failure(ErrorKind::kBadRequest, EACCES,
                    std::string(what) + ": the API key would travel unencrypted over http:// to another machine; use https://");
   }

@@ -47,7 +47,7 @@ struct ClientOptions {
   std::string ca_directory;
   std::string user_agent = "e2bfs";       // never browser-like: the edge would answer HTML
   // Proxies: http_proxy, https_proxy, all_proxy, no_proxy (and upper case but HTTP_PROXY) as curl reads them; origins
-  // behind a proxy go by HTTP/1.1 through libcurl.
+  // behind a proxy go by HTTP/1.1 through libcurl. Never for http:// to this machine.
 
   // The defaults with the environment applied. Error: kBadRequest/EINVAL naming the variable whose value is no number or out of range.
   static Result<ClientOptions> FromEnvironment();
@@ -164,6 +164,10 @@ class GzipReader {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// "localhost", *.localhost, 127.0.0.0/8, ::1 (lower case, no brackets). Requests to http:// there go past every proxy and never leave this
+// machine, so it is where a key may go unencrypted.
+bool IsLoopbackHost(std::string_view host);
 
 // gzip-compresses a request body.
 std::string GzipCompress(std::string_view bytes);

@@ -112,7 +112,17 @@ Result<void> CheckRequest(const Request& request) {
   return {};
 }
 
+bool IsLoopbackHost(std::string_view host) {
+  if (host == "localhost" || host.ends_with(".localhost") || host == "::1") return true;
+  // 127.a.b.c, not a name that begins so.
+  return host.starts_with("127.") && host.find_first_not_of("0123456789.") == std::string_view::npos &&
+         std::count(host.begin(), host.end(), '.') == 3;
+}
+
+bool GoesPastProxies(const Origin& origin) { return !origin.tls && IsLoopbackHost(origin.host); }
+
 bool MayUseProxy(const Origin& origin) {
+  if (GoesPastProxies(origin)) return false;
   // HTTP_PROXY in capitals is not read: a CGI's client could set it (curl does the same).
   const bool has_proxy = origin.tls ? !ProxyVariable("https_proxy").empty() || !ProxyVariable("HTTPS_PROXY").empty()
                                     : !ProxyVariable("http_proxy").empty();

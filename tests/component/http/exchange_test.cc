@@ -215,6 +215,25 @@ TEST_P(ExchangeTest, StopTokenAndDestructionGiveUp) {
   EXPECT_EQ(client->Start(Get("/bytes"), ctx).error().kind, ErrorKind::kCancelled);
 }
 
+TEST_P(ExchangeTest, LoopbackInClearGoesPastEveryProxy) {
+  // What listens there would see whatever secret the request carries.
+  TestServer proxy;
+  const std::string url = proxy.origin();
+  for (const char* variable : {"http_proxy", "all_proxy", "ALL_PROXY"}) {
+    setenv(variable, url.c_str(), 1);
+    auto client = MakeClient();
+    Request request = Get("/bytes?n=10");
+    request.origin = test_server_.origin();
+    for (const char* host : {"127.0.0.1", "localhost", "a.localhost"}) {
+      request.origin = std::string("http://") + host + ":" + std::to_string(server().port());
+      auto response = client->Fetch(request, Soon(), 100);
+      EXPECT_TRUE(response && response->head.status == 200) << variable << " " << host;
+    }
+    unsetenv(variable);
+  }
+  EXPECT_EQ(proxy.server().counts().connections_opened, 0);
+}
+
 TEST_P(ExchangeTest, ClosingTheClientEndsWhatWaits) {
   auto client = MakeClient();
   auto held = client->Start(Get("/hold"), Soon());
