@@ -97,7 +97,7 @@ class Exchange {
   // The next bytes of the body: blocks until at least one is here, 0 at the end. The end is only reported when the
   // body is complete by the protocol's own measure (Content-Length met, last chunk, END_STREAM without RST; a torn body is kProtocol/kBroken with EIO).
   // HTTP/1.1 without length or chunks (read to close) cannot be proved complete: kProtocol at its end.
-  // An idle timeout counts only while this call waits.
+  // An idle timeout counts only while this call waits. Before the body's end is here, ctx's deadline and stop end it although bytes are.
   virtual Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) = 0;
 
   // Instead of waiting in Read: `readable` is called by the client's loop thread whenever TryRead has something to tell, and once at first. It must
