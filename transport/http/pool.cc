@@ -13,6 +13,8 @@ constexpr int kMaxTries = 3;
 constexpr int64_t kLargeUploadBytes = 1 << 20;
 // Connections that a server closes before it acts on a request are no tries of the request; but it does not wait for ever.
 constexpr int kMaxUnsentTries = 10;
+// After a connection that took no requests at all.
+constexpr std::chrono::milliseconds kNothingTakenWait{2'000};
 // In this order requests are served: what is small and waited for first.
 constexpr ServiceClass kServingOrder[] = {ServiceClass::kMetadata, ServiceClass::kForeground, ServiceClass::kStream,
                                           ServiceClass::kBulk};
@@ -306,7 +308,8 @@ void Pool::MaybeDial(OriginPool& home) {
   // One at a time: 2,000 waiting requests never become 2,000 connections.
   if (home.dialer != nullptr || home.redial_timer != 0) return;
   for (const auto& connection : home.connections) {
-    if (connection->usable() && !connection->settled()) return;  // its SETTINGS are on the way, and make room
+    // Its SETTINGS are on the way, and make room; or the server takes nothing now, which more connections would not change.
+    if (connection->usable() && (!connection->settled() || connection->stream_limit() == 0)) return;
   }
   if (static_cast<int>(home.connections.size()) >= options_.max_connections_per_origin) return;
   if (total_connections() >= options_.max_connections && !CloseOldestIdle() &&
@@ -356,8 +359,11 @@ void Pool::OnDialFailed(OriginPool& home, const Error& error, bool final) {
     }
     FailWaiting(home, error, true);
   }
-  if (!home.waiting()) return;
-  const auto delay = std::chrono::milliseconds(100) * std::min(home.dial_failures, 20);
+  if (home.waiting()) DialLater(home, std::chrono::milliseconds(100) * std::min(home.dial_failures, 20));
+}
+
+void Pool::DialLater(OriginPool& home, std::chrono::milliseconds delay) {
+  if (home.redial_timer != 0) return;
   home.redial_timer = loop_.AddTimer(Clock::now() + JitteredDelay(delay), [this, &home] {
     home.redial_timer = 0;
     ScheduleDispatch(home);
@@ -388,7 +394,12 @@ void Pool::OnClosed(H2Connection& connection) {
   OriginPool& home = connection.home();
   Bury(connection);
   if (globally_blocked_) ScheduleDispatchAll();
-  if (home.waiting()) ScheduleDispatch(home);
+  if (!home.waiting()) return;
+  if (connection.stream_limit() == 0) {
+    DialLater(home, kNothingTakenWait);
+  } else {
+    ScheduleDispatch(home);
+  }
 }
 
 void Pool::Bury(H2Connection& connection) {
