@@ -784,7 +784,6 @@ Result<void> Channel::StartServer(const OpContext& context) {
     auto facts = DecodeFacts(*said);
     if (!facts) return Forward(facts.error());
     facts->pid = pid;  // as envd knows it
-    std::function<void()> take_over;
     if (old.pid != 0) {
       take_over = reopen_(old.pid, pid, transact);
       if (lost) return Forward(*lost);
@@ -795,8 +794,9 @@ Result<void> Channel::StartServer(const OpContext& context) {
         if (tries == kStartTries || ctx.stop.stop_requested()) return Forward(killed.error());
       }
     }
-    if (take_over) take_over();
+    if (take_over) take_over(true);
     output->SkipProbes();
+  std::function<void(bool)> take_over;
     Lock lock(mutex_);
     input_ = input;
     output_ = output;
@@ -810,7 +810,9 @@ Result<void> Channel::StartServer(const OpContext& context) {
     return {};
   };
   auto begun = begin();
-  if (!begun) kill_new();
+  if (begun) return begun;
+  if (take_over) take_over(false);
+  kill_new();
   return begun;
 }
 

@@ -76,9 +76,9 @@ class Channel {
  public:
   // Runs calls, each a request of its own, on a new server before anybody else does: an outcome for each, or an error when that one is lost, too.
   using Transact = std::function<Result<Outcomes>(const std::vector<Call>& calls)>;
-  // A new server is there: what was open has to be opened again. What it returns is called once the new server has taken the old one's place, before
-  // anybody else uses it; if it never does, it is forgotten, and so are the descriptors. Both called by the channel's own thread, without locks.
-  using Reopen = std::function<std::function<void()>(uint32_t old_pid, uint32_t new_pid, const Transact& transact)>;
+  // A new server is there: what was open has to be opened again. What it returns is called once: with true when the new server has taken the old
+  // one's place, before anybody else uses it; with false when it never will (always, where transact failed). Both called by the channel's own thread, without locks.
+  using Reopen = std::function<std::function<void(bool took_over)>(uint32_t old_pid, uint32_t new_pid, const Transact& transact)>;
 
   // What the server says unasked: the bytes of one frame of news. Unset: some may have been lost, since the way was. Called without
   // locks by one thread at a time, mostly the HTTP client's, in order with the replies: it must not block. False: it makes no sense, and the server is replaced.

@@ -330,7 +330,9 @@ class SyscallFsImpl final : public RemoteFs {
       auto attributes = syscall::DecodeAttributes(fields, actor_);
       if (!attributes) return Refuse(handle, Nonsense("open").value());
       // Called in order with what happens to servers: it is the one of now.
-      TryConfirm(handle, channel_->server_pid(), descriptor, attributes->id, {});
+      if (!TryConfirm(handle, channel_->server_pid(), descriptor, attributes->id, {})) {
+        Refuse(handle, Failure(ErrorKind::kBroken, EIO, "the syscall server was lost").value());
+      }
     });
     return handle;
   }
@@ -669,8 +671,9 @@ class SyscallFsImpl final : public RemoteFs {
     return "/proc/" + std::to_string(pid) + "/fd/" + std::to_string(descriptor);
   }
 
-  // A new server has to open what the old one had open.
-  std::function<void()> Reopen(uint32_t, uint32_t new_pid, const syscall::Channel::Transact& transact) {
+  // A new server has to open what the old one had open. Until it is known whether it takes over, what the old one has opened is not
+  // confirmed: Confirm asks again, and is answered by the one that goes on.
+  std::function<void(bool)> Reopen(uint32_t old_pid, uint32_t new_pid, const syscall::Channel::Transact& transact) {
     std::vector<Handle> numbers;
     std::vector<Call> calls;
     {
@@ -682,12 +685,17 @@ class SyscallFsImpl final : public RemoteFs {
         calls.push_back({Operation::kOpen, OpenArguments(handle, opened.node, opened.flags, opened.server_pid, opened.descriptor)});
       }
     }
-    auto outcomes = transact(calls);
-    if (!outcomes) return {};  // that server is lost, too: the next one tries again
-    return [this, new_pid, numbers = std::move(numbers), outcomes = std::make_shared<Outcomes>(std::move(*outcomes))] {
+    auto outcomes = std::make_shared<Result<Outcomes>>(transact(calls));
+    return [this, old_pid, new_pid, numbers = std::move(numbers), outcomes](bool took_over) {
+      if (!took_over) {
+        std::lock_guard lock(mutex_);
+        server_pid_ = old_pid;
+        return;
+      }
       for (size_t i = 0; i < numbers.size(); ++i) {
-        auto result = (*outcomes)[i].errno_value == 0 ? Result<std::string>(std::move((*outcomes)[i].result))
-                                                      : Errno((*outcomes)[i].errno_value == ENOENT ? ESTALE : (*outcomes)[i].errno_value);
+        syscall::Reply::Outcome& outcome = (**outcomes)[i];
+        auto result = outcome.errno_value == 0 ? Result<std::string>(std::move(outcome.result))
+                                               : Errno(outcome.errno_value == ENOENT ? ESTALE : outcome.errno_value);
         if (!result) {
           Refuse(numbers[i], result.error());
           continue;
