@@ -386,7 +386,8 @@ void Channel::Take(Reply reply) {
   }
   auto found = reply.echo || reply.news ? in_flight_.end() : in_flight_.find(reply.number);
   if (found == in_flight_.end()) {  // not an answer, or whoever asked has gone
-    const bool given_up = !reply.echo && !reply.news && abandoned_.count(reply.number) != 0;
+    // The last of it: once for each that was given up, whoever answers it more often.
+    const bool given_up = !reply.echo && !reply.news && !reply.more && abandoned_.erase(reply.number) != 0;
     SendQueued(lock);
     lock.unlock();
     // It was done all the same, and its own events are left out of the news, since this reply says what they would.

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "transport/base/log.h"
+#include "transport/http/rate_limit.h"
 #include "transport/service_names.h"
 #include "transport/service_stream.h"
 #include "transport/syscall/staging.h"
@@ -29,6 +30,8 @@ constexpr int64_t kInlineStoreBytes = 24 << 10;
 constexpr size_t kMaxInlineExtents = 256;
 constexpr int kStoreTries = 3;
 constexpr size_t kMaxEntries = 2'000'000;
+// A queue of events overflows after thousands of them: whoever tells it more often wants us to be busy.
+constexpr int64_t kLossesPerMinute = 300;
 constexpr std::chrono::milliseconds kOpenTime{60'000};
 
 tl::unexpected<Error> Nonsense(const char* what) {
@@ -556,9 +559,13 @@ class SyscallFsImpl final : public RemoteFs {
 
   bool Tell(const std::string* news) {
     std::lock_guard lock(listener_mutex_);
-    if (news) return syscall::DecodeNews(*news, actor_, listener_);
-    if (listener_) listener_->ChangesLost();
-    return true;
+    if (!news) {
+      if (listener_) listener_->ChangesLost();
+      return true;
+    }
+    bool lost = false;
+    if (!syscall::DecodeNews(*news, actor_, listener_, &lost)) return false;
+    return !lost || !losses_.Take(Clock::now());
   }
 
   // readdir may give a name twice while entries come and go; the later one is the newer.
@@ -885,6 +892,7 @@ class SyscallFsImpl final : public RemoteFs {
 
   std::mutex listener_mutex_;  // held while the listener is told
   ChangeListener* listener_ = nullptr;
+  http::RateLimit losses_{kLossesPerMinute};
 
   std::unique_ptr<syscall::Channel> channel_;  // last: its thread uses the others
 };
