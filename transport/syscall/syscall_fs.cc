@@ -29,7 +29,7 @@ namespace {
 constexpr int64_t kInlineStoreBytes = 24 << 10;
 constexpr size_t kMaxInlineExtents = 256;
 constexpr int kStoreTries = 3;
-constexpr size_t kMaxEntries = 2'000'000;
+constexpr size_t kMaxEntries = 500'000;
 // A queue of events overflows after thousands of them: whoever tells it more often wants us to be busy.
 constexpr int64_t kLossesPerMinute = 300;
 constexpr std::chrono::milliseconds kOpenTime{60'000};
@@ -185,6 +185,7 @@ class SyscallFsImpl final : public RemoteFs {
         listing.entries.push_back(std::move(*entry));
       }
       if (!fields.ok() || !fields.ended()) return Nonsense("entries");
+      (*outcomes)[i].result = {};  // not held twice
     }
     DropRepeatedNames(listing.entries);
     return listing;
