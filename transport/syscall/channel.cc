@@ -97,7 +97,7 @@ struct Channel::Request {
   bool queued = true;   // waits in queue_
   bool sent = false;    // at least once
   uint64_t low = 0;     // the low-water mark that went with it
-  int servers_lost = 0; // while it was with them
+  int servers_lost = 0;  // while it was the first that they had not answered
   bool finished = false;
   bool gave_way = false;  // to another long answer: to be asked again
   size_t answer_bytes = 0;
@@ -603,7 +603,9 @@ void Channel::FindAgain(std::stop_token stop) {
     if (leaving_ || stop.stop_requested()) continue;
     if (found) {
       if (new_server) {
-        for (auto& [number, request] : in_flight_) request->servers_lost += request->queued ? 0 : 1;
+        // It works in order: most likely it ended over the first that it did not answer.
+        const auto suspect = std::find_if(in_flight_.begin(), in_flight_.end(), [](const auto& entry) { return !entry.second->queued; });
+        if (suspect != in_flight_.end()) ++suspect->second->servers_lost;
         FinishAll(lock, Failure(ErrorKind::kBroken, EIO, "the syscall server was lost before it answered").value(), [](const Request& request) {
           return (request.effect == Effect::kChange && request.sent) || request.servers_lost >= kServersOfRequest;
         });

@@ -172,6 +172,26 @@ TEST(HostileServer, ARequestThatKillsIsNotSentForEver) {
   EXPECT_EQ(envd.started(), 11);
 }
 
+TEST(HostileServer, WhatWaitsBehindARequestThatKillsIsDone) {
+  std::atomic<int> asked{0};
+  ScriptedEnvd envd([&](Server& server, const Request& request) {
+    if (request.operation == Operation::kStatFs) {
+      ++asked;
+      std::this_thread::sleep_for(200ms);
+      server.Die();
+    } else if (!server.dead()) {
+      server.Reply(request.number, 0, {Stats()});
+    }
+  });
+  auto fs = Mount(envd);
+  std::thread killer([&] { EXPECT_EQ(Code(fs->StatFs(Ctx())), EIO); });
+  EXPECT_TRUE(Eventually([&] { return asked == 1; }));
+  auto behind = fs->Stat(At("x"), Ctx());
+  EXPECT_TRUE(behind) << ToString(behind.error());
+  killer.join();
+  EXPECT_EQ(envd.started(), 3);
+}
+
 TEST(HostileServer, ServersThatDieYoungAreReplacedSlowly) {
   ScriptedEnvd envd([&](Server& server, const Request&) { server.Die(); });
   auto fs = Mount(envd);
