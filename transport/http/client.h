@@ -169,6 +169,9 @@ class GzipReader {
 // machine, so it is where a key may go unencrypted.
 bool IsLoopbackHost(std::string_view host);
 
+// "a b/ü" → "a%20b/%C3%BC": everything but unreserved characters and '/', for paths and queries.
+std::string PercentEncode(std::string_view text);
+
 // gzip-compresses a request body.
 std::string GzipCompress(std::string_view bytes);
 

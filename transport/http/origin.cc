@@ -85,6 +85,25 @@ Result<Origin> ParseOrigin(std::string_view text) {
   return origin;
 }
 
+std::string PercentEncode(std::string_view text) {
+  static constexpr char kHexDigits[] = "0123456789ABCDEF";
+  std::string encoded;
+  encoded.reserve(text.size());
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '.' ||
+                       c == '_' || c == '~' || c == '/';
+    if (plain) {
+      encoded += c;
+    } else {
+      encoded += '%';
+      encoded += kHexDigits[byte >> 4];
+      encoded += kHexDigits[byte & 15];
+    }
+  }
+  return encoded;
+}
+
 Result<void> CheckRequest(const Request& request) {
   if (request.method.empty() || request.method.size() > 32 ||
       !std::all_of(request.method.begin(), request.method.end(), IsTokenCharacter) || request.method == "CONNECT") {

@@ -1,10 +1,10 @@
 #include "transport/http/pool.h"
 
 #include <algorithm>
-#include <random>
 #include <utility>
 
 #include "transport/base/log.h"
+#include "transport/base/waiting.h"
 
 namespace e2bfs::transport::http {
 namespace {
@@ -18,12 +18,6 @@ constexpr std::chrono::milliseconds kNothingTakenWait{2'000};
 // In this order requests are served: what is small and waited for first.
 constexpr ServiceClass kServingOrder[] = {ServiceClass::kMetadata, ServiceClass::kForeground, ServiceClass::kStream,
                                           ServiceClass::kBulk};
-
-// 50 to 100 % of it, so that what failed together does not come back together.
-std::chrono::milliseconds JitteredDelay(std::chrono::milliseconds delay) {
-  thread_local std::minstd_rand random{std::random_device{}()};
-  return std::chrono::milliseconds(std::uniform_int_distribution<int64_t>(delay.count() / 2, delay.count())(random));
-}
 
 Error ClientClosedError() { return Failure(ErrorKind::kCancelled, EINTR, "the client was closed").value(); }
 
@@ -88,7 +82,7 @@ void Pool::Push(const ExchangePtr& exchange, bool in_front) {
 
 void Pool::PushLater(const ExchangePtr& exchange, std::chrono::milliseconds delay) {
   exchange->carrier = nullptr;
-  loop_.AddTimer(Clock::now() + JitteredDelay(delay), [this, exchange] {
+  loop_.AddTimer(Clock::now() + WithJitter(delay), [this, exchange] {
     if (exchanges_.count(exchange) == 0) return;  // the pool was shut down
     if (exchange->over()) return Finish(exchange);
     Push(exchange, false);
@@ -364,7 +358,7 @@ void Pool::OnDialFailed(OriginPool& home, const Error& error, bool final) {
 
 void Pool::DialLater(OriginPool& home, std::chrono::milliseconds delay) {
   if (home.redial_timer != 0) return;
-  home.redial_timer = loop_.AddTimer(Clock::now() + JitteredDelay(delay), [this, &home] {
+  home.redial_timer = loop_.AddTimer(Clock::now() + WithJitter(delay), [this, &home] {
     home.redial_timer = 0;
     ScheduleDispatch(home);
   });

@@ -2,7 +2,6 @@
 
 #include <sys/stat.h>
 
-#include <algorithm>
 #include <cstring>
 
 namespace e2bfs::transport::syscall {
@@ -71,15 +70,6 @@ std::optional<FileType> TypeOf(uint32_t mode) {
     case S_IFBLK: return FileType::kBlockDevice;
     default: return std::nullopt;
   }
-}
-
-uint32_t AccessByMode(const Attributes& attributes, const Actor& actor) {
-  const uint32_t bits = attributes.permissions;
-  if (actor.uid == 0) return attributes.type == FileType::kDirectory || (bits & 0111) != 0 ? 7 : 6;
-  if (attributes.uid == actor.uid) return (bits >> 6) & 7;
-  const bool in_group = attributes.gid == actor.gid ||
-                        std::find(actor.groups.begin(), actor.groups.end(), attributes.gid) != actor.groups.end();
-  return in_group ? (bits >> 3) & 7 : bits & 7;
 }
 
 }  // namespace
@@ -307,7 +297,7 @@ std::optional<Attributes> DecodeAttributes(Fields& fields, const Actor& actor) {
   attributes.size_unreliable = (flags & kSizeless) != 0;
   attributes.watched = (flags & kWatched) != 0;
   attributes.being_written = (flags & kBeingWritten) != 0;
-  attributes.access = AccessByMode(attributes, actor);
+  attributes.access = AccessByMode(attributes, actor.uid, actor.gid, actor.groups);
   if ((flags & kXattrNames) != 0) {
     static const auto none = std::make_shared<const std::vector<std::string>>();
     std::string_view names = fields.ShortText();
