@@ -12,24 +12,6 @@ constexpr size_t kMaxPlatformAnswerBytes = size_t{32} << 20;
 constexpr int kPlatformPageSize = 100;
 constexpr int64_t kLeastTimeoutSeconds = 1;
 
-std::string QueryEncode(std::string_view text) {
-  static constexpr char kHex[] = "0123456789ABCDEF";
-  std::string encoded;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.' ||
-                       c == '~';
-    if (plain) {
-      encoded += c;
-    } else {
-      encoded += '%';
-      encoded += kHex[byte >> 4];
-      encoded += kHex[byte & 15];
-    }
-  }
-  return encoded;
-}
-
 Error PlatformError(const http::Response& response) {
   Error error;
   error.http_status = response.head.status;
@@ -86,12 +68,11 @@ Result<std::unique_ptr<ControlPlane>> ControlPlane::Create(http::HttpClient& htt
   }
   auto parsed = ParseUrl(url, what);
   if (!parsed) return Forward(parsed.error());
-  if (!parsed->https && !IsLoopbackHost(parsed->host)) {
+  if (!parsed->https && !http::IsLoopbackHost(parsed->host)) {
     return Failure(ErrorKind::kBadRequest, EACCES,
                    std::string(what) + ": the API key would travel unencrypted over http:// to another machine; use https://");
   }
   std::unique_ptr<ControlPlane> platform(new ControlPlane(http, std::move(api_key)));
-  platform->base_url_ = parsed->origin + parsed->path;
   platform->origin_ = std::move(parsed->origin);
   platform->path_prefix_ = std::move(parsed->path);
   return platform;
@@ -124,19 +105,19 @@ Result<std::vector<SandboxSummary>> ControlPlane::List(const ListSandboxes& what
   if (what.paused) states += states.empty() ? "paused" : ",paused";
   std::vector<SandboxSummary> all;
   if (states.empty()) return all;
-  std::string query = "/v2/sandboxes?limit=" + std::to_string(kPlatformPageSize) + "&state=" + QueryEncode(states);
+  std::string query = "/v2/sandboxes?limit=" + std::to_string(kPlatformPageSize) + "&state=" + http::PercentEncode(states);
   if (!what.metadata.empty()) {
     std::string pairs;
     for (const auto& [key, value] : what.metadata) {
       if (!pairs.empty()) pairs += '&';
-      pairs += QueryEncode(key) + "=" + QueryEncode(value);
+      pairs += http::PercentEncode(key) + "=" + http::PercentEncode(value);
     }
-    query += "&metadata=" + QueryEncode(pairs);
+    query += "&metadata=" + http::PercentEncode(pairs);
   }
   std::string next_token;
   // A server that always has a next page is stopped by the count of pages too: an honest page but the last is full.
   for (int page = 0; page <= what.max_sandboxes; ++page) {
-    auto response = Ask("GET", next_token.empty() ? query : query + "&nextToken=" + QueryEncode(next_token), {}, true, ctx);
+    auto response = Ask("GET", next_token.empty() ? query : query + "&nextToken=" + http::PercentEncode(next_token), {}, true, ctx);
     if (!response) return Forward(response.error());
     auto sandboxes = DecodeSandboxPage(response->body);
     if (!sandboxes) return Forward(sandboxes.error());

@@ -80,8 +80,6 @@ class ControlPlane {
   // Sets the time to live outright: can shorten it.
   Result<void> SetTimeout(const std::string& sandbox_id, int64_t seconds, const OpContext& ctx);
 
-  const std::string& base_url() const { return base_url_; }
-
  private:
   ControlPlane(http::HttpClient& http, Secret api_key) : http_(http), api_key_(std::move(api_key)) {}
   Result<http::Response> Ask(const char* method, std::string target, std::string body, bool idempotent, const OpContext& ctx);
@@ -89,7 +87,7 @@ class ControlPlane {
 
   http::HttpClient& http_;
   const Secret api_key_;
-  std::string base_url_, origin_, path_prefix_;
+  std::string origin_, path_prefix_;
 };
 
 }  // namespace e2bfs::transport

@@ -113,11 +113,4 @@ Result<ParsedUrl> ParseUrl(std::string_view url, std::string_view what) {
   return parsed;
 }
 
-bool IsLoopbackHost(std::string_view host) {
-  if (host == "localhost" || host.ends_with(".localhost") || host == "::1") return true;
-  // 127.a.b.c, not a name that begins so.
-  return host.starts_with("127.") && host.find_first_not_of("0123456789.") == std::string_view::npos &&
-         std::count(host.begin(), host.end(), '.') == 3;
-}
-
 }  // namespace e2bfs::transport

@@ -33,7 +33,4 @@ struct ParsedUrl {
 // kBadRequest/EINVAL, naming `what` (a variable), for another scheme, user information, a query, a fragment, or a host that is none.
 Result<ParsedUrl> ParseUrl(std::string_view url, std::string_view what);
 
-// "localhost", *.localhost, 127.0.0.0/8, ::1: where a key may go unencrypted.
-bool IsLoopbackHost(std::string_view host);
-
 }  // namespace e2bfs::transport

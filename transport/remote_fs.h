@@ -77,6 +77,9 @@ struct Attributes {
   std::shared_ptr<const std::vector<std::string>> xattr_names;
 };
 
+// What the permission bits give to whom (Attributes::access). Root may all but execute what nobody may.
+uint32_t AccessByMode(const Attributes& attributes, uint32_t uid, uint32_t gid, const std::vector<uint32_t>& groups);
+
 struct Entry {
   std::string name;
   Attributes attributes;

@@ -5,20 +5,11 @@
 #include <condition_variable>
 #include <ctime>
 #include <mutex>
-#include <random>
 #include <string>
 
+#include "transport/base/waiting.h"
+
 namespace e2bfs::transport {
-namespace {
-
-// 0.5 to 1 of it: clients that were refused together do not come back together.
-std::chrono::milliseconds WithJitter(std::chrono::milliseconds wait) {
-  thread_local std::minstd_rand generator{std::random_device{}()};
-  std::uniform_real_distribution<double> factor(0.5, 1.0);
-  return std::chrono::milliseconds(static_cast<int64_t>(static_cast<double>(wait.count()) * factor(generator)));
-}
-
-}  // namespace
 
 bool MayRepeat(const Error& error, Repeat repeat) {
   switch (error.kind) {

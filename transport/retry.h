@@ -62,15 +62,4 @@ std::optional<std::chrono::milliseconds> ParseRetryAfter(std::string_view value,
 // Sleeps until `until` or the context's deadline; EINTR/kCancelled when the stop is requested, ETIMEDOUT/kTimeout at the deadline.
 Result<void> SleepUntil(TimePoint until, const OpContext& ctx);
 
-// Calls `call(retrier)` until it succeeds or must not be repeated.
-template <typename Call>
-auto WithRetries(Repeat repeat, const OpContext& ctx, Call call) -> decltype(call()) {
-  Retrier retrier(repeat, ctx);
-  while (true) {
-    auto result = call();
-    if (result) return result;
-    if (auto wait = retrier.WaitToRepeat(result.error()); !wait) return Forward(std::move(wait.error()));
-  }
-}
-
 }  // namespace e2bfs::transport

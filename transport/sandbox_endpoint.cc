@@ -48,7 +48,7 @@ Result<std::shared_ptr<SandboxEndpoint>> SandboxEndpoint::Create(std::string san
   auto parsed = ParseUrl(url, what);
   if (!parsed) return Forward(parsed.error());
   std::shared_ptr<SandboxEndpoint> endpoint(new SandboxEndpoint());
-  endpoint->token_may_travel_ = parsed->https || IsLoopbackHost(parsed->host);
+  endpoint->token_may_travel_ = parsed->https || http::IsLoopbackHost(parsed->host);
   if (!endpoint->token_may_travel_ && (!tokens.access.empty() || !tokens.traffic.empty())) {
     return Failure(ErrorKind::kBadRequest, EACCES,
                    std::string(what) + ": the sandbox's token would travel unencrypted over http:// to another machine; use https://");

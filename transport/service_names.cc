@@ -2,6 +2,8 @@
 
 #include <vector>
 
+#include "transport/envd/messages.h"
+
 namespace e2bfs::transport {
 
 namespace {
@@ -108,23 +110,7 @@ int CheckPath(std::string_view path) {
   return 0;
 }
 
-bool IsUtf8Text(std::string_view bytes) {
-  for (size_t i = 0; i < bytes.size();) {
-    unsigned char lead = static_cast<unsigned char>(bytes[i]);
-    size_t length = lead < 0x80 ? 1 : lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3 : lead >= 0xF0 && lead < 0xF5 ? 4 : 0;
-    if (length == 0 || bytes.size() - i < length || lead == 0) return false;
-    uint32_t code = length == 1 ? lead : lead & (0x7FU >> length);
-    for (size_t k = 1; k < length; ++k) {
-      unsigned char next = static_cast<unsigned char>(bytes[i + k]);
-      if ((next & 0xC0) != 0x80) return false;
-      code = code << 6 | (next & 0x3F);
-    }
-    bool overlong = (length == 3 && code < 0x800) || (length == 4 && code < 0x10000);
-    if (overlong || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) return false;
-    i += length;
-  }
-  return true;
-}
+bool IsUtf8Text(std::string_view bytes) { return bytes.find('\0') == std::string_view::npos && envd::IsUtf8(bytes); }
 
 std::string EncodeArgument(std::string_view bytes) {
   if (IsUtf8Text(bytes)) return "=" + std::string(bytes);

@@ -52,6 +52,7 @@ std::string ParentPath(const std::string& path);
 int CheckName(std::string_view name);
 int CheckPath(std::string_view path);
 
+// What a JSON string and a command's argument can hold.
 bool IsUtf8Text(std::string_view bytes);
 
 // A command's argument that holds any bytes: "=text" as it is, or "%" and octal escapes where a JSON string could not carry it. The

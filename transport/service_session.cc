@@ -120,22 +120,13 @@ bool ServiceSession::IsHidden(const std::string& absolute) const {
          absolute.compare(name, kStagePrefix.size(), kStagePrefix) == 0;
 }
 
-uint32_t ServiceSession::AccessOf(const Attributes& attributes) const {
-  uint32_t bits = attributes.permissions;
-  if (facts_.uid == 0) return attributes.type == FileType::kDirectory || (bits & 0111) != 0 ? 7 : 6;
-  if (attributes.uid == facts_.uid) return (bits >> 6) & 7;
-  bool in_group = attributes.gid == facts_.gid ||
-                  std::find(facts_.groups.begin(), facts_.groups.end(), attributes.gid) != facts_.groups.end();
-  return in_group ? (bits >> 3) & 7 : bits & 7;
-}
-
 // What is the same whatever told the rest.
 Attributes ServiceSession::Finished(Attributes attributes, const std::string& path) const {
   attributes.id = identities_.IdOf(path);
   attributes.ctime = attributes.atime = attributes.mtime;
   attributes.blocks = attributes.size / 512 + (attributes.size % 512 != 0);
   attributes.link_count = 1;
-  attributes.access = AccessOf(attributes);
+  attributes.access = AccessByMode(attributes, facts_.uid, facts_.gid, facts_.groups);
   if (attributes.type == FileType::kRegular && attributes.size == 0) {
     std::string absolute = JoinPath(facts_.root, path);
     attributes.size_unreliable = absolute.rfind("/proc/", 0) == 0 || absolute.rfind("/sys/", 0) == 0;

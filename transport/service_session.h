@@ -68,7 +68,6 @@ class ServiceSession {
   Result<std::string> RunChange(const envd::ProcessConfig& process, const OpContext& ctx);
   void NoteRunning(const Error* error);  // null: it answered
   Attributes Finished(Attributes attributes, const std::string& path) const;
-  uint32_t AccessOf(const Attributes& attributes) const;
 
   std::shared_ptr<envd::Client> client_;
   ServiceFacts facts_;

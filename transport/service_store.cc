@@ -5,14 +5,12 @@
 
 #include "transport/base/log.h"
 #include "transport/service_session.h"
+#include "transport/stage_upload.h"
 
 namespace e2bfs::transport {
 
 namespace {
 
-constexpr int64_t kStageAtOnceBytes = 1 << 20;     // uploaded whole, from memory
-constexpr size_t kStageChunkBytes = 256 << 10;
-constexpr size_t kCompressSampleBytes = 4096;
 constexpr size_t kExtentsOfOneCommand = 20'000;    // its arguments stay below the system's limit
 constexpr int kStageTries = 3;
 
@@ -21,46 +19,6 @@ std::vector<Extent> StagedRanges(const StorePiece& piece) {
   std::vector<Extent> ranges = piece.extents;
   if (piece.append) ranges.push_back(*piece.append);
   return ranges;
-}
-
-bool CompressionPays(const std::string& bytes) {
-  if (bytes.size() < kCompressSampleBytes) return false;
-  std::string_view sample(bytes.data() + (bytes.size() - kCompressSampleBytes) / 2, kCompressSampleBytes);
-  return http::GzipCompress(sample).size() < kCompressSampleBytes * 7 / 10;
-}
-
-// `ctx` is renewed with each part that went out: there is no limit on the whole.
-Result<void> UploadStage(ServiceSession& session, const std::string& path, const StorePiece& piece, ContentSource& source,
-                         OpContext& ctx) {
-  int64_t total = piece.bytes();
-  if (total <= kStageAtOnceBytes) {
-    std::string bytes(size_t(total), '\0');
-    size_t filled = 0;
-    for (const Extent& range : StagedRanges(piece)) {
-      if (auto read = source.ReadAt(range.offset, bytes.data() + filled, size_t(range.length)); !read) return Forward(read.error());
-      filled += size_t(range.length);
-    }
-    auto written = session.client().WriteFile(path, bytes, CompressionPays(bytes), ctx);
-    if (!written) return Forward(written.error());
-    return {};
-  }
-  envd::UploadRequest request;
-  request.path = path;
-  request.length = total;
-  auto upload = session.client().OpenUpload(request, ctx);
-  if (!upload) return Forward(upload.error());
-  std::string chunk;
-  for (const Extent& range : StagedRanges(piece)) {
-    for (int64_t done = 0; done < range.length; done += int64_t(chunk.size())) {
-      chunk.resize(size_t(std::min<int64_t>(range.length - done, kStageChunkBytes)));
-      if (auto read = source.ReadAt(range.offset + done, chunk.data(), chunk.size()); !read) return Forward(read.error());
-      if (auto wrote = (*upload)->Write(chunk, ctx); !wrote) return Forward(wrote.error());
-      ctx = ctx.Renewed();
-    }
-  }
-  auto finished = (*upload)->Finish(ctx);
-  if (!finished) return Forward(finished.error());
-  return {};
 }
 
 // envd may say no more than "500" of an upload that had no room: what a write there fails with is asked.
@@ -79,7 +37,7 @@ Result<std::string> Stage(ServiceSession& session, const StorePiece& piece, Cont
   for (int tries = 1;; ++tries) {
     auto path = session.NewStageFile(ctx);
     if (!path) return path;
-    auto uploaded = UploadStage(session, *path, piece, source, ctx);
+    auto uploaded = UploadRanges(session.client(), *path, StagedRanges(piece), source, {}, ctx);
     if (uploaded) return path;
     uploaded = Forward(WithRealErrno(session, *path, piece.bytes(), uploaded.error(), ctx));
     session.DiscardStageFile(*path);

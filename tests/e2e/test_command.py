@@ -239,7 +239,7 @@ def test_proxies_of_the_environment(double, scratch, scheme):
         asked = f"CONNECT {urllib.parse.urlsplit(url).netloc} " if scheme == "https" else f"POST {url}/"
         assert [line for line in proxy.seen if line.startswith(asked)], proxy.seen
         proxy.shutdown()
-    closed = {**environment, f"{scheme}_proxy": "http://127.0.0.1:1"}
+    closed = {**environment, "E2B_SANDBOX_URL": url, f"{scheme}_proxy": "http://127.0.0.1:1"}
     fails(double, NETWORK, ["connect", "127.0.0.1"], "mount", f"debug_sandbox_id:{inside}", target, env=closed)
     assert not is_mounted(target)
 

@@ -1,8 +1,10 @@
-// Waiting on a condition within an OpContext.
+// Waiting on a condition within an OpContext, and how long to wait.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <random>
 #include <string>
 #include <utility>
 
@@ -22,6 +24,12 @@ bool WaitWithin(std::condition_variable_any& changed, std::unique_lock<std::mute
 inline tl::unexpected<Error> WaitEnded(const OpContext& ctx, std::string what) {
   if (ctx.stop.stop_requested()) return Failure(ErrorKind::kCancelled, EINTR, std::move(what));
   return Failure(ErrorKind::kTimeout, ETIMEDOUT, std::move(what));
+}
+
+// 0.5 to 1 of it: what failed together does not come back together.
+inline std::chrono::milliseconds WithJitter(std::chrono::milliseconds wait) {
+  thread_local std::minstd_rand generator{std::random_device{}()};
+  return std::chrono::milliseconds(std::uniform_int_distribution<int64_t>(wait.count() / 2, wait.count())(generator));
 }
 
 }  // namespace e2bfs

@@ -18,25 +18,6 @@ bool IsStreamContentType(std::string_view value) { return value.substr(0, value.
 
 }  // namespace
 
-std::string PercentEncode(std::string_view text) {
-  static constexpr char kHexDigits[] = "0123456789ABCDEF";
-  std::string encoded;
-  encoded.reserve(text.size());
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '.' ||
-                       c == '_' || c == '~' || c == '/';
-    if (plain) {
-      encoded += c;
-    } else {
-      encoded += '%';
-      encoded += kHexDigits[byte >> 4];
-      encoded += kHexDigits[byte & 15];
-    }
-  }
-  return encoded;
-}
-
 ClientCore::ClientCore(http::HttpClient& http_client, std::shared_ptr<SandboxEndpoint> sandbox, Capabilities can, ClientOptions how)
     : http(http_client),
       endpoint(std::move(sandbox)),
@@ -63,8 +44,8 @@ http::Request ClientCore::MakeRpcRequest(const char* procedure, const char* cont
 }
 
 std::string ClientCore::FilesTarget(std::string_view path) const {
-  std::string target = "/files?path=" + PercentEncode(path);
-  if (!user.empty()) target += "&username=" + PercentEncode(user);
+  std::string target = "/files?path=" + http::PercentEncode(path);
+  if (!user.empty()) target += "&username=" + http::PercentEncode(user);
   return target;
 }
 

@@ -126,7 +126,4 @@ class ClientCore : public std::enable_shared_from_this<ClientCore> {
   std::optional<Error> not_running_;  // what the last probe found
 };
 
-// "a b/ü" → "a%20b/%C3%BC": everything but unreserved characters and '/'.
-std::string PercentEncode(std::string_view text);
-
 }  // namespace e2bfs::transport::envd

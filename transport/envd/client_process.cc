@@ -311,7 +311,7 @@ Result<std::unique_ptr<ProcessStream>> Client::ConnectProcess(const ProcessSelec
 }
 
 Result<std::vector<ProcessInfo>> Client::ListProcesses(const OpContext& ctx) {
-  auto answer = core_->Unary("/process.Process/List", "{}", Repeat::kIdempotent, ctx, size_t{64} << 20);
+  auto answer = core_->Unary("/process.Process/List", "{}", Repeat::kIdempotent, ctx);
   if (!answer) return Forward(std::move(answer.error()));
   return DecodeProcessList(*answer);
 }

@@ -47,7 +47,7 @@ struct ClientOptions {
   std::string ca_directory;
   std::string user_agent = "e2bfs";       // never browser-like: the edge would answer HTML
   // Proxies: http_proxy, https_proxy, all_proxy, no_proxy (and upper case but HTTP_PROXY) as curl reads them; origins
-  // behind a proxy go by HTTP/1.1 through libcurl.
+  // behind a proxy go by HTTP/1.1 through libcurl. Never for http:// to this machine.
 
   // The defaults with the environment applied. Error: kBadRequest/EINVAL naming the variable whose value is no number or out of range.
   static Result<ClientOptions> FromEnvironment();
@@ -97,7 +97,7 @@ class Exchange {
   // The next bytes of the body: blocks until at least one is here, 0 at the end. The end is only reported when the
   // body is complete by the protocol's own measure (Content-Length met, last chunk, END_STREAM without RST; a torn body is kProtocol/kBroken with EIO).
   // HTTP/1.1 without length or chunks (read to close) cannot be proved complete: kProtocol at its end.
-  // An idle timeout counts only while this call waits.
+  // An idle timeout counts only while this call waits. Before the body's end is here, ctx's deadline and stop end it although bytes are.
   virtual Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) = 0;
 
   // Instead of waiting in Read: `readable` is called by the client's loop thread whenever TryRead has something to tell, and once at first. It must
@@ -164,6 +164,13 @@ class GzipReader {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// "localhost", *.localhost, 127.0.0.0/8, ::1 (lower case, no brackets). Requests to http:// there go past every proxy and never leave this
+// machine, so it is where a key may go unencrypted.
+bool IsLoopbackHost(std::string_view host);
+
+// "a b/ü" → "a%20b/%C3%BC": everything but unreserved characters and '/', for paths and queries.
+std::string PercentEncode(std::string_view text);
 
 // gzip-compresses a request body.
 std::string GzipCompress(std::string_view bytes);

@@ -106,6 +106,13 @@ Result<size_t> ExchangeState::Read(char* buffer, size_t capacity, const OpContex
     if (wake != Wake::kReady) {
       return Forward(StopErrorLocked(lock, wake, own < ctx.deadline, "more of the answer in time"));
     }
+  } else if (!complete_ && !error_) {
+    // A server that always has more to say outlasts neither.
+    if (ctx.stop.stop_requested()) return Forward(StopErrorLocked(lock, Wake::kStop, false, ""));
+    if (ctx.deadline <= Clock::now()) {
+      return Forward(GiveUpLocked(lock, Abandon::kCancelled,
+                                  Failure(ErrorKind::kTimeout, ETIMEDOUT, "the operation's deadline passed before the answer's end").value()));
+    }
   }
   return TakeBodyLocked(lock, buffer, capacity);
 }

@@ -126,6 +126,7 @@ void H1Client::ConfigureConnection(CURL* easy, Host& host) {
   curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, static_cast<long>(CURL_HTTP_VERSION_1_1));
   curl_easy_setopt(easy, CURLOPT_URL, host.origin.text.c_str());
   curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(options_.connect_timeout.count()));
+  if (GoesPastProxies(host.origin)) curl_easy_setopt(easy, CURLOPT_PROXY, "");  // else libcurl reads the environment
   const auto age = std::chrono::ceil<std::chrono::seconds>(options_.idle_expiry).count();
   curl_easy_setopt(easy, CURLOPT_MAXAGE_CONN, static_cast<long>(std::max<int64_t>(age, 1)));
 

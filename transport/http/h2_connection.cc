@@ -86,13 +86,15 @@ bool H2Connection::Begin() {
   return true;
 }
 
+int H2Connection::stream_limit() const {
+  if (!settings_received_) return std::min(options_.max_streams_per_connection, kStreamsBeforeSettings);
+  const uint32_t remote = nghttp2_session_get_remote_settings(session_, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS);
+  return static_cast<int>(std::min<uint32_t>(static_cast<uint32_t>(options_.max_streams_per_connection), remote));
+}
+
 bool H2Connection::HasRoom(ServiceClass service_class) const {
   if (!usable()) return false;
-  int limit = std::min(options_.max_streams_per_connection, kStreamsBeforeSettings);
-  if (settings_received_) {
-    const uint32_t remote = nghttp2_session_get_remote_settings(session_, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS);
-    limit = static_cast<int>(std::min<uint32_t>(static_cast<uint32_t>(options_.max_streams_per_connection), remote));
-  }
+  const int limit = stream_limit();
   const int reserved = service_class == ServiceClass::kMetadata ? 0 : std::min(options_.reserved_streams, limit / 2);
   return streams() < limit - reserved;
 }

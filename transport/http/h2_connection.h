@@ -50,6 +50,8 @@ class H2Connection final : public Carrier {
   bool settled() const { return settings_received_; }
   // Neither going away nor suspected dead.
   bool usable() const { return !closed_ && !draining_ && !suspect_; }
+  // How many requests it takes at one time: the peer can say 0.
+  int stream_limit() const;
   // Has a stream for a request of this class: by the peer's SETTINGS, by our limit, and less the reserved ones.
   bool HasRoom(ServiceClass service_class) const;
   int streams() const { return static_cast<int>(streams_.size()); }

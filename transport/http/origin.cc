@@ -85,6 +85,25 @@ Result<Origin> ParseOrigin(std::string_view text) {
   return origin;
 }
 
+std::string PercentEncode(std::string_view text) {
+  static constexpr char kHexDigits[] = "0123456789ABCDEF";
+  std::string encoded;
+  encoded.reserve(text.size());
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '.' ||
+                       c == '_' || c == '~' || c == '/';
+    if (plain) {
+      encoded += c;
+    } else {
+      encoded += '%';
+      encoded += kHexDigits[byte >> 4];
+      encoded += kHexDigits[byte & 15];
+    }
+  }
+  return encoded;
+}
+
 Result<void> CheckRequest(const Request& request) {
   if (request.method.empty() || request.method.size() > 32 ||
       !std::all_of(request.method.begin(), request.method.end(), IsTokenCharacter) || request.method == "CONNECT") {
@@ -112,7 +131,17 @@ Result<void> CheckRequest(const Request& request) {
   return {};
 }
 
+bool IsLoopbackHost(std::string_view host) {
+  if (host == "localhost" || host.ends_with(".localhost") || host == "::1") return true;
+  // 127.a.b.c, not a name that begins so.
+  return host.starts_with("127.") && host.find_first_not_of("0123456789.") == std::string_view::npos &&
+         std::count(host.begin(), host.end(), '.') == 3;
+}
+
+bool GoesPastProxies(const Origin& origin) { return !origin.tls && IsLoopbackHost(origin.host); }
+
 bool MayUseProxy(const Origin& origin) {
+  if (GoesPastProxies(origin)) return false;
   // HTTP_PROXY in capitals is not read: a CGI's client could set it (curl does the same).
   const bool has_proxy = origin.tls ? !ProxyVariable("https_proxy").empty() || !ProxyVariable("HTTPS_PROXY").empty()
                                     : !ProxyVariable("http_proxy").empty();

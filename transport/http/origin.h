@@ -23,6 +23,9 @@ Result<Origin> ParseOrigin(std::string_view text);
 // read as something else by the server. The message holds no header's value.
 Result<void> CheckRequest(const Request& request);
 
+// In clear to this machine: such requests may carry secrets, and a proxy would be another machine.
+bool GoesPastProxies(const Origin& origin);
+
 // Whether curl's rules (http_proxy, https_proxy, all_proxy, no_proxy) could lead this origin through a proxy. In doubt yes:
 // libcurl then decides, by HTTP/1.1.
 bool MayUseProxy(const Origin& origin);

@@ -1,10 +1,10 @@
 #include "transport/http/pool.h"
 
 #include <algorithm>
-#include <random>
 #include <utility>
 
 #include "transport/base/log.h"
+#include "transport/base/waiting.h"
 
 namespace e2bfs::transport::http {
 namespace {
@@ -13,15 +13,11 @@ constexpr int kMaxTries = 3;
 constexpr int64_t kLargeUploadBytes = 1 << 20;
 // Connections that a server closes before it acts on a request are no tries of the request; but it does not wait for ever.
 constexpr int kMaxUnsentTries = 10;
+// After a connection that took no requests at all.
+constexpr std::chrono::milliseconds kNothingTakenWait{2'000};
 // In this order requests are served: what is small and waited for first.
 constexpr ServiceClass kServingOrder[] = {ServiceClass::kMetadata, ServiceClass::kForeground, ServiceClass::kStream,
                                           ServiceClass::kBulk};
-
-// 50 to 100 % of it, so that what failed together does not come back together.
-std::chrono::milliseconds JitteredDelay(std::chrono::milliseconds delay) {
-  thread_local std::minstd_rand random{std::random_device{}()};
-  return std::chrono::milliseconds(std::uniform_int_distribution<int64_t>(delay.count() / 2, delay.count())(random));
-}
 
 Error ClientClosedError() { return Failure(ErrorKind::kCancelled, EINTR, "the client was closed").value(); }
 
@@ -86,7 +82,7 @@ void Pool::Push(const ExchangePtr& exchange, bool in_front) {
 
 void Pool::PushLater(const ExchangePtr& exchange, std::chrono::milliseconds delay) {
   exchange->carrier = nullptr;
-  loop_.AddTimer(Clock::now() + JitteredDelay(delay), [this, exchange] {
+  loop_.AddTimer(Clock::now() + WithJitter(delay), [this, exchange] {
     if (exchanges_.count(exchange) == 0) return;  // the pool was shut down
     if (exchange->over()) return Finish(exchange);
     Push(exchange, false);
@@ -306,7 +302,8 @@ void Pool::MaybeDial(OriginPool& home) {
   // One at a time: 2,000 waiting requests never become 2,000 connections.
   if (home.dialer != nullptr || home.redial_timer != 0) return;
   for (const auto& connection : home.connections) {
-    if (connection->usable() && !connection->settled()) return;  // its SETTINGS are on the way, and make room
+    // Its SETTINGS are on the way, and make room; or the server takes nothing now, which more connections would not change.
+    if (connection->usable() && (!connection->settled() || connection->stream_limit() == 0)) return;
   }
   if (static_cast<int>(home.connections.size()) >= options_.max_connections_per_origin) return;
   if (total_connections() >= options_.max_connections && !CloseOldestIdle() &&
@@ -356,9 +353,12 @@ void Pool::OnDialFailed(OriginPool& home, const Error& error, bool final) {
     }
     FailWaiting(home, error, true);
   }
-  if (!home.waiting()) return;
-  const auto delay = std::chrono::milliseconds(100) * std::min(home.dial_failures, 20);
-  home.redial_timer = loop_.AddTimer(Clock::now() + JitteredDelay(delay), [this, &home] {
+  if (home.waiting()) DialLater(home, std::chrono::milliseconds(100) * std::min(home.dial_failures, 20));
+}
+
+void Pool::DialLater(OriginPool& home, std::chrono::milliseconds delay) {
+  if (home.redial_timer != 0) return;
+  home.redial_timer = loop_.AddTimer(Clock::now() + WithJitter(delay), [this, &home] {
     home.redial_timer = 0;
     ScheduleDispatch(home);
   });
@@ -388,7 +388,12 @@ void Pool::OnClosed(H2Connection& connection) {
   OriginPool& home = connection.home();
   Bury(connection);
   if (globally_blocked_) ScheduleDispatchAll();
-  if (home.waiting()) ScheduleDispatch(home);
+  if (!home.waiting()) return;
+  if (connection.stream_limit() == 0) {
+    DialLater(home, kNothingTakenWait);
+  } else {
+    ScheduleDispatch(home);
+  }
 }
 
 void Pool::Bury(H2Connection& connection) {

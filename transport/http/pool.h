@@ -100,6 +100,7 @@ class Pool final : public Carrier, public H2Connection::Listener {
   void MaybeDial(OriginPool& home);
   void OnDialed(OriginPool& home, Dialer::Outcome outcome);
   void OnDialFailed(OriginPool& home, const Error& error, bool final);
+  void DialLater(OriginPool& home, std::chrono::milliseconds delay);
   void FailWaiting(OriginPool& home, const Error& error, bool only_exhausted);
 
   int http2_connections() const;

@@ -7,7 +7,7 @@
 #include <random>
 
 #include "transport/base/log.h"
-#include "transport/retry.h"
+#include "transport/base/waiting.h"
 
 namespace e2bfs::transport::syscall {
 namespace {
@@ -16,7 +16,6 @@ using std::chrono::milliseconds;
 
 // Unanswered bytes towards the server: less than a pipe holds, since a full one blocks even envd's own calls for it.
 constexpr size_t kWindowBytes = size_t{48} << 10;
-constexpr size_t kMaxAnswerBytes = size_t{256} << 20;  // of one listing, all pieces
 constexpr size_t kLowWaterBytes = 8;                   // at the front of a request's body
 constexpr milliseconds kSignalTime{5'000};
 constexpr milliseconds kLeaveTime{2'000};
@@ -26,6 +25,9 @@ constexpr int kStartTries = 3;                         // of a server that ends 
 constexpr std::chrono::hours kLongTime{1};
 constexpr milliseconds kLookTime{100};                  // between two looks at a way in, when something is waited for
 constexpr size_t kCancelsOfFrame = 512;
+constexpr int kServersOfRequest = 2;                   // it has lost so many: it is what they die of
+constexpr std::chrono::seconds kEarly{10};             // a server that ends sooner was no good
+constexpr milliseconds kLongestRest{1'000};            // before another is started, then
 
 std::string RandomBytes(size_t count) {
   std::random_device device;
@@ -91,10 +93,13 @@ struct Channel::Request {
   uint64_t number = 0;
   Effect effect = Effect::kNone;
   std::string operations;  // the body without its low-water mark
+  size_t calls = 0;
   bool queued = true;   // waits in queue_
   bool sent = false;    // at least once
   uint64_t low = 0;     // the low-water mark that went with it
+  int servers_lost = 0;  // while it was the first that they had not answered
   bool finished = false;
+  bool gave_way = false;  // to another long answer: to be asked again
   size_t answer_bytes = 0;
   Outcomes outcomes;
   uint32_t server_pid = 0;  // whose they are
@@ -145,13 +150,17 @@ Channel::~Channel() {
     state_ = State::kClosed;
     // Before the cancelling: whatever the keeper puts in their place then, it does not wait for.
     keeper_.request_stop();
-    if (output_) output_->Cancel();
-    if (input_) input_->Cancel();
+    for (const auto& output : {output_, trial_output_}) {
+      if (output) output->Cancel();
+    }
+    for (const auto& input : {input_, trial_input_}) {
+      if (input) input->Cancel();
+    }
     changed_.notify_all();
   }
   keeper_.join();
   Lock lock(mutex_);
-  FinishAll(lock, Failure(ErrorKind::kCancelled, EIO, "the mount ends").value(), false);
+  FinishAll(lock, Failure(ErrorKind::kCancelled, EIO, "the mount ends").value(), [](const Request&) { return true; });
 }
 
 ServerFacts Channel::facts() const {
@@ -175,6 +184,7 @@ uint64_t Channel::LowWater() const { return in_flight_.empty() ? next_number_ - 
 
 void Channel::Enqueue(Lock& lock, const std::shared_ptr<Request>& request, const std::vector<Call>& calls) {
   request->operations = EncodeOperations(0, calls).substr(kLowWaterBytes);
+  request->calls = calls.size();
   request->number = next_number_++;
   if (in_flight_.empty()) quiet_since_ = Clock::now();
   in_flight_.emplace(request->number, request);
@@ -315,12 +325,21 @@ void Channel::Abandon(const Request& request) {
   if (request.queued) queue_.erase(std::find(queue_.begin(), queue_.end(), request.number));
 }
 
+Channel::InFlight::iterator Channel::Remove(InFlight::iterator at) {
+  held_bytes_ -= at->second->answer_bytes;
+  if (long_answer_ == at->second) {
+    long_answer_.reset();
+    turn_.notify_all();
+  }
+  return in_flight_.erase(at);
+}
+
 void Channel::Withdraw(Lock& lock, uint64_t number) {
   auto found = in_flight_.find(number);
   if (found == in_flight_.end()) return;
   const std::shared_ptr<Request> request = found->second;
   Abandon(*request);
-  in_flight_.erase(found);
+  Remove(found);
   if (request->sent && state_ == State::kReady) controls_.push_back(EncodeFrame(server_id_, next_number_++, EncodeCancel(0, {number})));
   SendQueued(lock);
 }
@@ -333,29 +352,42 @@ Result<Outcomes> Channel::Do(const std::vector<Call>& calls, Effect effect, cons
   auto request = std::make_shared<Request>();
   request->effect = effect;
   Enqueue(lock, request, calls);
-  while (!request->finished) {
+  if (auto waited = Wait(lock, *request, ctx); !waited) return Forward(waited.error());
+  if (request->gave_way) {
+    if (!WaitWithin(turn_, lock, ctx, [&] { return !long_answer_; })) return WaitEnded(ctx, "waiting for another long answer");
+    if (leaving_) return Failure(ErrorKind::kCancelled, EIO, "the mount ends");
+    long_answer_ = request = std::make_shared<Request>();
+    request->effect = effect;
+    Enqueue(lock, request, calls);
+    if (auto waited = Wait(lock, *request, ctx); !waited) return Forward(waited.error());
+  }
+  if (server_pid) *server_pid = request->server_pid;
+  return request->TakeResult();
+}
+
+Result<void> Channel::Wait(Lock& lock, Request& request, const OpContext& ctx) {
+  while (!request.finished) {
     const TimePoint now = Clock::now();
-    const bool may_stop = effect == Effect::kNone || !request->sent;
+    const bool may_stop = request.effect == Effect::kNone || !request.sent;
     if (may_stop && ctx.stop.stop_requested()) {
-      Withdraw(lock, request->number);
+      Withdraw(lock, request.number);
       return Failure(ErrorKind::kCancelled, EINTR, "interrupted");
     }
     if (now >= ctx.deadline) {
-      const bool unsent = !request->sent;
-      Withdraw(lock, request->number);
+      const bool unsent = !request.sent;
+      Withdraw(lock, request.number);
       // What was never sent was not done: but whoever waited so long need not know.
       return Failure(ErrorKind::kTimeout, ETIMEDOUT, unsent ? "no way to the sandbox" : "no answer from the sandbox");
     }
     const TimePoint until = std::min(ctx.deadline, now + kLongTime);
-    auto over = [&] { return request->finished; };
+    auto over = [&] { return request.finished; };
     if (may_stop) {
-      request->answered.wait_until(lock, ctx.stop, until, over);
+      request.answered.wait_until(lock, ctx.stop, until, over);
     } else {
-      request->answered.wait_until(lock, until, over);
+      request.answered.wait_until(lock, until, over);
     }
   }
-  if (server_pid) *server_pid = request->server_pid;
-  return request->TakeResult();
+  return {};
 }
 
 void Channel::Post(const std::vector<Call>& calls, std::function<void(Result<Outcomes>)> done) {
@@ -386,7 +418,8 @@ void Channel::Take(Reply reply) {
   }
   auto found = reply.echo || reply.news ? in_flight_.end() : in_flight_.find(reply.number);
   if (found == in_flight_.end()) {  // not an answer, or whoever asked has gone
-    const bool given_up = !reply.echo && !reply.news && abandoned_.count(reply.number) != 0;
+    // The last of it: once for each that was given up, whoever answers it more often.
+    const bool given_up = !reply.echo && !reply.news && !reply.more && abandoned_.erase(reply.number) != 0;
     SendQueued(lock);
     lock.unlock();
     // It was done all the same, and its own events are left out of the news, since this reply says what they would.
@@ -394,24 +427,37 @@ void Channel::Take(Reply reply) {
     return;
   }
   const std::shared_ptr<Request> request = found->second;
-  for (Reply::Outcome& outcome : reply.outcomes) {
-    request->answer_bytes += outcome.result.size();
-    request->outcomes.push_back(std::move(outcome));
-  }
-  if (request->answer_bytes > kMaxAnswerBytes) {
-    request->error = Failure(ErrorKind::kProtocol, EFBIG, "an answer without an end").value();
-  } else if (reply.more) {
-    SendQueued(lock);
-    return;
-  } else if (request->outcomes.empty()) {
+  size_t bytes = 0;
+  for (const Reply::Outcome& outcome : reply.outcomes) bytes += sizeof outcome + outcome.result.size();
+  request->answer_bytes += bytes;
+  held_bytes_ += bytes;
+  // Of a listing, each piece is one outcome.
+  if (reply.outcomes.size() > request->calls) {
+    request->error = Failure(ErrorKind::kProtocol, EIO, "more outcomes than were asked for").value();
+  } else if (reply.outcomes.empty()) {
     request->error = Failure(ErrorKind::kProtocol, EIO, "a reply without an outcome").value();
+  } else if (request->answer_bytes > options_.answer_bytes) {
+    request->error = Failure(ErrorKind::kProtocol, EFBIG, "an answer without an end").value();
+  } else {
+    std::move(reply.outcomes.begin(), reply.outcomes.end(), std::back_inserter(request->outcomes));
+    if (reply.more) {
+      if (held_bytes_ > options_.held_bytes && !long_answer_) long_answer_ = request;
+      if (held_bytes_ <= options_.held_bytes || long_answer_ == request) {
+        SendQueued(lock);
+        return;
+      }
+      // What still comes of it is nobody's.
+      request->gave_way = request->effect == Effect::kNone;
+      request->error = Failure(ErrorKind::kUnavailable, EAGAIN, "another long answer is on its way").value();
+    }
   }
+  if (request->error) request->outcomes.clear();
   request->finished = true;
   request->server_pid = facts_.pid;
   // The server has seen its low-water mark: nothing up to there is done any more, however late it comes.
   abandoned_.erase(abandoned_.begin(), abandoned_.upper_bound(request->low));
   if (request->queued) queue_.erase(std::find(queue_.begin(), queue_.end(), request->number));
-  in_flight_.erase(found);
+  Remove(found);
   if (request->posted) {
     done = std::move(request->done);
     result = request->TakeResult();
@@ -494,11 +540,11 @@ void Channel::Run(std::stop_token stop) {
   }
 }
 
-void Channel::FinishAll(Lock& lock, const Error& error, bool only_sent_changes) {
+void Channel::FinishAll(Lock& lock, const Error& error, const std::function<bool(const Request&)>& which) {
   std::vector<std::function<void(Result<Outcomes>)>> told;
   for (auto at = in_flight_.begin(); at != in_flight_.end();) {
     Request& request = *at->second;
-    if (only_sent_changes && !(request.effect == Effect::kChange && request.sent)) {
+    if (!which(request)) {
       ++at;
       continue;
     }
@@ -507,7 +553,7 @@ void Channel::FinishAll(Lock& lock, const Error& error, bool only_sent_changes) 
     request.error = error;
     request.finished = true;
     request.answered.notify_all();
-    at = in_flight_.erase(at);
+    at = Remove(at);
   }
   lock.unlock();
   for (auto& done : told) done(Forward(error));
@@ -519,6 +565,8 @@ void Channel::FinishAll(Lock& lock, const Error& error, bool only_sent_changes) 
 void Channel::FindAgain(std::stop_token stop) {
   milliseconds wait = kFirstWait;
   int failed_starts = 0;
+  const bool early = Clock::now() - server_began_ < kEarly;
+  bool counted = false;
   while (!stop.stop_requested()) {
     bool new_server;
     {
@@ -539,6 +587,12 @@ void Channel::FindAgain(std::stop_token stop) {
         new_server = true;
       }
     }
+    if (new_server && !std::exchange(counted, true)) {
+      early_deaths_ = early ? early_deaths_ + 1 : 0;
+      // One may have been killed by somebody; several one after the other are not worth being started as fast as they end.
+      Lock lock(mutex_);
+      if (early_deaths_ > 1) changed_.wait_for(lock, stop, std::min(kFirstWait * (1 << std::min(early_deaths_, 8)), kLongestRest), [&] { return leaving_; });
+    }
     if (new_server && !stop.stop_requested()) {
       OpContext ctx = OpContext::Within(options_.start_timeout);
       ctx.stop = stop;
@@ -549,7 +603,12 @@ void Channel::FindAgain(std::stop_token stop) {
     if (leaving_ || stop.stop_requested()) continue;
     if (found) {
       if (new_server) {
-        FinishAll(lock, Failure(ErrorKind::kBroken, EIO, "the syscall server was lost before it answered").value(), true);
+        // It works in order: most likely it ended over the first that it did not answer.
+        const auto suspect = std::find_if(in_flight_.begin(), in_flight_.end(), [](const auto& entry) { return !entry.second->queued; });
+        if (suspect != in_flight_.end()) ++suspect->second->servers_lost;
+        FinishAll(lock, Failure(ErrorKind::kBroken, EIO, "the syscall server was lost before it answered").value(), [](const Request& request) {
+          return (request.effect == Effect::kChange && request.sent) || request.servers_lost >= kServersOfRequest;
+        });
         abandoned_.clear();  // the one that could have got them later is dead
       } else {
         ++counts_.reattached;
@@ -559,7 +618,7 @@ void Channel::FindAgain(std::stop_token stop) {
       for (auto& [number, request] : in_flight_) {
         request->queued = true;
         request->outcomes.clear();
-        request->answer_bytes = 0;
+        held_bytes_ -= std::exchange(request->answer_bytes, 0);
         queue_.push_back(number);
       }
       in_pipe_.clear();
@@ -578,7 +637,7 @@ void Channel::FindAgain(std::stop_token stop) {
     const bool ended = error.kind == ErrorKind::kErrno && error.errno_value == ENOEXEC && ++failed_starts < kStartTries;
     if (IsFinal(error) && !ended) {
       if (error.kind == ErrorKind::kErrno) error.errno_value = EIO;  // it is not the answer to what was asked
-      FinishAll(lock, error, false);
+      FinishAll(lock, error, [](const Request&) { return true; });
       wait = kFirstWait;
       failed_starts = 0;
       continue;
@@ -613,16 +672,15 @@ void Channel::KillCondemned() {
 
 namespace {
 
-// The reply to `number`; its outcomes, of all its pieces, are appended to `outcomes`. ENOEXEC/kErrno: the process has ended.
-Result<void> AwaitReply(envd::ProcessStream& output, ReplyParser& parser, uint64_t number, Outcomes& outcomes, const OpContext& ctx) {
+// The reply to `number`, which is whole. ENOEXEC/kErrno: the process has ended.
+Result<Reply> AwaitReply(envd::ProcessStream& output, ReplyParser& parser, uint64_t number, const OpContext& ctx) {
   while (true) {
     auto reply = parser.Next();
     if (!reply) return Forward(reply.error());
     if (*reply) {
       if ((*reply)->number != number) continue;
-      std::move((*reply)->outcomes.begin(), (*reply)->outcomes.end(), std::back_inserter(outcomes));
-      if (!(*reply)->more) return {};
-      continue;
+      if ((*reply)->more) return Failure(ErrorKind::kProtocol, EIO, "an answer in pieces to what has none");
+      return std::move(**reply);
     }
     auto event = output.Next(ctx);
     if (!event) return Forward(event.error());
@@ -704,8 +762,7 @@ Result<void> Channel::Reattach(std::stop_token stop) {
   }
   const uint64_t number = TakeNumber();
   if (auto sent = input->Write(EncodeFrame(id, number, EncodeEcho(0, nonce)), ctx); !sent) return sent;
-  Outcomes none;
-  if (auto echoed = AwaitReply(*output, *parser, number, none, ctx); !echoed) return Forward(Trial::Explain(echoed.error(), ctx));
+  if (auto echoed = AwaitReply(*output, *parser, number, ctx); !echoed) return Forward(Trial::Explain(echoed.error(), ctx));
   output->SkipProbes();  // from now on nobody may be waiting
   Lock lock(mutex_);
   input_ = input;
@@ -742,6 +799,7 @@ Result<void> Channel::StartServer(const OpContext& context) {
     condemned_.push_back({pid, label});
     KillCondemned();
   };
+  std::function<void(bool)> take_over;
   auto begin = [&]() -> Result<void> {
     auto opened = client_->StreamInput({pid, {}}, ctx);
     if (!opened) return Forward(opened.error());
@@ -754,6 +812,7 @@ Result<void> Channel::StartServer(const OpContext& context) {
     std::optional<Error> lost;
     auto exchange = [&](const std::vector<Call>& calls) -> Result<Outcomes> {
       Outcomes outcomes;
+      size_t bytes = 0;
       for (size_t begun = 0; begun < calls.size();) {
         // As many as the pipe holds, then their answers.
         std::vector<uint64_t> numbers;
@@ -764,12 +823,14 @@ Result<void> Channel::StartServer(const OpContext& context) {
         }
         if (auto sent = input->Write(frames, ctx); !sent) return Forward(sent.error());
         for (const uint64_t number : numbers) {
-          if (auto answered = AwaitReply(*output, *parser, number, outcomes, ctx); !answered) {
-            return Forward(Trial::Explain(answered.error(), ctx));
-          }
+          auto answered = AwaitReply(*output, *parser, number, ctx);
+          if (!answered) return Forward(Trial::Explain(answered.error(), ctx));
+          if (answered->outcomes.size() != 1) return Failure(ErrorKind::kProtocol, EIO, "not one outcome for one call");
+          bytes += answered->outcomes[0].result.size();
+          if (bytes > options_.answer_bytes) return Failure(ErrorKind::kProtocol, EFBIG, "an answer without an end");
+          outcomes.push_back(std::move(answered->outcomes[0]));
         }
       }
-      if (outcomes.size() != calls.size()) return Failure(ErrorKind::kProtocol, EIO, "replies without an outcome");
       return outcomes;
     };
     auto transact = [&](const std::vector<Call>& calls) {
@@ -784,7 +845,6 @@ Result<void> Channel::StartServer(const OpContext& context) {
     auto facts = DecodeFacts(*said);
     if (!facts) return Forward(facts.error());
     facts->pid = pid;  // as envd knows it
-    std::function<void()> take_over;
     if (old.pid != 0) {
       take_over = reopen_(old.pid, pid, transact);
       if (lost) return Forward(*lost);
@@ -795,7 +855,7 @@ Result<void> Channel::StartServer(const OpContext& context) {
         if (tries == kStartTries || ctx.stop.stop_requested()) return Forward(killed.error());
       }
     }
-    if (take_over) take_over();
+    if (take_over) take_over(true);
     output->SkipProbes();
     Lock lock(mutex_);
     input_ = input;
@@ -805,12 +865,14 @@ Result<void> Channel::StartServer(const OpContext& context) {
     server_label_ = label;
     facts_ = std::move(*facts);
     process_ended_ = distrusted_ = false;
-    heard_ = Clock::now();
+    heard_ = server_began_ = Clock::now();
     ++counts_.servers;
     return {};
   };
   auto begun = begin();
-  if (!begun) kill_new();
+  if (begun) return begun;
+  if (take_over) take_over(false);
+  kill_new();
   return begun;
 }
 

@@ -47,6 +47,8 @@ struct ChannelOptions {
   std::chrono::milliseconds echo_timeout{5'000};
   std::chrono::milliseconds pulse{45'000};          // of an idle channel: shorter than any idle timeout on the way
   std::chrono::seconds server_silence{3'600};       // after it without a word from us, the server ends itself
+  size_t answer_bytes = size_t{128} << 20;          // of one listing, all pieces
+  size_t held_bytes = size_t{32} << 20;             // of all answers that are not complete; beyond it, one at a time goes on
 };
 
 // What a new server says of itself.
@@ -76,9 +78,9 @@ class Channel {
  public:
   // Runs calls, each a request of its own, on a new server before anybody else does: an outcome for each, or an error when that one is lost, too.
   using Transact = std::function<Result<Outcomes>(const std::vector<Call>& calls)>;
-  // A new server is there: what was open has to be opened again. What it returns is called once the new server has taken the old one's place, before
-  // anybody else uses it; if it never does, it is forgotten, and so are the descriptors. Both called by the channel's own thread, without locks.
-  using Reopen = std::function<std::function<void()>(uint32_t old_pid, uint32_t new_pid, const Transact& transact)>;
+  // A new server is there: what was open has to be opened again. What it returns is called once: with true when the new server has taken the old
+  // one's place, before anybody else uses it; with false when it never will (always, where transact failed). Both called by the channel's own thread, without locks.
+  using Reopen = std::function<std::function<void(bool took_over)>(uint32_t old_pid, uint32_t new_pid, const Transact& transact)>;
 
   // What the server says unasked: the bytes of one frame of news. Unset: some may have been lost, since the way was. Called without
   // locks by one thread at a time, mostly the HTTP client's, in order with the replies: it must not block. False: it makes no sense, and the server is replaced.
@@ -100,7 +102,7 @@ class Channel {
   uint32_t server_pid() const;
 
   // Sends the calls as one request, which run in order up to the first that fails, and waits: at least one outcome, of a listing as many as there
-  // are pieces. Errors: EIO/kBroken (a change that may have been done), ETIMEDOUT/kTimeout (ctx's deadline; a change is cancelled, but may have
+  // are pieces. Errors: EIO/kBroken (a change that may have been done; what two servers did not outlive), EIO or EFBIG/kProtocol, ETIMEDOUT/kTimeout (ctx's deadline; a change is cancelled, but may have
   // been done), EINTR/kCancelled (ctx.stop: never of a change that was sent), ENOTCONN/kNotRunning, E2BIG/kBadRequest for a request that is too long.
   // `server_pid`: whose outcomes they are. It may be another server by now.
   Result<Outcomes> Do(const std::vector<Call>& calls, Effect effect, const OpContext& ctx, uint32_t* server_pid = nullptr);
@@ -115,7 +117,10 @@ class Channel {
   using Lock = std::unique_lock<std::mutex>;
 
   Channel(std::shared_ptr<envd::Client> client, ChannelOptions options, Reopen reopen, News news);
+  using InFlight = std::map<uint64_t, std::shared_ptr<Request>>;
   void Enqueue(Lock& lock, const std::shared_ptr<Request>& request, const std::vector<Call>& calls);  // mutex_ held
+  Result<void> Wait(Lock& lock, Request& request, const OpContext& ctx);  // mutex_ held; not while it waits
+  InFlight::iterator Remove(InFlight::iterator at);  // mutex_ held
   void SendQueued(Lock& lock);                       // mutex_ held; not while it writes
   std::string NextBatch();                           // mutex_ held
   void LoseWay(const Error& why);
@@ -126,7 +131,7 @@ class Channel {
   bool IsWanted() const;                             // mutex_ held
   void WakeWatch();                                  // mutex_ held
   uint64_t LowWater() const;                         // mutex_ held
-  void FinishAll(Lock& lock, const Error& error, bool only_sent_changes);  // mutex_ held; not while it calls `done`s
+  void FinishAll(Lock& lock, const Error& error, const std::function<bool(const Request&)>& which);  // mutex_ held; not while it calls `done`s
 
   void Run(std::stop_token stop);
   void OnEvent(Result<std::optional<envd::ProcessEvent>> event);
@@ -166,7 +171,10 @@ class Channel {
   bool leaving_ = false;
   bool sending_ = false;                  // a thread is in input_->Write
   uint64_t next_number_ = 1;
-  std::map<uint64_t, std::shared_ptr<Request>> in_flight_;
+  InFlight in_flight_;
+  size_t held_bytes_ = 0;                 // of their answers, as far as they have come
+  std::shared_ptr<Request> long_answer_;  // the one that may go on beyond options_.held_bytes
+  std::condition_variable_any turn_;      // it has ended
   std::deque<uint64_t> queue_;            // of in_flight_, not sent yet; in order
   std::deque<std::string> controls_;      // echo and cancel frames, to go out first
   std::deque<std::pair<uint64_t, size_t>> in_pipe_;  // number and bytes of what was sent, and is not known to be out of the server's pipe
@@ -184,6 +192,8 @@ class Channel {
 
   std::unique_ptr<ReplyParser> parser_;   // whoever listens to output_: the HTTP client's thread while the way is there, else the keeper
   std::vector<ServerProcess> condemned_;  // servers that could not be killed when they had to be
+  TimePoint server_began_{};              // the keeper's, once it is there
+  int early_deaths_ = 0;                  // of servers, one after the other; the keeper's
   std::jthread keeper_;                   // last: use the others
   std::jthread watch_;
 };

@@ -2,7 +2,6 @@
 
 #include <sys/stat.h>
 
-#include <algorithm>
 #include <cstring>
 
 namespace e2bfs::transport::syscall {
@@ -18,6 +17,8 @@ enum ReplyFlag : uint8_t { kMore = 1, kEchoed = 2, kNews = 4 };
 enum NewsKind : uint8_t { kNameChanged = 1, kDirectoryChanged = 2, kUnwatched = 3, kLost = 4 };
 enum NameState : uint8_t { kGone = 0, kThere = 1, kAsk = 2 };
 constexpr size_t kIdentityBytes = 28;
+// Of one frame: server.pl begins another after 96 KiB, and the shortest that it says more than once has 29 bytes.
+constexpr size_t kMaxNewsRecords = 4096;
 
 template <typename T>
 void AppendBig(std::string& to, T value) {
@@ -69,15 +70,6 @@ std::optional<FileType> TypeOf(uint32_t mode) {
     case S_IFBLK: return FileType::kBlockDevice;
     default: return std::nullopt;
   }
-}
-
-uint32_t AccessByMode(const Attributes& attributes, const Actor& actor) {
-  const uint32_t bits = attributes.permissions;
-  if (actor.uid == 0) return attributes.type == FileType::kDirectory || (bits & 0111) != 0 ? 7 : 6;
-  if (attributes.uid == actor.uid) return (bits >> 6) & 7;
-  const bool in_group = attributes.gid == actor.gid ||
-                        std::find(actor.groups.begin(), actor.groups.end(), attributes.gid) != actor.groups.end();
-  return in_group ? (bits >> 3) & 7 : bits & 7;
 }
 
 }  // namespace
@@ -305,7 +297,7 @@ std::optional<Attributes> DecodeAttributes(Fields& fields, const Actor& actor) {
   attributes.size_unreliable = (flags & kSizeless) != 0;
   attributes.watched = (flags & kWatched) != 0;
   attributes.being_written = (flags & kBeingWritten) != 0;
-  attributes.access = AccessByMode(attributes, actor);
+  attributes.access = AccessByMode(attributes, actor.uid, actor.gid, actor.groups);
   if ((flags & kXattrNames) != 0) {
     static const auto none = std::make_shared<const std::vector<std::string>>();
     std::string_view names = fields.ShortText();
@@ -336,9 +328,13 @@ bool DecodeEntryBody(Fields& fields, const Actor& actor, Entry& entry) {
   return fields.ok();
 }
 
-bool DecodeNews(std::string_view news, const Actor& actor, ChangeListener* listener) {
+namespace {
+
+// As DecodeNews, but what comes before the nonsense is told, and no loss is.
+bool WalkNews(std::string_view news, const Actor& actor, ChangeListener* listener, bool* lost) {
   Fields fields(news);
-  while (!fields.ended()) {
+  for (size_t records = 0; !fields.ended(); ++records) {
+    if (records == kMaxNewsRecords) return false;
     const uint8_t kind = fields.U8();
     if (kind == kNameChanged) {
       const FileId directory{std::string(fields.Bytes(kIdentityBytes))};
@@ -357,12 +353,26 @@ bool DecodeNews(std::string_view news, const Actor& actor, ChangeListener* liste
       if (!fields.ok()) return false;
       if (listener) listener->Unwatched(directory);
     } else if (kind == kLost) {
-      if (listener) listener->ChangesLost();
+      *lost = true;
     } else {
       return false;
     }
   }
   return fields.ok();
+}
+
+}  // namespace
+
+bool DecodeNews(std::string_view news, const Actor& actor, ChangeListener* listener, bool* lost) {
+  bool some_lost = false;
+  if (!WalkNews(news, actor, nullptr, &some_lost)) return false;
+  if (listener) {
+    WalkNews(news, actor, listener, &some_lost);
+    // What a loss undoes is all that was told before it: at the end, it can be told once.
+    if (some_lost) listener->ChangesLost();
+  }
+  if (lost) *lost = some_lost;
+  return true;
 }
 
 std::optional<Changed> DecodeChanged(Fields& fields, const Actor& actor) {

@@ -79,7 +79,6 @@ struct Call {
 };
 
 std::string EncodeFrame(std::string_view server_id, uint64_t number, std::string_view body);
-// `bytes` of a request: the frame's whole length if it is made of these calls.
 std::string EncodeOperations(uint64_t low_water, const std::vector<Call>& calls);
 std::string EncodeEcho(uint64_t low_water, std::string_view bytes);
 std::string EncodeCancel(uint64_t low_water, const std::vector<uint64_t>& numbers);
@@ -152,8 +151,8 @@ struct Actor {
 std::optional<Attributes> DecodeAttributes(Fields& fields, const Actor& actor);
 // An entry of a listing or a name in the news: attributes, then the link's text where there is one.
 bool DecodeEntryBody(Fields& fields, const Actor& actor, Entry& entry);
-// Tells the listener (which may be null) all of it; false for nonsense.
-bool DecodeNews(std::string_view news, const Actor& actor, ChangeListener* listener);
+// Tells the listener (which may be null) all of it, a loss once and last. False for nonsense, of which nothing is told. `lost`: some was.
+bool DecodeNews(std::string_view news, const Actor& actor, ChangeListener* listener, bool* lost = nullptr);
 // u8 which of object, parent, old parent and what was replaced follow.
 std::optional<Changed> DecodeChanged(Fields& fields, const Actor& actor);
 

@@ -2,15 +2,13 @@
 
 #include <algorithm>
 
+#include "transport/stage_upload.h"
 #include "transport/syscall/frame.h"
 
 namespace e2bfs::transport::syscall {
 namespace {
 
 constexpr size_t kMostRowsInRequest = 800;  // 24 bytes each
-constexpr size_t kChunkBytes = 256 << 10;
-constexpr size_t kSampleBytes = 4096;
-constexpr int64_t kAtOnceBytes = 1 << 20;   // uploaded whole, from memory
 
 // True where every byte of [from, to) is written by an extent.
 bool Covers(const std::vector<Extent>& extents, int64_t from, int64_t to) {
@@ -21,12 +19,6 @@ bool Covers(const std::vector<Extent>& extents, int64_t from, int64_t to) {
     from = extent.end();
   }
   return from >= to;
-}
-
-bool CompressionPays(const std::string& bytes) {
-  if (bytes.size() < kSampleBytes) return false;
-  const std::string_view sample(bytes.data() + (bytes.size() - kSampleBytes) / 2, kSampleBytes);
-  return http::GzipCompress(sample).size() < kSampleBytes * 7 / 10;
 }
 
 }  // namespace
@@ -81,38 +73,7 @@ Result<void> UploadStage(envd::Client& client, const std::string& path, const St
   if (plan.table_at >= 0) {
     for (const std::string& row : StageTable(request)) table += row;
   }
-  if (plan.staged_bytes <= kAtOnceBytes) {
-    std::string bytes(static_cast<size_t>(plan.bytes), '\0');
-    size_t filled = 0;
-    for (const Extent& range : ranges) {
-      if (auto read = request.source->ReadAt(range.offset, bytes.data() + filled, static_cast<size_t>(range.length)); !read) return read;
-      filled += static_cast<size_t>(range.length);
-    }
-    bytes += table;
-    auto written = client.WriteFile(path, bytes, CompressionPays(bytes), ctx);
-    if (!written) return Forward(written.error());
-    return {};
-  }
-  envd::UploadRequest upload_request;
-  upload_request.path = path;
-  upload_request.length = plan.staged_bytes;
-  auto upload = client.OpenUpload(upload_request, ctx);
-  if (!upload) return Forward(upload.error());
-  std::string chunk;
-  for (const Extent& range : ranges) {
-    for (int64_t done = 0; done < range.length; done += static_cast<int64_t>(chunk.size())) {
-      chunk.resize(static_cast<size_t>(std::min<int64_t>(range.length - done, kChunkBytes)));
-      if (auto read = request.source->ReadAt(range.offset + done, chunk.data(), chunk.size()); !read) return read;
-      if (auto wrote = (*upload)->Write(chunk, ctx); !wrote) return wrote;
-      ctx = ctx.Renewed();  // it gets on
-    }
-  }
-  if (!table.empty()) {
-    if (auto wrote = (*upload)->Write(table, ctx); !wrote) return wrote;
-  }
-  auto finished = (*upload)->Finish(ctx);
-  if (!finished) return Forward(finished.error());
-  return {};
+  return UploadRanges(client, path, ranges, *request.source, table, ctx);
 }
 
 }  // namespace e2bfs::transport::syscall

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "transport/base/log.h"
+#include "transport/http/rate_limit.h"
 #include "transport/service_names.h"
 #include "transport/service_stream.h"
 #include "transport/syscall/staging.h"
@@ -28,7 +29,9 @@ namespace {
 constexpr int64_t kInlineStoreBytes = 24 << 10;
 constexpr size_t kMaxInlineExtents = 256;
 constexpr int kStoreTries = 3;
-constexpr size_t kMaxEntries = 2'000'000;
+constexpr size_t kMaxEntries = 500'000;
+// A queue of events overflows after thousands of them: whoever tells it more often wants us to be busy.
+constexpr int64_t kLossesPerMinute = 300;
 constexpr std::chrono::milliseconds kOpenTime{60'000};
 
 tl::unexpected<Error> Nonsense(const char* what) {
@@ -182,6 +185,7 @@ class SyscallFsImpl final : public RemoteFs {
         listing.entries.push_back(std::move(*entry));
       }
       if (!fields.ok() || !fields.ended()) return Nonsense("entries");
+      (*outcomes)[i].result = {};  // not held twice
     }
     DropRepeatedNames(listing.entries);
     return listing;
@@ -330,7 +334,9 @@ class SyscallFsImpl final : public RemoteFs {
       auto attributes = syscall::DecodeAttributes(fields, actor_);
       if (!attributes) return Refuse(handle, Nonsense("open").value());
       // Called in order with what happens to servers: it is the one of now.
-      TryConfirm(handle, channel_->server_pid(), descriptor, attributes->id, {});
+      if (!TryConfirm(handle, channel_->server_pid(), descriptor, attributes->id, {})) {
+        Refuse(handle, Failure(ErrorKind::kBroken, EIO, "the syscall server was lost").value());
+      }
     });
     return handle;
   }
@@ -554,9 +560,13 @@ class SyscallFsImpl final : public RemoteFs {
 
   bool Tell(const std::string* news) {
     std::lock_guard lock(listener_mutex_);
-    if (news) return syscall::DecodeNews(*news, actor_, listener_);
-    if (listener_) listener_->ChangesLost();
-    return true;
+    if (!news) {
+      if (listener_) listener_->ChangesLost();
+      return true;
+    }
+    bool lost = false;
+    if (!syscall::DecodeNews(*news, actor_, listener_, &lost)) return false;
+    return !lost || !losses_.Take(Clock::now());
   }
 
   // readdir may give a name twice while entries come and go; the later one is the newer.
@@ -669,8 +679,9 @@ class SyscallFsImpl final : public RemoteFs {
     return "/proc/" + std::to_string(pid) + "/fd/" + std::to_string(descriptor);
   }
 
-  // A new server has to open what the old one had open.
-  std::function<void()> Reopen(uint32_t, uint32_t new_pid, const syscall::Channel::Transact& transact) {
+  // A new server has to open what the old one had open. Until it is known whether it takes over, what the old one has opened is not
+  // confirmed: Confirm asks again, and is answered by the one that goes on.
+  std::function<void(bool)> Reopen(uint32_t old_pid, uint32_t new_pid, const syscall::Channel::Transact& transact) {
     std::vector<Handle> numbers;
     std::vector<Call> calls;
     {
@@ -682,12 +693,17 @@ class SyscallFsImpl final : public RemoteFs {
         calls.push_back({Operation::kOpen, OpenArguments(handle, opened.node, opened.flags, opened.server_pid, opened.descriptor)});
       }
     }
-    auto outcomes = transact(calls);
-    if (!outcomes) return {};  // that server is lost, too: the next one tries again
-    return [this, new_pid, numbers = std::move(numbers), outcomes = std::make_shared<Outcomes>(std::move(*outcomes))] {
+    auto outcomes = std::make_shared<Result<Outcomes>>(transact(calls));
+    return [this, old_pid, new_pid, numbers = std::move(numbers), outcomes](bool took_over) {
+      if (!took_over) {
+        std::lock_guard lock(mutex_);
+        server_pid_ = old_pid;
+        return;
+      }
       for (size_t i = 0; i < numbers.size(); ++i) {
-        auto result = (*outcomes)[i].errno_value == 0 ? Result<std::string>(std::move((*outcomes)[i].result))
-                                                      : Errno((*outcomes)[i].errno_value == ENOENT ? ESTALE : (*outcomes)[i].errno_value);
+        syscall::Reply::Outcome& outcome = (**outcomes)[i];
+        auto result = outcome.errno_value == 0 ? Result<std::string>(std::move(outcome.result))
+                                               : Errno(outcome.errno_value == ENOENT ? ESTALE : outcome.errno_value);
         if (!result) {
           Refuse(numbers[i], result.error());
           continue;
@@ -877,6 +893,7 @@ class SyscallFsImpl final : public RemoteFs {
 
   std::mutex listener_mutex_;  // held while the listener is told
   ChangeListener* listener_ = nullptr;
+  http::RateLimit losses_{kLossesPerMinute};
 
   std::unique_ptr<syscall::Channel> channel_;  // last: its thread uses the others
 };

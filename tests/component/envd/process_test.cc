@@ -200,6 +200,18 @@ TEST_P(EnvdProcess, SignalsAndOldEnvd) {
   EXPECT_EQ(old.client().Run(request, Ctx()).error().errno_value, ENOTSUP);
 }
 
+TEST_P(EnvdProcess, AListOfProcessesIsBounded) {
+  EnvdTestBench bench(GetParam());
+  sandbox::Fault fault;
+  fault.match = "Process/List";
+  fault.action = "replace_body";
+  fault.body = R"({"processes":[],"more":[)" + std::string(4 << 20, ' ') + "]}";
+  bench.server().AddFault(fault);
+  auto list = bench.client().ListProcesses(Ctx());
+  ASSERT_FALSE(list);
+  EXPECT_EQ(list.error().errno_value, EFBIG) << ToString(list.error());
+}
+
 // A change is not done twice: the process was started, its answer torn.
 TEST_P(EnvdProcess, AStartedProcessIsNotStartedAgain) {
   EnvdTestBench bench(GetParam());

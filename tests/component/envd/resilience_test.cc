@@ -236,11 +236,6 @@ TEST_P(PlatformTest, ErrorsAndRefusals) {
   Environment clear;
   clear.api_url = "http://api.example.org";
   EXPECT_EQ(ControlPlane::Create(bench.http(), clear, Secret("e2b_x")).error().errno_value, EACCES);
-  Environment by_domain;
-  by_domain.domain = "example.org";
-  EXPECT_EQ((*ControlPlane::Create(bench.http(), by_domain, Secret("e2b_x")))->base_url(), "https://api.example.org");
-  by_domain.debug = true;
-  EXPECT_EQ((*ControlPlane::Create(bench.http(), by_domain, Secret()))->base_url(), "http://localhost:3000");
 }
 
 }  // namespace

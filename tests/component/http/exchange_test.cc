@@ -215,6 +215,56 @@ TEST_P(ExchangeTest, StopTokenAndDestructionGiveUp) {
   EXPECT_EQ(client->Start(Get("/bytes"), ctx).error().kind, ErrorKind::kCancelled);
 }
 
+TEST_P(ExchangeTest, DeadlineAndStopAreSeenWhileThereIsMore) {
+  auto client = MakeClient();
+  for (const bool by_stop : {false, true}) {
+    auto exchange = client->Start(Get("/stream?n=100000000000"), Soon());
+    ASSERT_TRUE(exchange);
+    ASSERT_TRUE((*exchange)->WaitHead(Soon()));
+    std::stop_source stop;
+    OpContext ctx = OpContext::Within(std::chrono::milliseconds(by_stop ? 60'000 : 300));
+    ctx.stop = stop.get_token();
+    std::thread stopper([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+      if (by_stop) stop.request_stop();
+    });
+    const auto begun = Clock::now();
+    char buffer[4];  // so that there is always more
+    Result<size_t> got = size_t{0};
+    while (got && Clock::now() < begun + std::chrono::seconds(10)) got = (*exchange)->Read(buffer, sizeof buffer, ctx);
+    stopper.join();
+    ASSERT_FALSE(got) << "it was read on and on";
+    EXPECT_EQ(got.error().kind, by_stop ? ErrorKind::kCancelled : ErrorKind::kTimeout);
+  }
+  // What is here to its end is given, whatever the time.
+  auto exchange = client->Start(Get("/bytes?n=10"), Soon());
+  ASSERT_TRUE(exchange);
+  ASSERT_TRUE((*exchange)->WaitHead(Soon()));
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  char buffer[100];
+  ASSERT_TRUE(Eventually([&] { return client->statistics().requests_now == 0; }));
+  EXPECT_EQ((*exchange)->Read(buffer, sizeof buffer, OpContext::Within(std::chrono::milliseconds(-1))).value_or(0), 10u);
+}
+
+TEST_P(ExchangeTest, LoopbackInClearGoesPastEveryProxy) {
+  // What listens there would see whatever secret the request carries.
+  TestServer proxy;
+  const std::string url = proxy.origin();
+  for (const char* variable : {"http_proxy", "all_proxy", "ALL_PROXY"}) {
+    setenv(variable, url.c_str(), 1);
+    auto client = MakeClient();
+    Request request = Get("/bytes?n=10");
+    request.origin = test_server_.origin();
+    for (const char* host : {"127.0.0.1", "localhost", "a.localhost"}) {
+      request.origin = std::string("http://") + host + ":" + std::to_string(server().port());
+      auto response = client->Fetch(request, Soon(), 100);
+      EXPECT_TRUE(response && response->head.status == 200) << variable << " " << host;
+    }
+    unsetenv(variable);
+  }
+  EXPECT_EQ(proxy.server().counts().connections_opened, 0);
+}
+
 TEST_P(ExchangeTest, ClosingTheClientEndsWhatWaits) {
   auto client = MakeClient();
   auto held = client->Start(Get("/hold"), Soon());

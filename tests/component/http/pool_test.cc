@@ -132,6 +132,32 @@ TEST_P(PoolTest, GoAwayUnderLoadFailsNothing) {
   EXPECT_LE(server().counts().max_connections, 2 * 21) << "those that end may overlap with their successors";
 }
 
+TEST(PoolOfNothing, AServerThatTakesNoStreamsIsNotDialledForEver) {
+  sandbox::ServerOptions options;
+  options.max_concurrent_streams = 0;
+  TestServer server(options);
+  for (const int idle : {20, 0}) {
+    server.server().ResetCounts();
+    transport::http::ClientOptions client_options;
+    client_options.ca_file = server.ca_file();
+    client_options.max_idle_connections = idle;
+    auto client = HttpClient::Create(client_options);
+    ASSERT_TRUE(client);
+    std::vector<std::unique_ptr<Exchange>> exchanges;
+    for (int i = 0; i < 30; ++i) {
+      Request request;
+      request.origin = server.tls_origin();
+      request.target = "/bytes?n=10";
+      auto exchange = (*client)->Start(request, Soon());
+      ASSERT_TRUE(exchange);
+      exchanges.push_back(std::move(*exchange));
+    }
+    std::this_thread::sleep_for(std::chrono::seconds(3));
+    EXPECT_LE(server.server().counts().connections_opened, 5) << idle;
+    EXPECT_GE(server.server().counts().connections_opened, 1) << idle;
+  }
+}
+
 TEST_P(PoolTest, RefusedStreamsAreSentAgain) {
   if (!http2()) return;  // HTTP/1.1 has no such word
   auto client = MakeClient();

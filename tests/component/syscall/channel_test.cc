@@ -540,6 +540,50 @@ TEST_P(SyscallChannel, OpenFilesSurviveTheirServer) {
   }
 }
 
+TEST_P(SyscallChannel, AServerThatIsFoundAgainAfterATakeOverFailedGoesOn) {
+  auto rig = Rig();
+  rig->Write("before", "before");
+  rig->Write("soon", std::string(300'000, 's'));
+  auto before = rig->fs().Open(At("before"), {true, true, false}, Ctx());
+  ASSERT_TRUE(before);
+  // The old one is silent and cannot be killed: the new one is ready, and must not work beside it.
+  sandbox::Fault refused;
+  refused.match = "SendSignal";
+  refused.action = "status";
+  refused.status = 503;
+  refused.body = R"({"code":"unavailable","message":"not now"})";
+  refused.count = -1;
+  rig->sandbox().server().AddFault(refused);
+  rig->sandbox().server().ResetCounts();
+  const pid_t pid = rig->ServerPid();
+  kill(pid, SIGSTOP);
+  std::thread caller([&] { EXPECT_TRUE(rig->fs().Stat(At("before"), Ctx())); });
+  EXPECT_TRUE(ChannelRig::Eventually([&] { return rig->Requests("SendSignal") > 0; }));
+  kill(pid, SIGCONT);
+  EXPECT_TRUE(ChannelRig::Eventually([&] { return rig->Reattached() > 0; }));
+  caller.join();
+  rig->sandbox().server().ClearFaults();
+  EXPECT_EQ(rig->ServerPid(), pid);
+  auto opened = rig->fs().Open(At("before"), {}, Ctx());
+  ASSERT_TRUE(opened) << ToString(opened.error());
+  auto created = rig->fs().Create(In("", "created"), {0644, true}, Ctx());
+  ASSERT_TRUE(created) << ToString(created.error());
+  // By the files API, which needs to know where it is open.
+  const Handle soon = rig->fs().OpenSoon(At("soon"), {});
+  EXPECT_EQ(ReadAll(rig->fs(), soon, At("soon"), {0, 300'000}, Ctx(20s)).value_or("?").size(), 300'000U);
+  for (const Handle handle : {before->handle, opened->handle}) {
+    EXPECT_EQ(ReadAll(rig->fs(), handle, At("before"), {0, 100}, Ctx()).value_or("?"), "before");
+  }
+  // And a take-over that goes well takes all of them along.
+  kill(pid, SIGSTOP);
+  for (const Handle handle : {before->handle, opened->handle}) {
+    EXPECT_EQ(ReadAll(rig->fs(), handle, At("before"), {0, 100}, Ctx()).value_or("?"), "before");
+  }
+  EXPECT_EQ(ReadAll(rig->fs(), soon, At("soon"), {0, 300'000}, Ctx()).value_or("?").size(), 300'000U);
+  EXPECT_NE(rig->ServerPid(), pid);
+  EXPECT_TRUE(OnlyOneServer(*rig));
+}
+
 // --- nonsense
 
 TEST_P(SyscallChannel, NonsenseEndsTheServerNotTheMount) {

@@ -146,8 +146,8 @@ TEST(EnvironmentUrls, Parse) {
       EXPECT_NE(parsed.error().message.find("E2B_API_URL"), std::string::npos);
     }
   }
-  for (const char* yes : {"localhost", "a.localhost", "127.0.0.1", "127.1.2.3", "::1"}) EXPECT_TRUE(IsLoopbackHost(yes)) << yes;
-  for (const char* no : {"", "localhost.evil.com", "127.evil.com", "127.0.0.1.evil.com", "10.0.0.1", "127.0.0", "::2"}) EXPECT_FALSE(IsLoopbackHost(no)) << no;
+  for (const char* yes : {"localhost", "a.localhost", "127.0.0.1", "127.1.2.3", "::1"}) EXPECT_TRUE(http::IsLoopbackHost(yes)) << yes;
+  for (const char* no : {"", "localhost.evil.com", "127.evil.com", "127.0.0.1.evil.com", "10.0.0.1", "127.0.0", "::2"}) EXPECT_FALSE(http::IsLoopbackHost(no)) << no;
 }
 
 TEST(SandboxEndpointRules, Origins) {

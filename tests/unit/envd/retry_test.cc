@@ -106,18 +106,6 @@ TEST(Retry, ParsesRetryAfter) {
   for (const char* bad : {"", "-1", "soon", "12x", "Sat, 21 Nov", "99999999999999999999999"}) EXPECT_FALSE(ParseRetryAfter(bad, now)) << bad;
 }
 
-TEST(Retry, WithRetriesGivesTheLastError) {
-  int calls = 0;
-  const auto result = WithRetries(Repeat::kOnce, OpContext{}, [&]() -> Result<int> {
-    ++calls;
-    if (calls < 2) return Failure(ErrorKind::kUnavailable, EIO, "later");
-    return Errno(ENOENT);
-  });
-  ASSERT_FALSE(result);
-  EXPECT_EQ(result.error().errno_value, ENOENT);
-  EXPECT_EQ(calls, 2);
-}
-
 TEST(Secret, HoldsAndCompares) {
   const Secret secret("e2b_0123");
   const Secret copy = secret;

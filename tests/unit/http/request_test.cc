@@ -68,7 +68,7 @@ TEST(Origin, ProxyVariablesAreReadAsCurlDoes) {
     environment.Set(name, nullptr);
   }
   const Origin tls = *ParseOrigin("https://api.e2b.app");
-  const Origin clear = *ParseOrigin("http://localhost:49983");
+  const Origin clear = *ParseOrigin("http://sandbox.example:49983");
   EXPECT_FALSE(MayUseProxy(tls));
   environment.Set("HTTP_PROXY", "http://proxy:3128");  // could come from a CGI's client
   EXPECT_FALSE(MayUseProxy(clear));
@@ -81,6 +81,17 @@ TEST(Origin, ProxyVariablesAreReadAsCurlDoes) {
   EXPECT_TRUE(MayUseProxy(tls)) << "part of a label is no domain";
   environment.Set("no_proxy", "*");
   EXPECT_FALSE(MayUseProxy(tls));
+}
+
+TEST(Origin, LoopbackInClearGoesPastEveryProxy) {
+  ScopedEnvironment environment;
+  for (const char* name : {"https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"}) environment.Set(name, nullptr);
+  for (const char* name : {"http_proxy", "all_proxy", "ALL_PROXY"}) environment.Set(name, "http://proxy:3128");
+  for (const char* text : {"http://localhost:49983", "http://a.localhost", "http://127.0.0.1:3000", "http://[::1]:3000"}) {
+    EXPECT_FALSE(MayUseProxy(*ParseOrigin(text))) << text;
+  }
+  // Nothing of what TLS carries is seen by a proxy.
+  for (const char* text : {"https://localhost", "http://127.evil.com", "http://10.0.0.1"}) EXPECT_TRUE(MayUseProxy(*ParseOrigin(text))) << text;
 }
 
 TEST(Options, ComeFromTheEnvironmentOfTheSdks) {

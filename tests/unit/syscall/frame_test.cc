@@ -565,6 +565,35 @@ TEST(DecodeNews, WhatMakesNone) {
   }
 }
 
+class CountingListener : public ChangeListener {
+ public:
+  void NameChanged(const FileId&, const std::string&, const std::optional<Entry>&, bool) override { ++others; }
+  void DirectoryChanged(const Attributes&) override { ++others; }
+  void Unwatched(const FileId&) override { ++others; }
+  void ChangesLost() override { ++lost; }
+  int lost = 0, others = 0;
+};
+
+TEST(DecodeNews, LossesOfOneFrameAreOne) {
+  CountingListener listener;
+  EXPECT_TRUE(DecodeNews(std::string(3000, '\4') + NameNews("a", 0) + std::string("\4") + NameNews("b", 0), {}, &listener));
+  EXPECT_EQ(listener.lost, 1);
+  EXPECT_EQ(listener.others, 2);
+}
+
+TEST(DecodeNews, NothingIsToldOfAFrameThatMakesNoSense) {
+  CountingListener listener;
+  EXPECT_FALSE(DecodeNews("\4" + NameNews("a", 0) + "\5", {}, &listener));
+  // More than a server puts into one: 96 KiB, and a record.
+  EXPECT_FALSE(DecodeNews(std::string(5000, '\4'), {}, &listener));
+  std::string many;
+  for (int i = 0; i < 5000; ++i) many += "\3" + std::string(28, 'i');
+  EXPECT_FALSE(DecodeNews(many, {}, &listener));
+  EXPECT_EQ(listener.lost + listener.others, 0);
+  EXPECT_TRUE(DecodeNews(many.substr(0, 29 * 3500), {}, &listener));
+  EXPECT_EQ(listener.others, 3500);
+}
+
 TEST(DecodeNews, Fuzzed) {
   const std::string good = NameNews("name", 1) + AttributeBytes("/etc/passwd") + std::string(1, '\0') + "\x04" + NameNews("x", 2) + "\x02" +
                            AttributeBytes("/etc") + "\x03" + std::string(28, 'i');

@@ -1,0 +1,221 @@
+// A syscall server that is somebody else's: what it says may be anything, and the mount goes on.
+#include <gmock/gmock.h>
+
+#include <atomic>
+#include <thread>
+
+#include "tests/component/syscall/scripted_envd.h"
+#include "transport/syscall/syscall_fs.h"
+
+namespace e2bfs::testing::hostile {
+namespace {
+
+using namespace std::chrono_literals;
+using namespace transport;
+using syscall::Operation;
+using Server = ScriptedEnvd::Server;
+using Request = ScriptedEnvd::Request;
+
+OpContext Ctx(std::chrono::milliseconds time = 60s) { return OpContext::Within(time); }
+Node At(const std::string& path) { return {path, {}}; }
+
+template <typename T>
+int Code(const Result<T>& result) {
+  return result ? 0 : result.error().errno_value;
+}
+
+bool Eventually(const std::function<bool()>& condition) {
+  for (const auto end = Clock::now() + 60s; Clock::now() < end;) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(5ms);
+  }
+  return condition();
+}
+
+std::unique_ptr<RemoteFs> Mount(ScriptedEnvd& envd, syscall::ChannelOptions options = {}) {
+  auto fs = SyscallFs::Create(envd.client(), {.channel = options}, Ctx());
+  if (!fs) throw std::runtime_error(ToString(fs.error()));
+  return std::move(*fs);
+}
+
+std::string Stats() { return ScriptedEnvd::RootAttributes(); }
+
+class CountingListener : public ChangeListener {
+ public:
+  void NameChanged(const FileId&, const std::string&, const std::optional<Entry>&, bool) override { ++others; }
+  void DirectoryChanged(const Attributes&) override { ++others; }
+  void Unwatched(const FileId&) override { ++others; }
+  void ChangesLost() override { ++lost; }
+  std::atomic<int> lost{0}, others{0};
+};
+
+// --- news
+
+TEST(HostileServer, AFrameFullOfLossesIsNoSanityAndNoWork) {
+  ScriptedEnvd envd([](Server& server, const Request& request) { server.Reply(request.number, 0, {Stats()}); });
+  auto fs = Mount(envd);
+  CountingListener listener;
+  fs->SetListener(&listener);
+  envd.latest()->News(std::string(500'000, '\4'));
+  ASSERT_TRUE(Eventually([&] { return envd.latest()->dead() || listener.lost > 0; }));
+  EXPECT_TRUE(fs->Stat(At("x"), Ctx()));
+  EXPECT_EQ(envd.started(), 2);
+  EXPECT_LE(listener.lost, 3);  // what the loss of the way itself tells
+  fs->SetListener(nullptr);
+}
+
+TEST(HostileServer, LossesWithoutEndAreNoSanity) {
+  ScriptedEnvd envd([](Server& server, const Request& request) { server.Reply(request.number, 0, {Stats()}); });
+  auto fs = Mount(envd);
+  CountingListener listener;
+  fs->SetListener(&listener);
+  const auto first = envd.latest();
+  for (int i = 0; i < 3'000; ++i) first->News("\4");
+  EXPECT_TRUE(Eventually([&] { return fs->Stat(At("x"), Ctx()) && envd.started() == 2; }));
+  EXPECT_LE(listener.lost, 400);
+  fs->SetListener(nullptr);
+}
+
+// --- answers
+
+TEST(HostileServer, MoreOutcomesThanCallsAreRefused) {
+  ScriptedEnvd envd([](Server& server, const Request& request) {
+    if (request.operation == Operation::kList) {
+      for (int i = 0; i < 3; ++i) server.Reply(request.number, 1, std::vector<std::string>(65'000));  // and more follows
+    } else {
+      server.Reply(request.number, 0, {Stats(), Stats()});
+    }
+  });
+  auto fs = Mount(envd);
+  for (int i = 0; i < 2; ++i) {
+    auto list = fs->List(At(""), Ctx(20s));
+    EXPECT_EQ(Code(list), EIO);
+    auto stat = fs->Stat(At(""), Ctx(20s));
+    EXPECT_EQ(Code(stat), EIO);
+    EXPECT_EQ(stat.error().kind, ErrorKind::kProtocol);
+  }
+}
+
+TEST(HostileServer, PiecesOfNothingAreCounted) {
+  ScriptedEnvd envd([](Server& server, const Request& request) {
+    for (int i = 0; i < 200; ++i) server.Reply(request.number, 1, {""});  // and more follows
+  });
+  syscall::ChannelOptions options;
+  options.answer_bytes = 4'000;
+  auto fs = Mount(envd, options);
+  EXPECT_EQ(Code(fs->List(At(""), Ctx(20s))), EFBIG);
+}
+
+// 100 entries, some 35 KB.
+std::string Piece(int from) {
+  syscall::Arguments entries;
+  entries.U32(100);
+  for (int i = from; i < from + 100; ++i) {
+    const std::string name = std::to_string(1000 + i) + std::string(200, 'n');
+    entries.Raw(std::string("\0", 1) + char(name.size())).Raw(name).Raw(Stats()).U8(0);
+  }
+  return entries.bytes();
+}
+
+TEST(HostileServer, LongAnswersAreHeldOneAtATime) {
+  std::mutex mutex;
+  std::vector<uint64_t> numbers;
+  ScriptedEnvd envd([&](Server& server, const Request& request) {
+    std::lock_guard lock(mutex);
+    numbers.push_back(request.number);
+    const auto begin = [&](int pieces) {
+      for (int i = 0; i < pieces; ++i) server.Reply(request.number, 1, {i == 0 ? Stats() + Piece(0) : Piece(100 * i)});
+    };
+    begin(numbers.size() == 2 ? 1 : 4);
+    if (numbers.size() == 2) server.Reply(numbers[0], 0, {Piece(400)});  // the other gives way and is asked for again
+    if (numbers.size() == 3) server.Reply(request.number, 0, {Piece(400)});
+  });
+  syscall::ChannelOptions options;
+  options.held_bytes = size_t{64} << 10;
+  auto fs = Mount(envd, options);
+  std::vector<std::thread> callers;
+  for (size_t i = 1; i <= 2; ++i) {
+    callers.emplace_back([&] {
+      auto listing = fs->List(At(""), Ctx());
+      ASSERT_TRUE(listing) << ToString(listing.error());
+      EXPECT_EQ(listing->entries.size(), 500U);
+    });
+    ASSERT_TRUE(Eventually([&] {
+      std::lock_guard lock(mutex);
+      return numbers.size() >= i;
+    }));
+  }
+  for (auto& caller : callers) caller.join();
+  EXPECT_EQ(numbers.size(), 3U);
+}
+
+// --- requests that kill
+
+TEST(HostileServer, ARequestThatKillsIsNotSentForEver) {
+  std::atomic<int> asked{0};
+  ScriptedEnvd envd([&](Server& server, const Request& request) {
+    if (request.operation == Operation::kStatFs) {
+      ++asked;
+      server.Die();
+    } else {
+      server.Reply(request.number, 0, {Stats()});
+    }
+  });
+  auto fs = Mount(envd);
+  for (int i = 1; i <= 5; ++i) {
+    const auto killer = fs->StatFs(Ctx(20s));
+    EXPECT_EQ(Code(killer), EIO);
+    EXPECT_EQ(killer.error().kind, ErrorKind::kBroken);
+    EXPECT_EQ(asked, 2 * i);
+    EXPECT_TRUE(fs->Stat(At("x"), Ctx()));
+  }
+  EXPECT_EQ(envd.started(), 11);
+}
+
+TEST(HostileServer, WhatWaitsBehindARequestThatKillsIsDone) {
+  std::atomic<int> asked{0};
+  ScriptedEnvd envd([&](Server& server, const Request& request) {
+    if (request.operation == Operation::kStatFs) {
+      ++asked;
+      std::this_thread::sleep_for(200ms);
+      server.Die();
+    } else if (!server.dead()) {
+      server.Reply(request.number, 0, {Stats()});
+    }
+  });
+  auto fs = Mount(envd);
+  std::thread killer([&] { EXPECT_EQ(Code(fs->StatFs(Ctx())), EIO); });
+  EXPECT_TRUE(Eventually([&] { return asked == 1; }));
+  auto behind = fs->Stat(At("x"), Ctx());
+  EXPECT_TRUE(behind) << ToString(behind.error());
+  killer.join();
+  EXPECT_EQ(envd.started(), 3);
+}
+
+TEST(HostileServer, ServersThatDieYoungAreReplacedSlowly) {
+  ScriptedEnvd envd([&](Server& server, const Request&) { server.Die(); });
+  auto fs = Mount(envd);
+  const auto end = Clock::now() + 3s;
+  while (Clock::now() < end) EXPECT_EQ(Code(fs->StatFs(Ctx(20s))), EIO);
+  EXPECT_LE(envd.started(), 12);
+}
+
+// --- time
+
+TEST(HostileServer, AServerThatNeverStopsTalkingIsLeft) {
+  ScriptedEnvd envd([](Server& server, const Request&) { server.Die(); });
+  envd.OnInitialize(2, [](Server& server, const Request&) {
+    while (!server.dead()) server.Reply(77'777'777, 0, {""});
+  });
+  syscall::ChannelOptions options;
+  options.start_timeout = 10min;
+  auto fs = Mount(envd, options);
+  EXPECT_EQ(Code(fs->StatFs(Ctx(1s))), ETIMEDOUT);
+  EXPECT_EQ(envd.started(), 2);
+  const auto begun = Clock::now();
+  fs.reset();
+  EXPECT_LT(Clock::now() - begun, 10s);
+}
+
+}  // namespace
+}  // namespace e2bfs::testing::hostile

@@ -1,0 +1,15 @@
+#include "transport/remote_fs.h"
+
+#include <algorithm>
+
+namespace e2bfs::transport {
+
+uint32_t AccessByMode(const Attributes& attributes, uint32_t uid, uint32_t gid, const std::vector<uint32_t>& groups) {
+  const uint32_t bits = attributes.permissions;
+  if (uid == 0) return attributes.type == FileType::kDirectory || (bits & 0111) != 0 ? 7 : 6;
+  if (attributes.uid == uid) return (bits >> 6) & 7;
+  const bool in_group = attributes.gid == gid || std::find(groups.begin(), groups.end(), attributes.gid) != groups.end();
+  return in_group ? (bits >> 3) & 7 : bits & 7;
+}
+
+}  // namespace e2bfs::transport

@@ -1,0 +1,18 @@
+// Content on its way into a staged file, by the files API: the same for both tiers.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "transport/envd/client.h"
+#include "transport/remote_fs.h"
+
+namespace e2bfs::transport {
+
+// POST of the source's ranges, one after the other, and then of `tail`, once. `ctx` is renewed with each part that went out: there is no limit on
+// the whole. Whether all arrived is for the caller to check.
+Result<void> UploadRanges(envd::Client& client, const std::string& path, const std::vector<Extent>& ranges, ContentSource& source,
+                          std::string_view tail, OpContext& ctx);
+
+}  // namespace e2bfs::transport
