@@ -130,12 +130,13 @@ rm -f -- "$R/$3"
 constexpr char kUnlinkText[] = R"sh(
 b() {
 d "$1"; p=$R; d "$2"; q=$R
+t=$(stat -c "$F" -- "$p" 2>/dev/null)
 if command -v unlink >/dev/null 2>&1; then unlink "$p" || exit 1
 else
   if [ -d "$p" ] && ! [ -h "$p" ]; then no EISDIR; fi
   rm -- "$p" </dev/null || exit 1
 fi
-fin "$q"
+echo "$t"; fin "$q"
 }
 )sh";
 
@@ -229,7 +230,10 @@ if [ "$5" = n ]; then
   fi
   fin "$p" "$qb" "$qa"
 fi
-if there "$p"; then echo OVER; fi
+if t=$(stat -c "$F" -- "$p" 2>/dev/null); then
+  if [ "$i" = "$(stat -c %d:%i -- "$p")" ]; then echo SAME; fin "$p" "$qb" "$qa"; fi
+  echo OVER; echo "$t"
+fi
 if [ "$6" = p ] && command -v perl >/dev/null 2>&1; then
   perl -e 'rename($ARGV[0],$ARGV[1]) or do { print "E ",$!+0,"\n"; exit 1 }' "$a" "$p" || exit 1
   fin "$p" "$qb" "$qa"
@@ -246,7 +250,6 @@ if [ "$ad" ]; then
 fi
 if there "$p"; then
   if [ -k "$qb" ] && ! own "$qb" && ! own "$p"; then no EPERM; fi
-  if [ "$i" = "$(stat -c %d:%i -- "$p")" ]; then echo SAME; fin "$p" "$qb" "$qa"; fi
   case "$qa/" in "$p"/*) no ENOTEMPTY ;; esac
   pd=; if [ -d "$p" ] && ! [ -h "$p" ]; then pd=1; fi
   if [ "$ad" ] && [ -z "$pd" ]; then no ENOTDIR; fi

@@ -32,7 +32,7 @@ enum class ServiceScript {
   kDiscard,     // stage directory, names: removes these files there
   kProbe,       // stage directory, bytes, a new name: fails as a write of so many bytes there would
   // Changes; object lines of what is named in brackets:
-  kUnlink,      // path, parent -> [parent]
+  kUnlink,      // path, parent -> [path as it was, parent]
   kRemoveDirectory,  // path, parent -> [parent]
   kMakeDirectory,    // path, parent, umask, special mode or "-" -> [path, parent]
   kCreate,      // path, parent, umask, mode with execute or special bits or "-", "x" for exclusive -> "NEW" or "OLD", [path, parent]
@@ -40,7 +40,8 @@ enum class ServiceScript {
   kMakeLink,    // path, parent, existing -> [path, parent]
   kMakeNode,    // path, parent, umask, mode or "-", "p", "c" or "b", major, minor -> [path, parent]
   // from, to, parent of from, parent of to, "n" (no replace) or "-", "p" (perl may do it) or "-"
-  //   -> "OVER" if something was replaced, [to, parent of to, parent of from], or "MOVE": checked, nothing but an empty target directory removed; Move is next
+  //   -> "OVER" and [what is replaced] if something is, [to, parent of to, parent of from], or "MOVE": checked, nothing but an empty target directory
+  //   removed; Move is next. "SAME", [to, both parents]: two names of one file, which both stay
   kRename,
   // path, size, owner, mode, atime, mtime (each "-" if not set, "i" before an implied one), "w" if it was opened for writing -> [path]
   kSetAttributes,
