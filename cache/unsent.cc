@@ -227,6 +227,7 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
     return Forward(stored.error());
   }
   Lock lock(mutex_);
+  if (stored.error().appended > 0) AppendedInPart(*node, stored.error().appended);
   // Attributes alone that were refused are as with chmod: told, and not tried for ever.
   if (!sent.touches_content() && stored.error().kind == ErrorKind::kErrno) node->content->sending = {};
   StoreFailed(*node, teller, stored.error());
@@ -310,6 +311,15 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
     CloseHandlesIfUnused(*node);
   }
   content.stored.notify_all();
+}
+
+void CachedFsImpl::AppendedInPart(Node& node, int64_t done) {
+  std::optional<transport::Extent>& append = node.content->sending.append;
+  if (!append) return;  // truncated meanwhile: it has a place now, and is written there
+  done = std::min(done, append->length);
+  append = transport::Extent{append->offset + done, append->length - done};
+  node.attributes.size = std::max(node.attributes.size, append->offset);
+  if (append->length == 0) append.reset();
 }
 
 void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& error) {

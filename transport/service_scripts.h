@@ -45,9 +45,9 @@ enum class ServiceScript {
   kRename,
   // path, size, owner, mode, atime, mtime (each "-" if not set, "i" before an implied one), "w" if it was opened for writing -> [path]
   kSetAttributes,
-  // path, stage file, its size, cut, final size ("-" if not set), "w", owner, mode, atime, mtime, "b" or "p",
-  //   extents "offset:length:place in the stage file", offset "a" for an append
-  //   -> "STORED" once the content is in place, [path]
+  // path, stage file, its size, final size ("-" if not set), "w", owner, mode, atime, mtime, "b" or "p",
+  //   extents "offset:length:place in the stage file", offset "a" for an append, place "z" for zeros over what is there
+  //   -> "STORED" once the content is in place, [path]; "APPENDED bytes" of an append that failed half-way and could not be cut off
   kStore,
 };
 
@@ -81,7 +81,8 @@ std::optional<ServiceStat> ParseServiceStat(std::string_view line);
 struct ServiceChangeAnswer {
   int status = 0;                  // the script's own; 0: done
   std::vector<ServiceStat> objects;
-  std::vector<std::string> words;  // "NEW", "OLD", "MOVE", "OVER", "STORED"
+  std::vector<std::string> words;  // "NEW", "OLD", "MOVE", "OVER", "SAME", "STORED"
+  int64_t appended = 0;            // "APPENDED bytes"
   std::string messages;            // everything else that was printed
 };
 

@@ -737,6 +737,25 @@ TEST_F(WritingTest, ALinkOfAFileMadeHereIsKeptUpToDate) {
   EXPECT_EQ(Inside("b"), "text");
 }
 
+TEST_F(WritingTest, OfAnAppendThatWasDoneInPartTheRestIsSent) {
+  remote_->InsideWrite("log", "old ");
+  const FileHandle handle = OpenFor(Find("log"), {true, true, true, false});
+  Write(handle, 0, "0123456789");
+  testing::RemoteFault fault;
+  fault.function = "Store";
+  fault.error = Error{ENOSPC, ErrorKind::kErrno, "injected", 0, ""};
+  fault.error.appended = 4;
+  faulty_->Add(fault);
+  EXPECT_EQ(Flush(handle), ENOSPC);
+  remote_->InsideWrite("log", "old 0123");
+  EXPECT_EQ(fs().Status().dirty_bytes, 6);
+  Write(handle, 0, "ab");
+  EXPECT_EQ(ReadAt(handle, 0, 100), "old 0123456789ab");
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Inside("log"), "old 0123456789ab");
+  EXPECT_EQ(remote_->stores().back().append.value_or(transport::Extent{}), (transport::Extent{8, 8}));
+}
+
 // Takes a byte now and then for a second before it stores.
 class SlowStores : public testing::FaultyRemoteFs {
  public:
