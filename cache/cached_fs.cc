@@ -39,7 +39,7 @@ CachedFsImpl::~CachedFsImpl() {
   // What is unsent stays in the spool directory, and what is open on the other side is closed.
   Lock lock(mutex_);
   for (const auto& [id, node] : tree_.nodes()) {
-    if (node->content.exists() && node->content->dirty() && node->content->spool && !node->deleted) node->content->spool->Keep();
+    if (node->content.exists() && node->content->dirty() && node->content->spool && !node->is_gone()) node->content->spool->Keep();
     node->open_files = 0;
     if (node->content.exists()) node->content->storing = false;
     CloseHandlesIfUnused(*node);
@@ -206,7 +206,7 @@ CacheStatus CachedFsImpl::Status() const {
   const std::string root = remote_.description().root;
   for (NodeId id : dirty_) {
     NodePtr node = tree_.Find(id);
-    if (!node || !node->content->dirty() || node->deleted) continue;
+    if (!node || !node->content->dirty() || node->is_gone()) continue;
     UnsentFile file;
     file.path = (root == "/" ? "" : root) + "/" + tree_.PathOf(*node);
     file.bytes = node->content->unsent_bytes();

@@ -265,6 +265,10 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // The content arrived, its attributes did not: that is told, and nothing is sent again.
   void AttributesRefused(const NodePtr& node, const OpenFile* teller, const Change& sent, const Error& error,
                          uint64_t asked_stamp, TimePoint asked);
+  // A store failed, and so many bytes of its append are there: only the rest is sent again.
+  void AppendedInPart(Node& node, int64_t done);  // mutex_ held
+  // The error of what cannot be sent any more: its names are not known.
+  Result<void> CannotReach(Node& node, const OpenFile* teller);  // mutex_ held
   void TellWriters(const Node& node, const OpenFile* teller, const Error& error);  // mutex_ held
   std::optional<Error> TakeUnreported(OpenFile& file);  // mutex_ held
   void DiscardUnsent(Node& node);                       // mutex_ held

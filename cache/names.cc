@@ -318,6 +318,7 @@ Result<NodeAttributes> CachedFsImpl::MakeLink(NodeId existing_id, NodeId parent_
   Lock lock(mutex_);
   if (after && after->id != existing->file_id) after.reset();
   EndChange(*existing, after, stamp, asked);
+  if (made && existing->content.exists()) existing->content->fresh = false;  // what it has is seen by another name, too
   if (made && made->node == existing->id) return BuildAttributes(*existing, Clock::now());
   return made;
 }
@@ -369,17 +370,20 @@ void CachedFsImpl::NodeRemoved(const NodePtr& node, const std::optional<transpor
   const bool newest = change.stamp >= node->stamp;
   node->stamp = ++stamp_;
   node->fresh_until = {};
+  // Where each name is a file of its own to us, the others of this one are not found by it.
+  const bool found_by_others = remote_.description().hard_links_share_identity;
   uint32_t links = node->attributes.link_count > 0 ? node->attributes.link_count - 1 : 0;
-  if (after && after->id == node->file_id) {
+  if (after && (after->id == node->file_id || !node->file_id.known())) {
     links = after->link_count;
-    if (newest) Absorb(*node, *after, stamp_, change.asked, Origin::kOwnChange);
+    if (newest && found_by_others) Absorb(*node, *after, stamp_, change.asked, Origin::kOwnChange);
   }
   node->attributes.link_count = links;
-  if (links > 0 && !node->is_directory()) return;
+  if (links > 0 && !node->is_directory() && found_by_others) return;
   if (!node->is_directory() && node->linked) return;  // another name that is known
   node->deleted = true;
+  node->linked_elsewhere = links > 0 && !node->is_directory();
   tree_.ForgetIdentity(*node);
-  if (node->open_files == 0) DiscardUnsent(*node);
+  if (node->open_files == 0 && node->is_gone()) DiscardUnsent(*node);
 }
 
 Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, const OpContext& context) {
@@ -412,6 +416,8 @@ Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, con
   }
   EndParent(*begun, done ? done->parent : std::nullopt);
   if (!done) return Forward(done.error());
+  lock.unlock();
+  if (node) PutAsideIfGone(node);
   return {};
 }
 
@@ -558,6 +564,8 @@ Result<void> CachedFsImpl::Rename(NodeId parent_id, const std::string& name, Nod
   }
   EndParent(*to, new_after);
   if (!done) return Forward(done.error());
+  lock.unlock();
+  if (target) PutAsideIfGone(target);
   return {};
 }
 

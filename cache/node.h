@@ -124,7 +124,10 @@ struct Node {
   // Names that lead here. Never empty but for the root: the last one stays when the name is gone, with linked = false.
   Places places;
   bool linked = true;
-  bool deleted = false;      // removed here, no other link: what is unsent has nobody left to see it
+  bool deleted = false;      // removed here, and no other name is known: it cannot be reached by name any more
+  bool linked_elsewhere = false;  // with `deleted`: the sandbox has other names of it, which nobody here knows (the service tier)
+  // What is unsent has nobody left to see it.
+  bool is_gone() const { return deleted && !linked_elsewhere; }
 
   transport::Attributes attributes;
   TimePoint fresh_until{};

@@ -227,7 +227,7 @@ void CachedFsImpl::Release(FileHandle handle, const OpContext& context) {
     file = *found;
     // What failed at the flush is not tried again here; what came after it (stores through mmap) is. Not what another handle is about to write:
     // the release comes some time after the close, and its O_TRUNC alone would take the old content away.
-    send = file->flags.write && file->node->content->dirty() && file->node->content->untried && !file->node->deleted &&
+    send = file->flags.write && file->node->content->dirty() && file->node->content->untried && !file->node->is_gone() &&
            (!file->flushed || file->node->open_writers == 1);
   }
   const NodePtr& node = file->node;
@@ -249,7 +249,7 @@ void CachedFsImpl::Release(FileHandle handle, const OpContext& context) {
   if (file->unreported && !node->content->unreported) node->content->unreported = file->unreported;
   if (file->flags.write) --node->open_writers;
   if (--node->open_files == 0) {
-    if (node->deleted) DiscardUnsent(*node);
+    if (node->is_gone()) DiscardUnsent(*node);
     DropSentBytes(*node);
     if (!node->content->dirty()) node->content->unreported.reset();
     CloseHandlesIfUnused(*node);

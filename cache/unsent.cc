@@ -127,7 +127,8 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
       }
       waiting.deadline = progress + ctx.renewal;
     }
-    if (!content.dirty() || node->deleted) return {};
+    if (!content.dirty() || node->is_gone()) return {};
+    if (node->deleted) return CannotReach(*node, teller);
     content.sending = std::exchange(content.current, {});
     content.storing = true;
     content.saved = false;
@@ -138,6 +139,16 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
     if (early) --node->changes_in_flight;
   }
   return SendOnce(node, teller, early, ctx);
+}
+
+Result<void> CachedFsImpl::CannotReach(Node& node, const OpenFile* teller) {
+  const std::string path = tree_.PathOf(node);
+  const Error error = Errno(ESTALE, path + " was removed here, and is in the sandbox by other names, which are not known").value();
+  node.content->untried = false;
+  node.content->last_error = error;
+  NoteError(path, error);
+  TellWriters(node, teller, error);
+  return Forward(error);
 }
 
 Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const Change& change, bool fresh,
@@ -216,6 +227,7 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
     return Forward(stored.error());
   }
   Lock lock(mutex_);
+  if (stored.error().appended > 0) AppendedInPart(*node, stored.error().appended);
   // Attributes alone that were refused are as with chmod: told, and not tried for ever.
   if (!sent.touches_content() && stored.error().kind == ErrorKind::kErrno) node->content->sending = {};
   StoreFailed(*node, teller, stored.error());
@@ -294,11 +306,20 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
   if (!content.dirty()) dirty_.erase(node->id);
   ChargeSpool(*node);
   if (node->open_files == 0) {
-    if (node->deleted) DiscardUnsent(*node);
+    if (node->is_gone()) DiscardUnsent(*node);
     DropSentBytes(*node);
     CloseHandlesIfUnused(*node);
   }
   content.stored.notify_all();
+}
+
+void CachedFsImpl::AppendedInPart(Node& node, int64_t done) {
+  std::optional<transport::Extent>& append = node.content->sending.append;
+  if (!append) return;  // truncated meanwhile: it has a place now, and is written there
+  done = std::min(done, append->length);
+  append = transport::Extent{append->offset + done, append->length - done};
+  node.attributes.size = std::max(node.attributes.size, append->offset);
+  if (append->length == 0) append.reset();
 }
 
 void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& error) {
@@ -315,7 +336,7 @@ void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& 
   if (!content.dirty()) dirty_.erase(node.id);
   ChargeSpool(node);
   if (node.open_files == 0) {
-    if (node.deleted) DiscardUnsent(node);
+    if (node.is_gone()) DiscardUnsent(node);
     CloseHandlesIfUnused(node);
   }
   content.stored.notify_all();
@@ -381,7 +402,7 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
   {
     Lock lock(mutex_);
     for (NodeId id : dirty_) {
-      if (NodePtr node = tree_.Find(id); node && node->content->dirty() && !node->deleted) {
+      if (NodePtr node = tree_.Find(id); node && node->content->dirty() && !node->is_gone()) {
         ++node->pins;
         nodes.push_back(std::move(node));
       }
@@ -449,7 +470,7 @@ Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& 
   }
   std::lock_guard writing(node->content->write_mutex);
   Lock lock(mutex_);
-  if (!node->content->dirty() || node->deleted) return false;
+  if (!node->content->dirty() || node->is_gone()) return false;
   Content& content = *node->content;
   // A store that does not end still uses the spool file: a copy then, and nothing is dropped.
   const bool being_sent = content.storing;
@@ -502,9 +523,10 @@ void CachedFsImpl::PutAsideIfGone(const NodePtr& node) {
     const bool gone = content.last_error && content.last_error->kind == ErrorKind::kErrno &&
                       (content.last_error->errno_value == ENOENT || content.last_error->errno_value == ENOTDIR ||
                        content.last_error->errno_value == ESTALE);
-    if (!gone || node->open_files > 0 || !content.dirty() || content.storing || options_.unsent_directory.empty()) return;
+    if (!gone && !node->linked_elsewhere) return;
+    if (node->open_files > 0 || !content.dirty() || content.storing || options_.unsent_directory.empty()) return;
     path = tree_.PathOf(*node);
-    why = ToString(*content.last_error);
+    if (content.last_error) why = ToString(*content.last_error);
   }
   auto saved = SaveUnsentOf(node, options_.unsent_directory);
   if (!saved) {

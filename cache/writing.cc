@@ -23,7 +23,7 @@ void CachedFsImpl::ChargeSpool(Node& node) {
 void CachedFsImpl::NoteUnsent(Node& node) {
   Content& content = *node.content;
   if (!content.spool) return;
-  if (!content.dirty() || node.deleted) {
+  if (!content.dirty() || node.is_gone()) {
     content.spool->Note(kNothingUnsentNote);
     content.noted = {};
     return;

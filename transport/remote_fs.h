@@ -198,7 +198,7 @@ struct StoreRequest {
   std::vector<Extent> extents;
   // The file's size afterwards; unset: what the extents make of it (never shrinks).
   std::optional<int64_t> size;
-  // The file is cut to this size before the extents are written (the smallest size it had meanwhile): what was beyond reads as zeros.
+  // As if the file had been cut to this size before the extents are written (the smallest size it had meanwhile): what was beyond reads as zeros.
   std::optional<int64_t> cut_to;
   // Bytes [append_from, append_from+append_length) of the source are appended, once, to whatever the file has then.
   std::optional<Extent> append;
@@ -288,7 +288,7 @@ class RemoteFs {
                                                    const OpContext& ctx) = 0;
   // Afterwards the sandbox has it all (attributes as they then are are returned), or the old content is untouched, or, on an error of a file that is
   // `fresh`, it may be torn. ENOSPC, EDQUOT, EACCES, ESTALE, EIO. Where the content is in place and only `attributes` were refused,
-  // the error says content_stored.
+  // the error says content_stored; where a part of the append is there all the same, it says how much (appended).
   virtual Result<Attributes> Store(Handle handle, const Node& node, const StoreRequest& request, const OpContext& ctx) = 0;
   // For a Store that will bring all of the file's content. `fresh`: as in StoreRequest. Null where it has to wait for the whole.
   virtual Result<std::unique_ptr<EarlyStore>> BeginStore(Handle /*handle*/, const Node& /*node*/, bool /*fresh*/, const OpContext& /*ctx*/) {

@@ -227,6 +227,7 @@ std::optional<ServiceChangeAnswer> ParseServiceChange(std::string_view output) {
       answer.objects.push_back(std::move(*stat));
     } else if (line == "NEW" || line == "OLD" || line == "MOVE" || line == "OVER" || line == "SAME" || line == "STORED") {
       answer.words.emplace_back(line);
+    } else if (line.substr(0, 9) == "APPENDED " && ReadServiceNumber(line.substr(9), answer.appended) && answer.appended > 0) {
     } else {
       answer.messages += line;
       answer.messages += '\n';

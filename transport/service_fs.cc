@@ -192,10 +192,26 @@ class ServiceFsImpl : public RemoteFs {
                                    ctx);
     if (!answer) return Forward(answer.error());
     auto said = [&](const char* word) { return std::find(answer->words.begin(), answer->words.end(), word) != answer->words.end(); };
-    if (said("SAME")) return ChangedFrom(*answer, to_path, to.parent.path, nullptr);
-    if (said("MOVE")) return Move(*source, *target, from, to, *answer, said("OVER"), ctx);
-    session_->identities().Renamed(from_path, to_path, said("OVER"));
-    return ChangedFrom(*answer, to_path, to.parent.path, &from.parent.path);
+    if (said("SAME")) {
+      Changed same = ChangedFrom(*answer, to_path, to.parent.path, nullptr);
+      if (!answer->objects.empty()) same.object = same.replaced = session_->From(answer->objects[0], to_path);
+      return same;
+    }
+    std::optional<ServiceStat> over;
+    if (said("OVER") && answer->objects.size() == (said("MOVE") ? 1 : 4)) {
+      over = std::move(answer->objects.front());
+      answer->objects.erase(answer->objects.begin());
+    }
+    auto left = over ? WithOtherNames(*over, to_path) : std::nullopt;
+    Result<Changed> changed;
+    if (said("MOVE")) {
+      changed = Move(*source, *target, from, to, over, ctx);
+    } else {
+      session_->identities().Renamed(from_path, to_path, said("OVER"));
+      changed = ChangedFrom(*answer, to_path, to.parent.path, &from.parent.path);
+    }
+    if (changed) changed->replaced = std::move(left);
+    return changed;
   }
 
   Result<Changed> SetAttributes(const Node& node, Handle handle, const AttributeChange& change, const OpContext& ctx) override {
@@ -494,15 +510,27 @@ class ServiceFsImpl : public RemoteFs {
     if (!absolute) return Forward(absolute.error());
     auto answer = session_->Change(script, {EncodeArgument(*absolute), EncodeArgument(parent)}, ctx);
     if (!answer) return Forward(answer.error());
-    session_->identities().Removed(path);
     Changed changed;
+    if (answer->objects.size() == 2) {
+      changed.object = WithOtherNames(answer->objects.front(), path);
+      answer->objects.erase(answer->objects.begin());
+    }
+    session_->identities().Removed(path);
     if (answer->objects.size() == 1 && answer->objects[0].nanoseconds) changed.parent = session_->From(answer->objects[0], name.parent.path);
     return changed;
   }
 
+  // What `path` led to before it was removed, if it has other names: with the links that are left. To be asked before the path's identity changes.
+  std::optional<Attributes> WithOtherNames(const ServiceStat& before, const std::string& path) {
+    if (before.type == FileType::kDirectory || before.link_count < 2) return std::nullopt;
+    Attributes left = session_->From(before, path);
+    left.link_count = before.link_count - 1;
+    return left;
+  }
+
   // The second half of a rename without perl: checked, and an empty directory in the way already removed.
   Result<Changed> Move(const std::string& source, const std::string& target, const Name& from, const Name& to,
-                       const ServiceChangeAnswer& checked, bool replaced, const OpContext& ctx) {
+                       const std::optional<ServiceStat>& over, const OpContext& ctx) {
     if (!IsUtf8Text(source) || !IsUtf8Text(target)) return Errno(ENOTSUP, "rename of a name that is not UTF-8, without perl");
     OpContext whole = ctx.Uninterruptible();
     auto moved = session_->client().Move(source, target, whole);
@@ -515,15 +543,15 @@ class ServiceFsImpl : public RemoteFs {
       if (done && new_name->complete) moved = std::move(new_name);
     }
     if (!done) {
-      if (!checked.objects.empty() && checked.objects[0].type == FileType::kDirectory) {
-        const uint32_t permissions = checked.objects[0].permissions;
+      if (over && over->type == FileType::kDirectory) {
+        const uint32_t permissions = over->permissions;
         auto again = MakeHeld(ServiceScript::kMakeDirectory, to, {UmaskArgument(permissions), ModeBeyondCreation(permissions, 0777)}, whole);
         if (!again) log::Warning("service", "the empty directory {} is gone after a failed rename", target);
       }
       return Forward(moved.error());
     }
     std::string to_path = JoinPath(to.parent.path, to.name);
-    session_->identities().Renamed(JoinPath(from.parent.path, from.name), to_path, replaced);
+    session_->identities().Renamed(JoinPath(from.parent.path, from.name), to_path, over.has_value());
     Changed changed;
     if (moved && moved->complete) changed.object = session_->From(*moved, to_path);
     return changed;

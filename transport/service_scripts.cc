@@ -130,12 +130,13 @@ rm -f -- "$R/$3"
 constexpr char kUnlinkText[] = R"sh(
 b() {
 d "$1"; p=$R; d "$2"; q=$R
+t=$(stat -c "$F" -- "$p" 2>/dev/null)
 if command -v unlink >/dev/null 2>&1; then unlink "$p" || exit 1
 else
   if [ -d "$p" ] && ! [ -h "$p" ]; then no EISDIR; fi
   rm -- "$p" </dev/null || exit 1
 fi
-fin "$q"
+echo "$t"; fin "$q"
 }
 )sh";
 
@@ -229,7 +230,10 @@ if [ "$5" = n ]; then
   fi
   fin "$p" "$qb" "$qa"
 fi
-if there "$p"; then echo OVER; fi
+if t=$(stat -c "$F" -- "$p" 2>/dev/null); then
+  if [ "$i" = "$(stat -c %d:%i -- "$p")" ]; then echo SAME; fin "$p" "$qb" "$qa"; fi
+  echo OVER; echo "$t"
+fi
 if [ "$6" = p ] && command -v perl >/dev/null 2>&1; then
   perl -e 'rename($ARGV[0],$ARGV[1]) or do { print "E ",$!+0,"\n"; exit 1 }' "$a" "$p" || exit 1
   fin "$p" "$qb" "$qa"
@@ -246,7 +250,6 @@ if [ "$ad" ]; then
 fi
 if there "$p"; then
   if [ -k "$qb" ] && ! own "$qb" && ! own "$p"; then no EPERM; fi
-  if [ "$i" = "$(stat -c %d:%i -- "$p")" ]; then echo SAME; fin "$p" "$qb" "$qa"; fi
   case "$qa/" in "$p"/*) no ENOTEMPTY ;; esac
   pd=; if [ -d "$p" ] && ! [ -h "$p" ]; then pd=1; fi
   if [ "$ad" ] && [ -z "$pd" ]; then no ENOTDIR; fi
@@ -305,31 +308,38 @@ fin "$p"
 }
 )sh";
 
-// w: one range from the stage file into place. What lies beyond the old end goes first, and holes are filled by fallocate before,
-// so that "no space" comes while the old content is whole, and the file is cut back to its old size.
+// w: one range from the stage file, or zeros, into place. What makes the file longer goes first, and holes are filled by fallocate before,
+// so that "no space" comes while the old content is whole, and the file is cut back to its old size. It shrinks last.
+// ap: what an append that failed left is cut off again if it is all that came since; else it is told how much it is, where dd tells.
 constexpr char kStoreText[] = R"sh(
 w() {
+  i=$f k=$3; if [ "$3" = z ]; then i=/dev/zero k=0; fi
   if [ "$B" = b ]; then
-    e=$(dd if="$f" of="$p" bs=262144 conv=notrunc iflag=skip_bytes,count_bytes,fullblock oflag=seek_bytes skip="$3" count="$2" seek="$1" 2>&1)
+    e=$(dd if="$i" of="$p" bs=262144 conv=notrunc iflag=skip_bytes,count_bytes,fullblock oflag=seek_bytes skip="$k" count="$2" seek="$1" 2>&1)
   else
     e=$( { exec 3<> "$p" && { [ "$1" = 0 ] || dd if=/dev/null bs=1 count=0 seek="$1" >&3 2>/dev/null; } &&
-      tail -c +$(($3 + 1)) -- "$f" | head -c "$2" >&3; } 2>&1 )
+      tail -c +$((k + 1)) -- "$i" | head -c "$2" >&3; } 2>&1 )
   fi && return 0
   echo "$e"; return 1
 }
+z() { fallocate -p -o "$1" -l "$2" -- "$p" 2>/dev/null || w "$1" "$2" z; }
 ap() {
   if [ "$B" = b ]; then e=$(dd if="$f" bs=262144 iflag=skip_bytes,count_bytes,fullblock skip="$2" count="$1" 2>&1 >> "$p")
   else e=$( { tail -c +$(($2 + 1)) -- "$f" | head -c "$1" >> "$p"; } 2>&1 ); fi && return 0
+  n=$(stat -c %s -- "$p")
+  if cmp -s -n $((n - o)) -- "$p" "$f" "$o" "$2" 2>/dev/null; then truncate -c -s "$o" -- "$p"
+  else case $e in *" bytes"*) k=${e%% bytes*}; echo "APPENDED ${k##*[!0-9]}" ;; esac; fi
   echo "$e"; return 1
 }
 room() {
   command -v fallocate >/dev/null 2>&1 || return 0
   e=$(fallocate -n -o "$1" -l "$2" -- "$p" 2>&1) && return 0
-  case $e in *"o space"*|*"uota"*) echo "$e"; return 1 ;; esac
-  return 0
+  case $e in *"o space"*|*"uota"*) ;; *) return 0 ;; esac
+  if [ "$1" = "$(stat -c %s -- "$p")" ]; then truncate -c -s "$1" -- "$p"; fi
+  echo "$e"; return 1
 }
 b() {
-d "$1"; p=$R; d "$2"; f=$R; N=$3 cut=$4 end=$5 W=$6 ow=$7 mo=$8 ta=$9; shift 9; tb=$1 B=$2; shift 2
+d "$1"; p=$R; d "$2"; f=$R; N=$3 end=$4 W=$5 ow=$6 mo=$7 ta=$8 tb=$9; shift 9; B=$1; shift
 if [ "$N" != 0 ]; then
   n=$(stat -c %s -- "$f") && [ "$n" = "$N" ] || no SHORT
 fi
@@ -337,10 +347,9 @@ stat -c %f -- "$p" >/dev/null || exit 1
 [ -f "$p" ] && ! [ -h "$p" ] || no ESTALE
 wr "$p" "$W"
 o=$(stat -c %s -- "$p") || exit 1
-if [ "$cut" != - ] && [ "$cut" -lt "$o" ]; then truncate -c -s "$cut" -- "$p" || exit 1; o=$cut; fi
 if [ $(($(stat -c %b -- "$p") * 512)) -lt "$o" ]; then
   for x; do
-    case $x in a:*) continue ;; esac
+    case $x in a:*|*:z) continue ;; esac
     s=${x%%:*}; l=${x#*:}; l=${l%:*}
     if [ "$s" -lt "$o" ]; then
       if [ $((s + l)) -gt "$o" ]; then l=$((o - s)); fi
@@ -349,19 +358,20 @@ if [ $(($(stat -c %b -- "$p") * 512)) -lt "$o" ]; then
   done
 fi
 for x; do
-  case $x in a:*) continue ;; esac
+  case $x in a:*|*:z) continue ;; esac
   s=${x%%:*}; l=${x#*:}; l=${l%:*}; g=${x##*:}
   if [ $((s + l)) -gt "$o" ]; then
     k=0; if [ "$s" -lt "$o" ]; then k=$((o - s)); fi
     w $((s + k)) $((l - k)) $((g + k)) || { truncate -c -s "$o" -- "$p"; exit 1; }
   fi
 done
+if [ "$end" != - ] && [ "$end" -gt "$o" ]; then truncate -c -s "$end" -- "$p" || { truncate -c -s "$o" -- "$p"; exit 1; }; fi
 for x; do
   case $x in a:*) continue ;; esac
   s=${x%%:*}; l=${x#*:}; l=${l%:*}; g=${x##*:}
   if [ "$s" -lt "$o" ]; then
     if [ $((s + l)) -gt "$o" ]; then l=$((o - s)); fi
-    w "$s" "$l" "$g" || exit 1
+    if [ "$g" = z ]; then z "$s" "$l"; else w "$s" "$l" "$g"; fi || exit 1
   fi
 done
 if [ "$end" != - ]; then
@@ -371,11 +381,7 @@ for x; do
   case $x in a:*) ;; *) continue ;; esac
   l=${x#*:}; l=${l%:*}; g=${x##*:}
   o=$(stat -c %s -- "$p") || exit 1
-  room "$o" "$l" || exit 1
-  ap "$l" "$g" || {
-    n=$(stat -c %s -- "$p") && [ "$n" -gt "$o" ] && [ "$n" -le $((o + l)) ] && truncate -c -s "$o" -- "$p"
-    exit 1
-  }
+  room "$o" "$l" && ap "$l" "$g" || exit 1
 done
 echo STORED
 at "$p" "$ow" "$mo" "$ta" "$tb"

@@ -32,7 +32,7 @@ enum class ServiceScript {
   kDiscard,     // stage directory, names: removes these files there
   kProbe,       // stage directory, bytes, a new name: fails as a write of so many bytes there would
   // Changes; object lines of what is named in brackets:
-  kUnlink,      // path, parent -> [parent]
+  kUnlink,      // path, parent -> [path as it was, parent]
   kRemoveDirectory,  // path, parent -> [parent]
   kMakeDirectory,    // path, parent, umask, special mode or "-" -> [path, parent]
   kCreate,      // path, parent, umask, mode with execute or special bits or "-", "x" for exclusive -> "NEW" or "OLD", [path, parent]
@@ -40,13 +40,14 @@ enum class ServiceScript {
   kMakeLink,    // path, parent, existing -> [path, parent]
   kMakeNode,    // path, parent, umask, mode or "-", "p", "c" or "b", major, minor -> [path, parent]
   // from, to, parent of from, parent of to, "n" (no replace) or "-", "p" (perl may do it) or "-"
-  //   -> "OVER" if something was replaced, [to, parent of to, parent of from], or "MOVE": checked, nothing but an empty target directory removed; Move is next
+  //   -> "OVER" and [what is replaced] if something is, [to, parent of to, parent of from], or "MOVE": checked, nothing but an empty target directory
+  //   removed; Move is next. "SAME", [to, both parents]: two names of one file, which both stay
   kRename,
   // path, size, owner, mode, atime, mtime (each "-" if not set, "i" before an implied one), "w" if it was opened for writing -> [path]
   kSetAttributes,
-  // path, stage file, its size, cut, final size ("-" if not set), "w", owner, mode, atime, mtime, "b" or "p",
-  //   extents "offset:length:place in the stage file", offset "a" for an append
-  //   -> "STORED" once the content is in place, [path]
+  // path, stage file, its size, final size ("-" if not set), "w", owner, mode, atime, mtime, "b" or "p",
+  //   extents "offset:length:place in the stage file", offset "a" for an append, place "z" for zeros over what is there
+  //   -> "STORED" once the content is in place, [path]; "APPENDED bytes" of an append that failed half-way and could not be cut off
   kStore,
 };
 
@@ -80,7 +81,8 @@ std::optional<ServiceStat> ParseServiceStat(std::string_view line);
 struct ServiceChangeAnswer {
   int status = 0;                  // the script's own; 0: done
   std::vector<ServiceStat> objects;
-  std::vector<std::string> words;  // "NEW", "OLD", "MOVE", "OVER", "STORED"
+  std::vector<std::string> words;  // "NEW", "OLD", "MOVE", "OVER", "SAME", "STORED"
+  int64_t appended = 0;            // "APPENDED bytes"
   std::string messages;            // everything else that was printed
 };
 

@@ -268,6 +268,7 @@ Result<ServiceChangeAnswer> ServiceSession::Change(ServiceScript script, std::ve
         if (answer->status == 0) return std::move(*answer);
         Error error = Errno(ErrnoFromCommandOutput(answer->messages), LastMessageLine(answer->messages)).value();
         error.content_stored = std::find(answer->words.begin(), answer->words.end(), "STORED") != answer->words.end();
+        error.appended = answer->appended;
         return Forward(std::move(error));
       }
       last = Error{EIO, ErrorKind::kBroken, "no answer from a change", 0, ""};

@@ -51,17 +51,6 @@ Result<std::string> Stage(ServiceSession& session, const StorePiece& piece, Cont
 
 std::string NumberArgument(const std::optional<int64_t>& number) { return number ? std::to_string(*number) : "-"; }
 
-// True where every byte of [from, to) is written by an extent.
-bool ExtentsCover(const std::vector<Extent>& extents, int64_t from, int64_t to) {
-  for (const Extent& extent : extents) {
-    if (from >= to) break;
-    if (extent.end() <= from) continue;
-    if (extent.offset > from) return false;
-    from = extent.end();
-  }
-  return from >= to;
-}
-
 }  // namespace
 
 int64_t StorePiece::bytes() const {
@@ -80,21 +69,16 @@ Result<std::vector<StorePiece>> PlanStore(const StoreRequest& request) {
   if ((request.size && *request.size < 0) || (request.cut_to && *request.cut_to < 0)) return Errno(EINVAL, "size");
   if (request.append && (request.append->offset < 0 || request.append->length < 0)) return Errno(EINVAL, "append");
 
-  StorePiece whole;
-  whole.size = request.size;
-  if (request.cut_to) {
-    // Cutting first gives space away that the new bytes may not get again, and the old content with it. Where the
-    // extents cover all beyond the cut, writing over it and cutting at the end comes to the same.
-    int64_t final_size = request.size.value_or(end);
-    if (final_size >= *request.cut_to && ExtentsCover(request.extents, *request.cut_to, final_size)) {
-      whole.size = final_size;
-    } else {
-      whole.cut = request.cut_to;
-    }
-  }
+  // Cutting first gives space away that the new bytes may not get again, and the old content with it. Writing over it, zeros where
+  // nothing was written, and cutting at the end comes to the same.
+  std::optional<int64_t> size = request.size;
+  if (request.cut_to && !size) size = std::max(end, *request.cut_to);
+  int64_t zeros_from = request.cut_to.value_or(INT64_MAX);
   std::vector<StorePiece> pieces;
   StorePiece piece;
-  piece.cut = whole.cut;
+  auto zeros_until = [&](int64_t offset) {
+    if (zeros_from < offset) piece.zeros.push_back({zeros_from, offset - zeros_from});
+  };
   int64_t bytes = 0;
   auto next_piece = [&] {
     pieces.push_back(std::move(piece));
@@ -102,18 +86,21 @@ Result<std::vector<StorePiece>> PlanStore(const StoreRequest& request) {
     bytes = 0;
   };
   for (Extent extent : request.extents) {
+    zeros_until(extent.offset);
+    zeros_from = std::max(zeros_from, extent.end());
     while (request.fresh && extent.length > kStorePieceBytes - bytes) {
       int64_t part = kStorePieceBytes - bytes;
       if (part > 0) piece.extents.push_back({extent.offset, part});
       extent = {extent.offset + part, extent.length - part};
       next_piece();
     }
-    if (piece.extents.size() == kExtentsOfOneCommand) next_piece();
+    if (piece.extents.size() + piece.zeros.size() >= kExtentsOfOneCommand) next_piece();
     piece.extents.push_back(extent);
     bytes += extent.length;
   }
+  if (size) zeros_until(*size);
   if (request.append && request.append->length > 0) piece.append = request.append;
-  piece.size = whole.size;
+  piece.size = size;
   piece.last = true;
   pieces.push_back(std::move(piece));
   return pieces;
@@ -161,7 +148,6 @@ Result<Attributes> StoreContent(ServiceSession& session, const Node& node, bool 
     std::vector<std::string> arguments = {EncodeArgument(*path),
                                           EncodeArgument(stage),
                                           std::to_string(bytes),
-                                          NumberArgument(piece.cut),
                                           NumberArgument(piece.size),
                                           by_writer ? "w" : "-",
                                           OwnerArgument(attributes),
@@ -174,6 +160,7 @@ Result<Attributes> StoreContent(ServiceSession& session, const Node& node, bool 
       arguments.push_back(std::to_string(extent.offset) + ":" + std::to_string(extent.length) + ":" + std::to_string(place));
       place += extent.length;
     }
+    for (const Extent& zeros : piece.zeros) arguments.push_back(std::to_string(zeros.offset) + ":" + std::to_string(zeros.length) + ":z");
     whole = whole.Renewed();
     if (piece.append) arguments.push_back("a:" + std::to_string(piece.append->length) + ":" + std::to_string(place));
     auto answer = session.Change(ServiceScript::kStore, std::move(arguments), whole);

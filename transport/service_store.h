@@ -16,8 +16,8 @@ class ServiceSession;
 // One command's share of a store.
 struct StorePiece {
   std::vector<Extent> extents;
+  std::vector<Extent> zeros;    // where the file was cut and nothing written: what it has there reads as zeros afterwards
   std::optional<Extent> append;
-  std::optional<int64_t> cut;   // cut to it before anything is written
   std::optional<int64_t> size;  // the file's size afterwards (before the append)
   bool last = false;            // the attributes go with it
   int64_t bytes() const;

@@ -410,3 +410,28 @@ def test_reading_in_order_costs_few_requests(tiered):
     counts = tiered.counts()
     assert counts["requests"]["GET /files"] <= 12, counts
     assert counts["response_body_bytes"] <= 1.2 * len(content), counts
+
+
+def test_what_is_written_after_a_name_went_reaches_the_others_or_is_kept(tiered):
+    mount = tiered.mount()
+    (mount.inside / "f").write_text("0123")
+    os.link(mount.inside / "f", mount.inside / "g")
+    seen(mount, "f")
+    descriptor = os.open(mount.path / "f", os.O_RDWR)
+    os.unlink(mount.path / "f")
+    os.pwrite(descriptor, b"XX", 1)
+    assert os.pread(descriptor, 10, 0) == b"0XX3"
+    if tiered.tier == "syscall":
+        os.close(descriptor)
+        assert (mount.inside / "g").read_text() == "0XX3"
+        return
+    # The service tier does not find it by the other name: the program is told, and so is whoever reads the log.
+    for call in (os.fsync, os.close):
+        assert code(lambda: call(descriptor)) == "ESTALE"
+    assert (mount.inside / "g").read_text() == "0123"
+
+    def kept():
+        places = [os.path.join(top, name) for top, _, names in os.walk(tiered.scratch / "state") for name in names if name.endswith("-f")]
+        return places and open(places[0], "rb").read()[1:3] == b"XX"
+    eventually(kept, "it is put aside")
+    assert "what was written is put aside in" in mount.log.read_text()

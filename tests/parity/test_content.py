@@ -377,7 +377,7 @@ def _(t):
     t(os.unlink, "f"), t.file("f", b"new"), t(os.pwrite, fd, b"OLD", 0), t(os.fsync, fd), t(os.close, fd), t.read("f")
 
 
-@case("unlinked while open", "its other name stays", service=Cannot("each name is a file of its own to the caches", r"^read_file\('g'\): |: 'g': content: ", "one file"))
+@case("unlinked while open", "its other name stays", service=Cannot("each name is a file of its own to the caches", r"^close\(fd\): ESTALE in place of None$|^read_file\('g'\): |: 'g': content: ", "one file"))
 def _(t):
     t.file("f", b"0123456789")
     os.link("f", "g")

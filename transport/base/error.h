@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cerrno>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <tl/expected.hpp>
@@ -37,6 +38,8 @@ struct Error {
   std::string rpc_code;   // Connect's code ("not_found"), empty if none
   // Of a store: the content is in place as a whole, only its attributes were refused. Never send the content again.
   bool content_stored = false;
+  // Of a store that appends: so many bytes of the append are in place, and could not be cut off again. The rest is still to be sent.
+  int64_t appended = 0;
 };
 
 template <typename T>

@@ -42,9 +42,9 @@ my $O_OURS = $O_CLOEXEC | $O_NONBLOCK | $O_NOCTTY;
 my ($AT_FDCWD, $AT_NOFOLLOW, $AT_FOLLOW, $AT_EMPTY_PATH, $AT_REMOVEDIR) = (-100, 0x100, 0x400, 0x1000, 0x200);
 my ($EPERM, $ENOENT, $EINTR, $EIO, $EBADF, $EAGAIN, $EACCES, $EEXIST, $EXDEV, $ENODEV, $ENOTDIR, $EISDIR, $EINVAL, $ENOSPC, $EROFS)
   = (1, 2, 4, 5, 9, 11, 13, 17, 18, 19, 20, 21, 22, 28, 30);
-my ($ENXIO, $ENAMETOOLONG, $ENOSYS, $ELOOP, $EOPNOTSUPP, $ESTALE, $EDQUOT) = (6, 36, 38, 40, 95, 116, 122);
+my ($ENXIO, $EFBIG, $ENAMETOOLONG, $ENOSYS, $ELOOP, $EOPNOTSUPP, $ESTALE, $EDQUOT) = (6, 27, 36, 38, 40, 95, 116, 122);
 my ($S_IFMT, $S_IFREG, $S_IFDIR, $S_IFLNK) = (0170000, 0100000, 0040000, 0120000);
-my ($FALLOC_KEEP_SIZE) = (1);
+my ($FALLOC_KEEP_SIZE, $FALLOC_PUNCH_HOLE) = (1, 2);
 
 # --- limits; frame.h has the same
 
@@ -120,6 +120,7 @@ sub sys_statx {
 sub mode_of { unpack 'x28 S', $_[0] }
 sub type_of { $S_IFMT & unpack 'x28 S', $_[0] }
 sub size_of { unpack 'x40 q', $_[0] }
+sub blocks_of { unpack 'x48 Q', $_[0] }
 sub links_of { unpack 'x16 L', $_[0] }
 sub without_atime { substr($_[0], 0, 64) . substr $_[0], 80 }
 # Device, inode number, birth time: inode numbers alone are used again at once. As frame.h's IdentityOf makes it.
@@ -628,38 +629,102 @@ sub write_all {
   }
 }
 
-# One write at the end of whatever is there then. A short one goes on at the then end.
-sub append_all {
-  my ($fd, $bytes) = @_;
-  my $flags = check(syscall $NR{fcntl}, 0 + $fd, 3, 0);
-  check(syscall $NR{fcntl}, 0 + $fd, 4, $flags | $O_APPEND);
-  my $error = 0;
-  while (length $bytes) {
-    my $part = "$bytes";
-    my $wrote = syscall $NR{pwrite64}, 0 + $fd, $part, length $part, 0;    # Linux: O_APPEND wins over the offset
-    next if $wrote == -1 && $! == $EINTR;
-    if ($wrote <= 0) { $error = $wrote == 0 ? $EIO : 0 + $!; last }
-    substr $bytes, 0, $wrote, '';
-  }
-  syscall $NR{fcntl}, 0 + $fd, 4, 0 + $flags;
-  fail($error) if $error;
-}
-
 sub set_size { my ($fd, $size) = @_; check(syscall $NR{ftruncate}, 0 + $fd, 0 + $size) }
 
-# Space for what is about to be written over holes or beyond the end: when there is none, nothing was touched yet.
+# Space for what is about to be written over holes or beyond the end: [where, length]. When there is none, nothing was touched yet, and what was got
+# beyond the end is given back.
 sub reserve {
-  my ($fd, $offset, $length) = @_;
-  return if $length <= 0;
-  return if syscall($NR{fallocate}, 0 + $fd, $FALLOC_KEEP_SIZE, 0 + $offset, 0 + $length) != -1;
-  fail(0 + $!) if $! == $ENOSPC || $! == $EDQUOT || $! == 27;    # EFBIG
+  my ($fd, $before, @ranges) = @_;
+  for my $range (grep { $_->[1] > 0 } @ranges) {
+    next if syscall($NR{fallocate}, 0 + $fd, $FALLOC_KEEP_SIZE, 0 + $range->[0], 0 + $range->[1]) != -1;
+    my $error = 0 + $!;
+    redo if $error == $EINTR;
+    last if $error != $ENOSPC && $error != $EDQUOT && $error != $EFBIG;    # not known there
+    my $now = sys_statx($fd, '') // fail($error);
+    syscall $NR{ftruncate}, 0 + $fd, 0 + size_of($now) if blocks_of($now) > blocks_of($before) && size_of($now) == size_of($before);
+    fail($error);
+  }
 }
 
-# A range from one descriptor into another inside the sandbox: bytes copied. $to_offset undef: appended.
+# New content for a file that may have old. Space for all of it first; then what makes it longer, which can be cut off again; then what goes over
+# old bytes; then zeros where the file was cut ($cut, or -1) and nothing was written. It shrinks last ($size, or -1). Returns its size.
+# @$pieces: [where, length, place in the source], in order; $write gets the descriptor and a piece.
+sub write_content {
+  my ($fd, $statx, $cut, $size, $pieces, $write, $append_length) = @_;
+  my $old = size_of($statx);
+  $cut = $old if $cut < 0 || $cut > $old;
+  my $end = @$pieces ? $pieces->[-1][0] + $pieces->[-1][1] : 0;
+  my $final = $size >= 0 ? $size : $end > $cut ? $end : $cut;
+  reserve($fd, $statx, @$pieces, [$final, $append_length]);
+  my (@over, @beyond);
+  for (@$pieces) {
+    my ($at, $length, $place) = @$_;
+    my $inside = $at >= $old ? 0 : $old - $at < $length ? $old - $at : $length;
+    push @over, [$at, $inside, $place] if $inside;
+    push @beyond, [$at + $inside, $length - $inside, $place + $inside] if $inside < $length;
+  }
+  eval {
+    $write->($fd, @$_) for @beyond;
+    set_size($fd, $size) if $size > $old && $size > $end;
+  };
+  if (my $error = $@) {
+    my $now = size_of(sys_statx($fd, '') // die $error);
+    syscall $NR{ftruncate}, 0 + $fd, 0 + $old if $now > $old && $now <= ($end > $final ? $end : $final);
+    die $error;
+  }
+  $write->($fd, @$_) for @over;
+  my $from = $cut;
+  for (@$pieces, [$final, 0]) {
+    my $to = $_->[0] < $old ? $_->[0] : $old;
+    write_zeros($fd, $from, $to - $from) if $from < $to;
+    $from = $_->[0] + $_->[1] if $from < $_->[0] + $_->[1];
+  }
+  set_size($fd, $final) if $final <= $old && ($size >= 0 || $cut < $old);
+  return $final;
+}
+
+sub write_zeros {
+  my ($fd, $offset, $length) = @_;
+  return if syscall($NR{fallocate}, 0 + $fd, $FALLOC_PUNCH_HOLE | $FALLOC_KEEP_SIZE, 0 + $offset, 0 + $length) != -1;
+  for (my $done = 0; $done < $length; $done += $CHUNK) {
+    write_all($fd, "\0" x ($length - $done > $CHUNK ? $CHUNK : $length - $done), $offset + $done);
+  }
+}
+
+# At the end of whatever is there then, mostly $old; a short write goes on at the then end. $bytes_from gives some of the bytes from its argument on.
+# What an append that fails left is cut off again if it is all that came since: who is told of the error sends all of it once more. Else the
+# error says how much of it is there (\2 and the number of bytes).
+sub append_all {
+  my ($fd, $old, $length, $bytes_from) = @_;
+  my $flags = check(syscall $NR{fcntl}, 0 + $fd, 3, 0);
+  check(syscall $NR{fcntl}, 0 + $fd, 4, $flags | $O_APPEND);
+  my ($done, $error) = (0, 0);
+  while ($done < $length) {
+    my $part = eval { $bytes_from->($done) } // '';
+    my $wrote = length $part ? syscall($NR{pwrite64}, 0 + $fd, $part, length $part, 0) : 0;    # Linux: O_APPEND wins over the offset
+    next if $wrote == -1 && $! == $EINTR;
+    if ($wrote <= 0) { $error = $wrote == 0 ? $EIO : 0 + $!; last }
+    $done += $wrote;
+  }
+  syscall $NR{fcntl}, 0 + $fd, 4, 0 + $flags;
+  return unless $error;
+  my $now = sys_statx($fd, '');
+  $done = 0 if defined $now && size_of($now) == $old + $done && syscall($NR{ftruncate}, 0 + $fd, 0 + $old) != -1;
+  fail($error, $done ? "\2" . pack 'q>', $done : '');
+}
+
+sub read_some {
+  my ($fd, $offset, $length) = @_;
+  my $buffer = "\0" x ($length > $CHUNK ? $CHUNK : $length);
+  my $got;
+  do { $got = syscall $NR{pread64}, 0 + $fd, $buffer, length $buffer, 0 + $offset } while $got == -1 && $! == $EINTR;
+  return substr $buffer, 0, check($got);
+}
+
+# A range from one descriptor into another inside the sandbox: bytes copied.
 sub copy_range {
   my ($from, $from_offset, $to, $to_offset, $length) = @_;
-  my $done = 0;
-  my $in_kernel = defined $to_offset;
+  my ($done, $in_kernel) = (0, 1);
   while ($done < $length) {
     my $part = $length - $done > $CHUNK ? $CHUNK : $length - $done;
     if ($in_kernel) {
@@ -668,18 +733,14 @@ sub copy_range {
       next if $copied == -1 && $! == $EINTR;
       if ($copied > 0) { $done += $copied; next }
       # Across file systems, for special files, or where the kernel is old: by hand. 0 can also be a file without a true size.
-      fail(0 + $!) if $copied == -1 && ($! == $ENOSPC || $! == $EDQUOT || $! == 27 || $! == $EBADF);
+      fail(0 + $!) if $copied == -1 && ($! == $ENOSPC || $! == $EDQUOT || $! == $EFBIG || $! == $EBADF);
       fail(0 + $!) if $copied == -1 && $! == $EINVAL && $done == 0 && overlaps($from, $from_offset, $to, $to_offset, $length);
       $in_kernel = 0;
     }
-    my $buffer = "\0" x $part;
-    my $got = syscall $NR{pread64}, 0 + $from, $buffer, 0 + $part, 0 + ($from_offset + $done);
-    next if $got == -1 && $! == $EINTR;
-    check($got);
-    last if $got == 0;
-    $buffer = substr $buffer, 0, $got;
-    if (defined $to_offset) { write_all($to, $buffer, $to_offset + $done) } else { append_all($to, $buffer) }
-    $done += $got;
+    my $bytes = read_some($from, $from_offset + $done, $part);
+    last if $bytes eq '';
+    write_all($to, $bytes, $to_offset + $done);
+    $done += length $bytes;
   }
   return $done;
 }
@@ -766,7 +827,7 @@ sub in_child {
     leave(1) if getppid() != $parent;
     sys_close($_) for 0 .. 2;
     my $said = eval { pack('N', 0) . $work->() };
-    $said = pack 'N', ref $@ ? $@->{errno} : $EIO if $@;
+    $said = ref $@ ? pack 'N a*', $@->{errno}, $@->{result} : pack 'N', $EIO if $@;
     my $done = 0;
     while ($done < length $said) {
       my $wrote = syswrite $writer, $said, length($said) - $done, $done;
@@ -789,10 +850,10 @@ sub child_said {
   close $child->{pipe};
   waitpid $child->{pid}, 0;
   my $said = $child->{said};
-  my ($error, $result) = length $said >= 4 ? (unpack('N', $said), '') : ($EIO, '');
+  my ($error, $result) = length $said >= 4 ? unpack('N a*', $said) : ($EIO, '');
   if (!$error) {
     $telling = 1;
-    $result = eval { $child->{finish}->(substr $said, 4) };
+    $result = eval { $child->{finish}->($result) };
     $telling = 0;
     ($error, $result) = ref $@ ? ($@->{errno}, $@->{result}) : ($EIO, '') if $@;
   }
@@ -1140,27 +1201,44 @@ $OPERATIONS[20] = sub {    # Read: bytes, the attributes after them
   });
 };
 
-$OPERATIONS[21] = sub {    # Store: cut, extents, size, append, attributes; by handle, or opened for it
+# What Store and Commit do once they know what: by handle, or opened for it. By a child if it takes long. $always: as in_child's.
+sub store {
+  my ($object, $cut, $size, $pieces, $write, $append_length, $bytes_from, $attributes, $always) = @_;
+  my ($fd, $statx, $handle) = @$object;
+  my $own = -1;
+  $fd = $own = open_object($fd, $statx, $O_WRONLY) unless $handle && $handle->[1];
+  my $work = sub {
+    my $end = write_content($fd, $statx, $cut, $size, $pieces, $write, $append_length);
+    append_all($fd, $end, $append_length, $bytes_from) if $append_length;
+    return '';
+  };
+  my $finish = sub { return attributes_of_stored($fd, $statx, \$attributes) };
+  my $close = sub { sys_close($own) if $own != -1; $always->() };
+  my $bytes = $append_length;
+  $bytes += $_->[1] for @$pieces;
+  my $kept = $size >= 0 && $size < size_of($statx) ? $size : size_of($statx);
+  $bytes += $kept - $cut if $cut >= 0 && $cut < $kept;    # for zeros
+  in_child($work, $finish, $close) if $bytes > $INLINE_COPY;
+  my $result = eval { $work->(); $finish->() };
+  my $error = $@;
+  $close->();
+  die $error if $error;
+  return $result;
+}
+
+$OPERATIONS[21] = sub {    # Store: cut, extents, size, append, attributes
   my ($args) = @_;
   return with_object($args, sub {
-    my ($fd, $statx, $handle) = @_;
-    my $own = -1;
-    $fd = $own = open_object($fd, $statx, $O_WRONLY) unless $handle && $handle->[1];
-    my $result = eval {
-      my ($cut, $size, $count) = (number64($args), number64($args), number32($args));
-      my @extents = map { [number64($args), text($args)] } 1 .. $count;
-      my $append = text($args);
-      reserve($fd, $_->[0], length $_->[1]) for @extents;
-      set_size($fd, $cut) if $cut >= 0 && $cut < size_of(sys_statx($fd, '') // fail(0 + $!));
-      write_all($fd, $_->[1], $_->[0]) for @extents;
-      set_size($fd, $size) if $size >= 0;
-      append_all($fd, $append) if length $append;
-      attributes_of_stored($fd, $statx, $args);
-    };
-    my $error = $@;
-    sys_close($own) if $own != -1;
-    die $error if $error;
-    return $result;
+    my ($cut, $size, $count) = (number64($args), number64($args), number32($args));
+    my ($bytes, @pieces) = ('');
+    for (1 .. $count) {
+      my ($at, $text) = (number64($args), text($args));
+      push @pieces, [$at, length $text, length $bytes];
+      $bytes .= $text;
+    }
+    my $append = text($args);
+    my $write = sub { my ($fd, $at, $length, $place) = @_; write_all($fd, substr($bytes, $place, $length), $at) };
+    return store(\@_, $cut, $size, \@pieces, $write, length $append, sub { substr $append, $_[0] }, $$args, sub {});
   });
 };
 
@@ -1179,9 +1257,6 @@ $OPERATIONS[23] = sub {    # Commit: what was staged goes into the file; the sta
   my $staged = $handles{$stage} or fail($EBADF);
   fail($ENODEV) if size_of(sys_statx($staged->[0], '') // fail(0 + $!)) != $expected;    # arrived torn
   return with_object($args, sub {
-    my ($fd, $statx, $handle) = @_;
-    my $own = -1;
-    $fd = $own = open_object($fd, $statx, $O_RDWR) unless $handle && $handle->[1];
     my ($cut, $size, $count) = (number64($args), number64($args), number32($args));
     my @pieces;    # where, length, place in the stage
     if ($count == 0xffffffff) {    # many: their table is in the stage
@@ -1193,25 +1268,12 @@ $OPERATIONS[23] = sub {    # Commit: what was staged goes into the file; the sta
       @pieces = map { [number64($args), number64($args), number64($args)] } 1 .. $count;
     }
     my ($append, $append_place) = (number64($args), number64($args));
-    my $attributes = $$args;
-    my $copy = sub {
-      reserve($fd, $_->[0], $_->[1]) for @pieces;
-      set_size($fd, $cut) if $cut >= 0 && $cut < size_of(sys_statx($fd, '') // fail(0 + $!));
-      for my $piece (@pieces) {
-        fail($EIO) if copy_range($staged->[0], $piece->[2], $fd, $piece->[0], $piece->[1]) != $piece->[1];
-      }
-      set_size($fd, $size) if $size >= 0;
-      fail($EIO) if $append && copy_range($staged->[0], $append_place, $fd, undef, $append) != $append;
-      return '';
+    my $write = sub {
+      my ($fd, $at, $length, $place) = @_;
+      fail($EIO) if copy_range($staged->[0], $place, $fd, $at, $length) != $length;
     };
-    my $finish = sub { return attributes_of_stored($fd, $statx, \$attributes) };
-    my $close = sub { sys_close($own) if $own != -1; close_handle($stage) };
-    in_child($copy, $finish, $close) if $expected > $INLINE_COPY;
-    my $result = eval { $copy->(); $finish->() };
-    my $error = $@;
-    $close->();
-    die $error if $error;
-    return $result;
+    my $bytes_from = sub { read_some($staged->[0], $append_place + $_[0], $append - $_[0]) };
+    return store(\@_, $cut, $size, \@pieces, $write, $append, $bytes_from, $$args, sub { close_handle($stage) });
   });
 };
 
@@ -1436,6 +1498,7 @@ binmode STDIN;
 binmode STDOUT;
 $SIG{PIPE} = 'IGNORE';
 $SIG{HUP} = 'IGNORE';
+$SIG{XFSZ} = 'IGNORE';    # EFBIG then
 {
   # Standard output must not block the loop; standard input is only read when something is there.
   my $flags = syscall $NR{fcntl}, 1, 3, 0;

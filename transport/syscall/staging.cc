@@ -10,16 +10,6 @@ namespace {
 
 constexpr size_t kMostRowsInRequest = 800;  // 24 bytes each
 
-// True where every byte of [from, to) is written by an extent.
-bool Covers(const std::vector<Extent>& extents, int64_t from, int64_t to) {
-  for (const Extent& extent : extents) {
-    if (from >= to) break;
-    if (extent.end() <= from) continue;
-    if (extent.offset > from) return false;
-    from = extent.end();
-  }
-  return from >= to;
-}
 
 }  // namespace
 
@@ -40,16 +30,6 @@ Result<StagePlan> PlanStage(const StoreRequest& request) {
   if (request.extents.size() > kMostRowsInRequest) {
     plan.table_at = plan.bytes;
     plan.staged_bytes += int64_t{24} * static_cast<int64_t>(request.extents.size());
-  }
-  plan.size = request.size;
-  if (request.cut_to) {
-    // Cutting first gives space away that the new bytes may not get again, and the old content with it.
-    const int64_t final_size = request.size.value_or(end);
-    if (final_size >= *request.cut_to && Covers(request.extents, *request.cut_to, final_size)) {
-      plan.size = final_size;
-    } else {
-      plan.cut = request.cut_to;
-    }
   }
   return plan;
 }

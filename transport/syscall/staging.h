@@ -1,7 +1,6 @@
 // Staging: large changes of a file's content on their way, by the files API, into a nameless file of the syscall server.
 #pragma once
 
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,8 +16,6 @@ struct StagePlan {
   int64_t append_at = 0;         // in the staged file
   int64_t table_at = -1;         // -1: the table goes with the request
   int64_t staged_bytes = 0;      // all of it
-  std::optional<int64_t> cut;    // the file is cut to this before; unset where writing over it comes to the same
-  std::optional<int64_t> size;   // and has this size afterwards
 };
 
 // EINVAL for extents that are not as StoreRequest has them.

@@ -419,7 +419,7 @@ class SyscallFsImpl final : public RemoteFs {
       log::Info("syscall", "what was sent early is sent again: {}", ToString(stored.error()));
     }
     if (auto quiet = WaitForAbandoned(handle, node, whole); !quiet) return Forward(quiet.error());
-    if (plan->bytes <= kInlineStoreBytes && request.extents.size() <= kMaxInlineExtents) return StoreInline(handle, node, request, *plan, whole);
+    if (plan->bytes <= kInlineStoreBytes && request.extents.size() <= kMaxInlineExtents) return StoreInline(handle, node, request, whole);
     for (int tries = 1;; ++tries) {
       auto stored = StoreStaged(handle, node, request, *plan, whole);
       if (stored || tries == kStoreTries || Clock::now() >= ctx.deadline) return stored;
@@ -509,7 +509,12 @@ class SyscallFsImpl final : public RemoteFs {
   static Result<std::string> FirstResult(Outcomes& outcomes) {
     if (outcomes[0].errno_value != 0) {
       Error error = Errno(outcomes[0].errno_value).value();
-      error.content_stored = outcomes[0].result == "\1";
+      Fields more(outcomes[0].result);
+      switch (more.U8()) {  // as server.pl says it
+        case 1: error.content_stored = true; break;
+        case 2: error.appended = std::max<int64_t>(more.I64(), 0); break;
+        default: break;
+      }
       return Forward(std::move(error));
     }
     return std::move(outcomes[0].result);
@@ -758,7 +763,7 @@ class SyscallFsImpl final : public RemoteFs {
     return std::unique_ptr<ByteStream>(std::make_unique<KnownStream>(std::move(*stream), std::move(*now)));
   }
 
-  Result<Attributes> StoreInline(Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {
+  Result<Attributes> StoreInline(Handle handle, const Node& node, const StoreRequest& request, const OpContext& ctx) {
     auto fetch = [&](const Extent& extent) -> Result<std::string> {
       std::string bytes(static_cast<size_t>(extent.length), '\0');
       if (extent.length == 0) return bytes;
@@ -767,7 +772,7 @@ class SyscallFsImpl final : public RemoteFs {
       return bytes;
     };
     Arguments arguments;
-    arguments.Object(handle, node).I64(plan.cut.value_or(-1)).I64(plan.size.value_or(-1)).U32(static_cast<uint32_t>(request.extents.size()));
+    arguments.Object(handle, node).I64(request.cut_to.value_or(-1)).I64(request.size.value_or(-1)).U32(static_cast<uint32_t>(request.extents.size()));
     for (const Extent& extent : request.extents) {
       auto bytes = fetch(extent);
       if (!bytes) return Forward(bytes.error());
@@ -825,7 +830,7 @@ class SyscallFsImpl final : public RemoteFs {
   // Copies what was staged into its place. The stage is gone afterwards.
   Result<Attributes> Commit(Handle stage, Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {
     Arguments arguments;
-    arguments.U64(stage).I64(plan.staged_bytes).Object(handle, node).I64(plan.cut.value_or(-1)).I64(plan.size.value_or(-1));
+    arguments.U64(stage).I64(plan.staged_bytes).Object(handle, node).I64(request.cut_to.value_or(-1)).I64(request.size.value_or(-1));
     if (plan.table_at >= 0) {
       arguments.U32(0xffffffff).I64(plan.table_at).U32(static_cast<uint32_t>(request.extents.size()));
     } else {
@@ -1010,7 +1015,7 @@ Result<Attributes> SyscallFsImpl::SendRest(Early& early, Handle handle, const No
   Discard(target);
   StoreRequest rest;
   rest.attributes = request.attributes;
-  auto stored = StoreInline(handle, node, rest, {}, ctx);
+  auto stored = StoreInline(handle, node, rest, ctx);
   if (stored && stored->size != length) return Failure(ErrorKind::kBroken, EIO, "an upload that arrived torn");
   return stored;
 }

@@ -130,6 +130,53 @@ TEST_F(ServiceTier, ALostAnswerIsAskedForAgainAndNothingIsDoneTwice) {
   EXPECT_FALSE(backend_.InsideExists("moved"));
 }
 
+// Each name is a file of its own here: who removes one is told of the others, so that nobody takes the file for gone.
+TEST_F(ServiceTier, ARemovedNameTellsWhetherTheFileHasOthers) {
+  ServiceBackendOptions plain;
+  plain.plain_tools = true;  // envd's Move in place of perl's rename
+  ServiceBackend other(plain);
+  for (ServiceBackend* backend : {&backend_, &other}) {
+    SCOPED_TRACE(backend == &other ? "plain tools" : "all tools");
+    transport::RemoteFs& fs = backend->fs();
+    backend->InsideWrite("a", "1");
+    backend->InsideRun("cd -- \"$1\" && ln a b && ln a c && ln a d", {backend->home()});
+    auto before = fs.Stat(At("a"), ctx_);
+    ASSERT_TRUE(before);
+    auto removed = fs.Unlink(In("", "a"), ctx_);
+    ASSERT_TRUE(removed) << ToString(removed.error());
+    ASSERT_TRUE(removed->object);
+    EXPECT_EQ(removed->object->id, before->id);
+    EXPECT_EQ(removed->object->link_count, 3u);
+    // Two names of one file: both stay.
+    before = fs.Stat(At("c"), ctx_);
+    ASSERT_TRUE(before);
+    auto renamed = fs.Rename(In("", "b"), In("", "c"), 0, ctx_);
+    ASSERT_TRUE(renamed) << ToString(renamed.error());
+    ASSERT_TRUE(renamed->object && renamed->replaced);
+    EXPECT_EQ(renamed->object->id, before->id);
+    EXPECT_EQ(renamed->replaced->id, before->id);
+    EXPECT_TRUE(backend->InsideExists("b") && backend->InsideExists("c"));
+    backend->InsideWrite("new", "2");
+    renamed = fs.Rename(In("", "new"), In("", "c"), 0, ctx_);
+    ASSERT_TRUE(renamed) << ToString(renamed.error());
+    ASSERT_TRUE(renamed->replaced);
+    EXPECT_EQ(renamed->replaced->id, before->id);
+    EXPECT_EQ(renamed->replaced->link_count, 2u);
+    if (renamed->object) {
+      EXPECT_NE(renamed->object->id, before->id);
+    }
+    // The last name, and a directory.
+    removed = fs.Unlink(In("", "c"), ctx_);
+    ASSERT_TRUE(removed) << ToString(removed.error());
+    EXPECT_FALSE(removed->object);
+    backend->InsideMakeDirectory("d1");
+    backend->InsideMakeDirectory("d2");
+    renamed = fs.Rename(In("", "d1"), In("", "d2"), 0, ctx_);
+    ASSERT_TRUE(renamed) << ToString(renamed.error());
+    EXPECT_FALSE(renamed->replaced);
+  }
+}
+
 TEST_F(ServiceTier, ATornUploadDestroysNothing) {
   backend_.InsideWrite("file", "the old content");
   std::string bytes(5 << 20, 'n');

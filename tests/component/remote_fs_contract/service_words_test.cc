@@ -116,20 +116,22 @@ TEST(ServiceAnswers, AreReadOnlyWhole) {
   EXPECT_FALSE(list("Na\0t\0Na\0t\0E\0"s));
 }
 
-TEST(StorePlan, CutsLateWhereItCanAndInPiecesOnlyWhatIsFresh) {
+TEST(StorePlan, CutsLastAndInPiecesOnlyWhatIsFresh) {
   transport::StoreRequest request;
   request.extents = {{0, 100}};
   request.cut_to = 0;
   auto plan = transport::PlanStore(request);
   ASSERT_TRUE(plan);
   ASSERT_EQ(plan->size(), 1u);
-  EXPECT_FALSE(plan->front().cut);
+  EXPECT_TRUE(plan->front().zeros.empty());
   EXPECT_EQ(plan->front().size.value_or(-1), 100);
-  request.extents = {{50, 50}};
+  request.extents = {{50, 50}, {200, 10}};
+  request.cut_to = 20;
+  request.size = 1'000;
   plan = transport::PlanStore(request);
   ASSERT_TRUE(plan);
-  EXPECT_EQ(plan->front().cut.value_or(-1), 0);
-  EXPECT_FALSE(plan->front().size);
+  EXPECT_EQ(plan->front().zeros, (std::vector<Extent>{{20, 30}, {100, 100}, {210, 790}}));
+  EXPECT_EQ(plan->front().size.value_or(-1), 1'000);
   request = {};
   request.extents = {{10, 3 * transport::kStorePieceBytes}};
   EXPECT_EQ(transport::PlanStore(request)->size(), 1u);
@@ -147,6 +149,12 @@ TEST(StorePlan, CutsLateWhereItCanAndInPiecesOnlyWhatIsFresh) {
     EXPECT_EQ(piece.last, &piece == &plan->back());
   }
   EXPECT_EQ(total, 3 * transport::kStorePieceBytes);
+  request.cut_to = 5;
+  plan = transport::PlanStore(request);
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->front().zeros, (std::vector<Extent>{{5, 5}}));
+  for (size_t i = 1; i < plan->size(); ++i) EXPECT_TRUE((*plan)[i].zeros.empty());
+  request.cut_to.reset();
   request.extents = {{0, 10}, {5, 10}};
   EXPECT_FALSE(transport::PlanStore(request));
   request.extents = {{0, 10}};
@@ -172,7 +180,7 @@ class ServiceScripts : public ::testing::Test {
       if (access(busybox, X_OK) != 0) continue;
       std::string applets = directory_ + "/applets";
       std::filesystem::create_directory(applets);
-      for (const char* name : {"stat", "ln", "link", "unlink", "mkdir", "rmdir", "mkfifo", "chmod", "chown", "touch", "truncate", "dd",
+      for (const char* name : {"stat", "ln", "link", "unlink", "mkdir", "rmdir", "mkfifo", "chmod", "chown", "touch", "truncate", "dd", "cmp",
                                "cat", "rm", "find", "readlink", "tail", "head", "sleep", "id", "printf", "sync", "fallocate"}) {
         ASSERT_EQ(symlink(busybox, (applets + "/" + name).c_str()), 0);
       }
@@ -277,7 +285,7 @@ TEST_F(ServiceScripts, AClaimMakesAChangeHappenOnce) {
     std::filesystem::create_directory(stage);
     WriteWhole(stage + "/d1", "abcdef");
     WriteWhole(file, "begin ");
-    std::vector<std::string> arguments = {transport::EncodeArgument(file), transport::EncodeArgument(stage + "/d1"), "6", "-", "-", "w", "-", "-", "-", "-",
+    std::vector<std::string> arguments = {transport::EncodeArgument(file), transport::EncodeArgument(stage + "/d1"), "6", "-", "w", "-", "-", "-", "-",
                                           w == 0 ? "b" : "p", "a:6:0"};
     auto first = MustChange(worlds_[w], ServiceScript::kStore, stage, "c1", arguments);
     EXPECT_EQ(first.status, 0) << worlds_[w].shell[0] << first.messages;
@@ -302,7 +310,7 @@ TEST_F(ServiceScripts, RangesGoWhereTheyBelong) {
       std::string expected(100'000, 'o'), staged;
       WriteWhole(file, expected);
       chmod(file.c_str(), 0440);
-      std::vector<std::string> arguments = {transport::EncodeArgument(file), transport::EncodeArgument(stage + "/d1"), "", "-", "-", "w", "-", "-", "-", "-", flavour};
+      std::vector<std::string> arguments = {transport::EncodeArgument(file), transport::EncodeArgument(stage + "/d1"), "", "-", "w", "-", "-", "-", "-", flavour};
       for (auto [offset, length] : {std::pair<size_t, size_t>{0, 3}, {5, 1}, {4'095, 70'001}, {99'990, 20}, {200'000, 4'097}}) {
         std::string bytes(length, char('a' + offset % 26));
         if (expected.size() < offset + length) expected.resize(offset + length);
@@ -332,20 +340,68 @@ TEST_F(ServiceScripts, WhereThereIsNoRoomTheOldContentStays) {
   WriteWhole(directory_ + "/staged", std::string(200'000, 'n'));
   for (const ScriptWorld& world : worlds_) {
     for (const char* flavour : {"b", "p"}) {
-      for (const char* range : {"0:200000:0", "40000:90000:0", "100000:90000:0"}) {
+      for (const auto& [range, size] : {std::pair{"0:200000:0", "-"}, {"40000:90000:0", "-"}, {"100000:90000:0", "-"}, {"0:9000:0", "150000"}}) {
         std::string file = directory_ + "/file";
         WriteWhole(file, old_content);
         std::string text = RunScript(world, ServiceScript::kStore,
-                                     {"=", "c", "", transport::EncodeArgument(file), transport::EncodeArgument(directory_ + "/staged"), "200000", "-", "-",
+                                     {"=", "c", "", transport::EncodeArgument(file), transport::EncodeArgument(directory_ + "/staged"), "200000", size,
                                       "w", "-", "-", "-", "-", flavour, range},
                                      100'000);
         auto answer = transport::ParseServiceChange(text);
         ASSERT_TRUE(answer) << world.shell[0] << text;
         EXPECT_NE(answer->status, 0);
         // busybox' head does not know why.
-        bool known = world.path.find("applets") == std::string::npos || *flavour == 'b';
+        bool known = world.path.find("applets") == std::string::npos || *flavour == 'b' || *size != '-';
         EXPECT_EQ(transport::ErrnoFromCommandOutput(answer->messages), known ? EFBIG : EIO) << world.shell[0] << answer->messages;
         EXPECT_TRUE(ReadWhole(file) == old_content) << world.shell[0] << flavour << range;
+      }
+    }
+  }
+}
+
+// What was cut and not written reads as zeros, although nothing is cut before the new bytes are there.
+TEST_F(ServiceScripts, ZerosGoOverWhatWasThere) {
+  WriteWhole(directory_ + "/staged", std::string(5'000, 'n'));
+  for (const ScriptWorld& world : worlds_) {
+    for (const char* flavour : {"b", "p"}) {
+      const std::string file = directory_ + "/file", staged = directory_ + "/staged-now";
+      WriteWhole(file, std::string(50'000, 'o'));
+      std::filesystem::copy_file(directory_ + "/staged", staged);
+      auto answer = MustChange(world, ServiceScript::kStore, "", "c",
+                               {transport::EncodeArgument(file), transport::EncodeArgument(staged), "5000", "60000", "w", "-", "-", "-", "-", flavour,
+                                "20000:5000:0", "10:19990:z", "25000:35000:z"});
+      EXPECT_EQ(answer.status, 0) << world.shell[0] << answer.messages;
+      EXPECT_TRUE(ReadWhole(file) == std::string(10, 'o') + std::string(19'990, '\0') + std::string(5'000, 'n') + std::string(35'000, '\0'))
+          << world.shell[0] << flavour;
+    }
+  }
+}
+
+TEST_F(ServiceScripts, AnAppendThatFailsHalfWayIsCutOffOrToldOf) {
+  const std::string old_content(50'000, 'o'), staged = directory_ + "/staged";
+  WriteWhole(staged, std::string(90'000, 'n'));
+  // Stands for what cannot be compared any more, since somebody else has appended, too.
+  const std::string others = directory_ + "/others";
+  std::filesystem::create_directory(others);
+  ASSERT_EQ(symlink("/bin/false", (others + "/cmp").c_str()), 0);
+  for (const ScriptWorld& world : worlds_) {
+    for (const char* flavour : {"b", "p"}) {
+      for (const bool ours : {true, false}) {
+        SCOPED_TRACE(world.shell[0] + flavour + (ours ? " ours" : " not ours"));
+        const std::string file = directory_ + "/file";
+        WriteWhole(file, old_content);
+        const ScriptWorld now{world.shell, (ours ? "" : others + ":") + world.path};
+        const std::string text = RunScript(now, ServiceScript::kStore,
+                                           {"=", "c", "", transport::EncodeArgument(file), transport::EncodeArgument(staged), "90000", "-", "w", "-", "-",
+                                            "-", "-", flavour, "a:90000:0"},
+                                           100'000);
+        auto answer = transport::ParseServiceChange(text);
+        ASSERT_TRUE(answer) << text;
+        EXPECT_NE(answer->status, 0);
+        EXPECT_TRUE(ReadWhole(file) == old_content + std::string(ours ? 0 : 50'000, 'n')) << text;
+        // Of busybox' tools, and of head, nobody says how much they wrote.
+        const bool told = !ours && *flavour == 'b' && world.path.find("applets") == std::string::npos;
+        EXPECT_EQ(answer->appended, told ? 50'000 : 0) << text;
       }
     }
   }

@@ -21,6 +21,7 @@ struct ServerProcessOptions {
   uint32_t silence = 3600;
   bool as_nobody = false;   // when the test runs as root
   bool initialize = true;
+  std::vector<std::string> missing_calls = {};  // ENOSYS, as where the kernel or a file system has no such call
 };
 
 class ServerProcess {

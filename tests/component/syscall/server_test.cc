@@ -2,7 +2,10 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <signal.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -299,6 +302,164 @@ TEST_F(SyscallServer, ADeadChildIsAnErrorNotASilence) {
   kill(child, SIGKILL);
   EXPECT_EQ(server().Receive(number).at(0).outcomes.at(0).errno_value, EIO);
   EXPECT_TRUE(server().Echo());
+}
+
+// --- content, and no space for it
+
+// A store of either kind: within the request, or staged.
+struct Stored {
+  int64_t cut = -1, size = -1;
+  std::vector<std::pair<int64_t, std::string>> pieces = {};
+  std::string append = "";
+};
+
+class SyscallServerStores : public SyscallServer {
+ protected:
+  void TearDown() override {
+    if (mounted_) umount2(Path("small").c_str(), MNT_DETACH);
+    SyscallServer::TearDown();
+  }
+
+  // A file system of 1 MiB at small/. False: not allowed here.
+  bool MountSmall() {
+    EXPECT_TRUE(fs::create_directory(Path("small")));
+    mounted_ = mount("small", Path("small").c_str(), "tmpfs", 0, "size=1m") == 0;
+    return mounted_;
+  }
+  int64_t FreeBytes() const {
+    struct statvfs now {};
+    EXPECT_EQ(statvfs(Path("small").c_str(), &now), 0);
+    return static_cast<int64_t>(now.f_bavail * now.f_bsize);
+  }
+  // Fills the small one up, but for so many bytes.
+  void LeaveFree(int64_t bytes) { Write("small/filler", std::string(static_cast<size_t>(FreeBytes() - bytes), 'f')); }
+
+  static int Store(ServerProcess& server, const std::string& path, const Stored& store, bool staged, std::string* result = nullptr) {
+    Arguments arguments;
+    if (!staged) {
+      arguments.Object(0, At(path)).I64(store.cut).I64(store.size).U32(static_cast<uint32_t>(store.pieces.size()));
+      for (const auto& [offset, bytes] : store.pieces) arguments.I64(offset).Text(bytes);
+      return server.Ask(Operation::kStore, arguments.Text(store.append).U32(0), result);
+    }
+    std::string descriptor;
+    EXPECT_EQ(server.Ask(Operation::kStage, Arguments().U64(7000).Text("").Text(""), &descriptor), 0);
+    std::string all;
+    for (const auto& [offset, bytes] : store.pieces) all += bytes;
+    all += store.append;
+    std::ofstream("/proc/" + std::to_string(server.pid()) + "/fd/" + std::to_string(Fields(descriptor).U32())) << all;
+    arguments.U64(7000).I64(static_cast<int64_t>(all.size())).Object(0, At(path)).I64(store.cut).I64(store.size);
+    arguments.U32(static_cast<uint32_t>(store.pieces.size()));
+    int64_t place = 0;
+    for (const auto& [offset, bytes] : store.pieces) {
+      arguments.I64(offset).I64(static_cast<int64_t>(bytes.size())).I64(place);
+      place += static_cast<int64_t>(bytes.size());
+    }
+    return server.Ask(Operation::kCommit, arguments.I64(static_cast<int64_t>(store.append.size())).I64(place).U32(0), result);
+  }
+
+  bool mounted_ = false;
+};
+
+TEST_F(SyscallServerStores, WhatWasCutReadsAsZerosAlthoughItIsCutLast) {
+  const size_t large = 3 << 20;  // zeros of that size are a child's work
+  const std::vector<std::tuple<const char*, size_t, Stored, std::string>> cases = {
+      {"a hole in the middle", 10'000, {0, 9'000, {{0, "ab"}, {8'000, "cd"}}}, "ab" + std::string(7'998, '\0') + "cd" + std::string(998, '\0')},
+      {"behind what stays", 10'000, {10, 20, {{15, "x"}}}, std::string(10, 'o') + std::string(5, '\0') + "x" + std::string(4, '\0')},
+      {"across the old end", 10, {4, 40, {{8, "12345"}, {20, "x"}}}, "oooo" + std::string(4, '\0') + "12345" + std::string(7, '\0') + "x" + std::string(19, '\0')},
+      {"no size", 10'000, {5, -1, {{7, "x"}}}, "ooooo" + std::string(2, '\0') + "x"},
+      {"cut alone", 10'000, {5, -1, {}}, "ooooo"},
+      {"smaller and larger again", 10'000, {5, 10, {}}, "ooooo" + std::string(5, '\0')},
+      {"cut beyond the end", 3, {5, -1, {}}, "ooo"},
+      {"written whole", 10'000, {0, 3, {{0, "new"}}}, "new"},
+      {"with an append", 10'000, {0, 5, {{2, "x"}}, "end"}, std::string(2, '\0') + "x" + std::string(2, '\0') + "end"},
+      {"large", large, {1, static_cast<int64_t>(large) - 1, {{9, "x"}}}, "o" + std::string(8, '\0') + "x" + std::string(large - 11, '\0')},
+  };
+  ServerProcess plain({root_, 3600, false, true, {"fallocate", "copy_file_range"}});
+  for (const auto& [name, old_size, store, expected] : cases) {
+    for (ServerProcess* each : {&server(), &plain}) {
+      for (const bool staged : {false, true}) {
+        SCOPED_TRACE(std::string(name) + (staged ? ", staged" : "") + (each == &plain ? ", without fallocate" : ""));
+        Write("file", std::string(old_size, 'o'));
+        EXPECT_EQ(Store(*each, "file", store, staged), 0);
+        EXPECT_TRUE(Content("file") == expected) << Content("file").size();
+      }
+    }
+  }
+}
+
+TEST_F(SyscallServerStores, WithoutSpaceTheOldContentStaysAndNothingIsAppended) {
+  if (!MountSmall()) GTEST_SKIP() << "no file system can be mounted here";
+  const std::string old(100'000, 'o'), more(20'000, 'n'), much(400'000, 'n');
+  const std::vector<std::tuple<const char*, Stored, std::string>> cases = {
+      {"longer", {-1, -1, {{0, old + more}}}, old + more},
+      {"written whole", {0, 120'000, {{0, more + old}}}, more + old},
+      {"cut, with holes", {0, 200'000, {{0, "begin"}, {150'000, more}}}, "begin" + std::string(149'995, '\0') + more + std::string(30'000, '\0')},
+      {"cut, with holes inside", {0, 120'000, {{30'000, more}, {100'000, more}}}, std::string(30'000, '\0') + more + std::string(50'000, '\0') + more},
+      {"append", {-1, -1, {}, more}, old + more},
+      {"much longer", {0, 400'000, {{0, much}}}, much},
+      {"much appended", {-1, -1, {}, much}, old + much},
+  };
+  ServerProcess plain({root_, 3600, false, true, {"fallocate"}});
+  for (const auto& [name, store, expected] : cases) {
+    for (ServerProcess* each : {&server(), &plain}) {
+      for (const bool staged : {false, true}) {
+        if (!staged && std::string(name).find("much") == 0) continue;
+        SCOPED_TRACE(std::string(name) + (staged ? ", staged" : "") + (each == &plain ? ", without fallocate" : ""));
+        Write("small/file", old);
+        LeaveFree(8'192);
+        const int64_t before = FreeBytes();
+        for (int i = 0; i < 2; ++i) {
+          std::string result = "?";
+          EXPECT_EQ(Store(*each, "small/file", store, staged, &result), ENOSPC);
+          EXPECT_EQ(result, "");
+          EXPECT_TRUE(Content("small/file") == old) << Content("small/file").size();
+          EXPECT_EQ(FreeBytes(), before);
+        }
+        fs::remove(Path("small/filler"));
+        EXPECT_EQ(Store(*each, "small/file", store, staged), 0);
+        EXPECT_TRUE(Content("small/file") == expected) << Content("small/file").size();
+      }
+    }
+  }
+}
+
+TEST_F(SyscallServerStores, AnAppendThatCannotBeCutOffSaysHowMuchIsThere) {
+  if (!MountSmall()) GTEST_SKIP() << "no file system can be mounted here";
+  ServerProcess server({root_, 3600, false, true, {"fallocate", "ftruncate"}});
+  for (const size_t length : {20'000, 300'000, 2'000'000}) {
+    const bool staged = length > 20'000;
+    SCOPED_TRACE(length);
+    Write("small/file", "old");
+    LeaveFree(8'192);
+    std::string bytes;
+    for (size_t i = 0; bytes.size() < length; ++i) bytes += std::to_string(i) + " ";
+    bytes.resize(length);
+    std::string result;
+    EXPECT_EQ(Store(server, "small/file", {-1, -1, {}, bytes}, staged, &result), ENOSPC);
+    Fields fields(result);
+    EXPECT_EQ(fields.U8(), 2);
+    const int64_t done = fields.I64();
+    EXPECT_TRUE(fields.ok() && fields.ended());
+    EXPECT_EQ(done, 4'096 - 3 + 8'192);  // the rest of the first page, and what was free
+    EXPECT_TRUE(Content("small/file") == "old" + bytes.substr(0, static_cast<size_t>(done)));
+    fs::remove(Path("small/filler"));
+    const std::string rest = bytes.substr(static_cast<size_t>(done)).substr(0, 20'000);
+    EXPECT_EQ(Store(server, "small/file", {-1, -1, {}, rest}, staged), 0);
+    EXPECT_TRUE(Content("small/file") == "old" + bytes.substr(0, static_cast<size_t>(done)) + rest);
+  }
+}
+
+// A limit on the size of files: an error as any other, and nothing ends the server.
+TEST_F(SyscallServerStores, AFileThatMayNotGrowKeepsItsContent) {
+  const std::string old(5'000, 'o');
+  Write("file", old);
+  const rlimit limit{10'000, 10'000};
+  ASSERT_EQ(prlimit(server().pid(), RLIMIT_FSIZE, &limit, nullptr), 0);
+  const std::string bytes(20'000, 'n');
+  for (const Stored& store : {Stored{-1, -1, {{0, bytes}}}, Stored{0, 20'000, {{0, bytes}}}, Stored{0, 20'000, {{0, "x"}, {9'000, "y"}}}, Stored{-1, -1, {}, bytes}}) {
+    EXPECT_EQ(Store(server(), "file", store, false), EFBIG);
+    EXPECT_TRUE(Content("file") == old) << Content("file").size();
+  }
 }
 
 // --- addresses

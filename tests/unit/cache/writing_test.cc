@@ -665,6 +665,97 @@ TEST_F(WritingTest, WithoutMoreThreadsWhatIsUnsentIsSentAllTheSame) {
   for (const FileHandle handle : handles) EXPECT_EQ(Close(handle), 0);
 }
 
+// Where names do not show that they lead to one file, one that was removed has others that are not known: they must not lose what was written.
+TEST_F(WritingTest, WhatWasWrittenToAFileThatHasOtherNamesIsPutAside) {
+  options_.unsent_directory = spool_ + "-unsent/of-this-mount";
+  testing::MemoryRemoteFsOptions plain;
+  plain.handles_survive = false;
+  plain.hard_links_share_identity = false;
+  plain.identities_survive_renames = false;
+  UseRemote(plain);
+  for (const bool by_rename : {false, true}) {
+    const std::string name = by_rename ? "c" : "a";
+    SCOPED_TRACE(name);
+    remote_->InsideWrite(name, "0123");
+    remote_->InsideMakeLink(name, "kept");
+    const FileHandle handle = OpenWrite(name);
+    Write(handle, 0, "AB");  // goes before the name does
+    if (by_rename) {
+      EXPECT_EQ(Close(Made("other").handle), 0);
+      EXPECT_EQ(Errno(fs().Rename(kRoot, "other", kRoot, name, 0, Ctx())), 0);
+    } else {
+      EXPECT_EQ(Errno(fs().Unlink(kRoot, name, Ctx())), 0);
+    }
+    EXPECT_EQ(Inside("kept"), "AB23");
+    EXPECT_EQ(Flush(handle), 0);  // nothing is unsent
+    Write(handle, 2, "CDE");
+    EXPECT_EQ(ReadAt(handle, 0, 10), "ABCDE");
+    EXPECT_EQ(Flush(handle), ESTALE);
+    EXPECT_EQ(Errno(fs().Sync(handle, Ctx())), ESTALE);
+    EXPECT_EQ(fs().Status().dirty_files, 1);
+    EXPECT_EQ(fs().Status().dirty_bytes, 3);
+    EXPECT_EQ(Close(handle), ESTALE);
+    EXPECT_EQ(fs().Status().dirty_files, 0);
+    EXPECT_EQ(Inside("kept"), "AB23");
+    const std::string list = FileContent(options_.unsent_directory + "/UNSENT.txt");
+    EXPECT_NE(list.find("sandbox: " + name + "\n"), std::string::npos) << list;
+    EXPECT_NE(list.find(" 2+3"), std::string::npos) << list;
+    EXPECT_NE(list.find("other names"), std::string::npos) << list;
+    bool kept = false;
+    for (const auto& entry : std::filesystem::directory_iterator(options_.unsent_directory)) {
+      kept = kept || FileContent(entry.path()).substr(2, 3) == "CDE";
+    }
+    EXPECT_TRUE(kept);
+    EXPECT_EQ(SpoolFiles(), 0u);
+    std::filesystem::remove_all(spool_ + "-unsent");
+    remote_->InsideRemove("kept");
+  }
+  // What could not be sent before the name went, of a file that nobody has open.
+  remote_->InsideWrite("b", "0123");
+  remote_->InsideMakeLink("b", "kept");
+  const FileHandle handle = OpenWrite("b");
+  Write(handle, 0, "AB");
+  FailStores(-1, ENOSPC);
+  EXPECT_EQ(Close(handle), ENOSPC);
+  EXPECT_EQ(Errno(fs().Unlink(kRoot, "b", Ctx())), 0);
+  EXPECT_NE(FileContent(options_.unsent_directory + "/UNSENT.txt").find("sandbox: b\n"), std::string::npos);
+  EXPECT_EQ(fs().Status().dirty_files, 0);
+  std::filesystem::remove_all(spool_ + "-unsent");
+}
+
+TEST_F(WritingTest, ALinkOfAFileMadeHereIsKeptUpToDate) {
+  testing::MemoryRemoteFsOptions plain;
+  plain.handles_survive = false;
+  plain.hard_links_share_identity = false;
+  plain.identities_survive_renames = false;
+  UseRemote(plain);
+  const auto made = Made("a");
+  ASSERT_TRUE(fs().MakeLink(made.attributes.node, kRoot, "b", Ctx()));
+  Write(made.handle, 0, "text");
+  EXPECT_EQ(Errno(fs().Unlink(kRoot, "a", Ctx())), 0);
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(Inside("b"), "text");
+}
+
+TEST_F(WritingTest, OfAnAppendThatWasDoneInPartTheRestIsSent) {
+  remote_->InsideWrite("log", "old ");
+  const FileHandle handle = OpenFor(Find("log"), {true, true, true, false});
+  Write(handle, 0, "0123456789");
+  testing::RemoteFault fault;
+  fault.function = "Store";
+  fault.error = Error{ENOSPC, ErrorKind::kErrno, "injected", 0, ""};
+  fault.error.appended = 4;
+  faulty_->Add(fault);
+  EXPECT_EQ(Flush(handle), ENOSPC);
+  remote_->InsideWrite("log", "old 0123");
+  EXPECT_EQ(fs().Status().dirty_bytes, 6);
+  Write(handle, 0, "ab");
+  EXPECT_EQ(ReadAt(handle, 0, 100), "old 0123456789ab");
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(Inside("log"), "old 0123456789ab");
+  EXPECT_EQ(remote_->stores().back().append.value_or(transport::Extent{}), (transport::Extent{8, 8}));
+}
+
 // Takes a byte now and then for a second before it stores.
 class SlowStores : public testing::FaultyRemoteFs {
  public:
