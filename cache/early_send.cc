@@ -30,11 +30,30 @@ int64_t EarlySend::claimed() const {
 }
 
 void EarlySend::GiveUp() {
-  std::unique_ptr<transport::EarlyStore> store;  // goes after the lock
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   ended_ = true;
-  store = std::move(store_);
   given_up_.request_stop();
+  if (running_) return;
+  running_ = true;
+  EndRun(lock, std::move(store_));
+}
+
+bool EarlySend::End(const OpContext& ctx) {
+  GiveUp();
+  std::unique_lock lock(mutex_);
+  return WaitWithin(changed_, lock, ctx, [this] { return !running_; });
+}
+
+void EarlySend::EndRun(std::unique_lock<std::mutex>& lock, std::unique_ptr<transport::EarlyStore> store) {
+  if (ended_) {
+    lock.unlock();
+    store.reset();
+    lock.lock();
+  } else {
+    store_ = std::move(store);
+  }
+  running_ = false;
+  changed_.notify_all();
 }
 
 std::unique_ptr<transport::EarlyStore> EarlySend::Take(const OpContext& ctx) {
@@ -78,11 +97,7 @@ void EarlySend::Run(std::stop_token stop) {
       ended_ = true;
     }
   }
-  if (!ended_) store_ = std::move(store);
-  running_ = false;
-  changed_.notify_all();
-  lock.unlock();
-  store.reset();
+  EndRun(lock, std::move(store));
 }
 
 }  // namespace e2bfs::cache

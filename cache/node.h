@@ -89,6 +89,7 @@ struct Content {
   bool untried = false;                // changed since the last store began
   bool fresh = false;                  // made by this mount, nothing but our stores was ever in it
   std::shared_ptr<EarlySend> early;    // sends the content while it is written; counted in the node's changes_in_flight
+  std::weak_ptr<EarlySend> given_up;   // the last one that ended without a store, until nothing of it can arrive any more
   bool not_early = false;              // it was changed where it had been sent already: not before the next store
   std::optional<Error> last_error;     // of the last store, if it failed
   std::optional<Error> unreported;     // failed when no handle was open that could be told

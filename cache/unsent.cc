@@ -200,9 +200,12 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
   std::shared_ptr<SpoolFile> spool;
   uint64_t asked_stamp;
   transport::FileId asked_id;
+  std::shared_ptr<EarlySend> given_up;
   {
     Lock lock(mutex_);
     asked_id = node->file_id;
+    given_up = node->content->given_up.lock();
+    if (early) node->content->given_up = early;  // should it not be taken
     sent = node->content->sending;
     fresh = node->content->fresh;
     spool = node->content->spool;
@@ -210,7 +213,11 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
   }
   const TimePoint asked = Clock::now();
   const std::unique_ptr<transport::EarlyStore> sent_early = early ? early->Take(ctx) : nullptr;
-  auto stored = CallStore(node, sent, fresh, spool, sent_early.get(), ctx);
+  if (early && !sent_early) given_up = early;
+  // What the other side still gets of what was given up must not come after this.
+  const bool alone = !given_up || given_up->End(ctx);
+  auto stored = alone ? CallStore(node, sent, fresh, spool, sent_early.get(), ctx)
+                      : Result<transport::Attributes>(WaitEnded(ctx, "waiting for the end of what was sent while it was written"));
   if (!stored && sent.append && MayBeDone(stored.error())) {
     // Appending again what arrived would double it: the size tells.
     OpContext again = OpContext::Within(options_.operation_timeout);

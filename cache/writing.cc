@@ -87,7 +87,7 @@ void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
 void CachedFsImpl::SendEarly(Node& node) {
   Content& content = *node.content;
   const Change& change = content.current;
-  if (content.not_early || content.storing || node.deleted || change.append || change.extents.count() != 1) return;
+  if (content.not_early || !content.given_up.expired() || content.storing || node.deleted || change.append || change.extents.count() != 1) return;
   const transport::Extent written = change.extents.extents().front();
   if (written.offset != 0 || written.length < kEarlyBytes || !(content.fresh || change.cut == 0)) return;
   if (!content.early) {
@@ -112,6 +112,7 @@ void CachedFsImpl::EndEarly(Node& node) {
   Content& content = *node.content;
   if (!content.early) return;
   // What it holds goes by a thread that may wait.
+  content.given_up = content.early;
   closer_.Add([early = std::exchange(content.early, nullptr)](std::stop_token) { early->GiveUp(); });
   content.not_early = true;
   --node.changes_in_flight;

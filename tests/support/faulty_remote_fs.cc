@@ -141,6 +141,20 @@ class FaultyRemoteFs::Stream : public transport::ByteStream {
   std::optional<RemoteFault> cut_;
 };
 
+class FaultyRemoteFs::Early final : public transport::EarlyStore {
+ public:
+  Early(FaultyRemoteFs& fs, std::string path, std::unique_ptr<transport::EarlyStore> inner) : fs_(fs), path_(std::move(path)), inner_(std::move(inner)) {}
+  Result<void> Write(std::string_view bytes, const OpContext& ctx) override {
+    return fs_.Run("EarlyWrite", path_, ctx, [&] { return inner_->Write(bytes, ctx); });
+  }
+  transport::EarlyStore* inner() { return inner_.get(); }
+
+ private:
+  FaultyRemoteFs& fs_;
+  const std::string path_;
+  const std::unique_ptr<transport::EarlyStore> inner_;
+};
+
 FaultyRemoteFs::FaultyRemoteFs(transport::RemoteFs& inner) : inner_(inner), state_(std::make_shared<State>()) {}
 
 FaultyRemoteFs::~FaultyRemoteFs() { Clear(); }
@@ -318,7 +332,15 @@ Result<std::unique_ptr<transport::ByteStream>> FaultyRemoteFs::Read(Handle handl
 
 Result<transport::Attributes> FaultyRemoteFs::Store(Handle handle, const Node& node, const transport::StoreRequest& request,
                                                     const OpContext& ctx) {
-  return Run("Store", node.path, ctx, [&] { return inner_.Store(handle, node, request, ctx); });
+  transport::StoreRequest for_inner = request;
+  if (request.early) for_inner.early = static_cast<Early&>(*request.early).inner();
+  return Run("Store", node.path, ctx, [&] { return inner_.Store(handle, node, for_inner, ctx); });
+}
+
+Result<std::unique_ptr<transport::EarlyStore>> FaultyRemoteFs::BeginStore(Handle handle, const Node& node, bool fresh, const OpContext& ctx) {
+  auto begun = Run("BeginStore", node.path, ctx, [&] { return inner_.BeginStore(handle, node, fresh, ctx); });
+  if (!begun || !*begun) return begun;
+  return std::unique_ptr<transport::EarlyStore>(std::make_unique<Early>(*this, node.path, std::move(*begun)));
 }
 
 Result<int64_t> FaultyRemoteFs::Seek(Handle handle, const Node& node, int64_t offset, transport::SeekTarget target,

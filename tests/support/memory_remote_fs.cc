@@ -87,6 +87,7 @@ struct MemoryRemoteFs::Tree {
   std::map<std::string, int64_t> calls;
   std::vector<StoreRecord> stores;
   int64_t bytes_read = 0;
+  int64_t early_bytes = 0, early_stores = 0;
 
   timespec Tick() {
     timespec now{};
@@ -456,6 +457,16 @@ std::vector<StoreRecord> MemoryRemoteFs::stores() const {
 int64_t MemoryRemoteFs::open_handles() const {
   std::lock_guard<std::mutex> lock(tree_->mutex);
   return int64_t(tree_->handles.size());
+}
+
+int64_t MemoryRemoteFs::early_bytes() const {
+  std::lock_guard<std::mutex> lock(tree_->mutex);
+  return tree_->early_bytes;
+}
+
+int64_t MemoryRemoteFs::early_stores() const {
+  std::lock_guard<std::mutex> lock(tree_->mutex);
+  return tree_->early_stores;
 }
 
 // --- the sandbox's side
@@ -940,10 +951,45 @@ Result<std::unique_ptr<transport::ByteStream>> MemoryRemoteFs::Read(Handle handl
   return std::unique_ptr<transport::ByteStream>(std::make_unique<MemoryStream>(range, read));
 }
 
+// Bytes that are kept aside until a Store takes them.
+class MemoryRemoteFs::Early final : public transport::EarlyStore {
+ public:
+  explicit Early(std::shared_ptr<Tree> tree) : tree_(std::move(tree)) {}
+  ~Early() override {
+    std::lock_guard<std::mutex> lock(tree_->mutex);
+    tree_->early_bytes -= static_cast<int64_t>(bytes_.size());
+    --tree_->early_stores;
+  }
+  Result<void> Write(std::string_view bytes, const OpContext&) override {
+    std::lock_guard<std::mutex> lock(tree_->mutex);
+    ++tree_->calls["EarlyWrite"];
+    bytes_ += bytes;
+    tree_->early_bytes += static_cast<int64_t>(bytes.size());
+    return {};
+  }
+  const std::string& bytes() const { return bytes_; }
+
+ private:
+  const std::shared_ptr<Tree> tree_;
+  std::string bytes_;
+};
+
+Result<std::unique_ptr<transport::EarlyStore>> MemoryRemoteFs::BeginStore(Handle handle, const Node& node, bool, const OpContext&) {
+  E2BFS_MEMORY_ENTER("BeginStore");
+  if (!tree.options.early_stores) return std::unique_ptr<transport::EarlyStore>();
+  auto entry = tree.Target(handle, node);
+  if (!entry) return Forward(entry.error());
+  ++tree.early_stores;
+  return std::unique_ptr<transport::EarlyStore>(std::make_unique<Early>(tree_));
+}
+
 Result<Attributes> MemoryRemoteFs::Store(Handle handle, const Node& node, const StoreRequest& request, const OpContext&) {
+  std::string early;
   {
     E2BFS_MEMORY_ENTER("Store");
-    tree.stores.push_back({node.path, request.extents, request.size, request.cut_to, request.append, request.attributes, request.fresh});
+    if (request.early) early = static_cast<Early&>(*request.early).bytes();
+    tree.stores.push_back({node.path, request.extents, request.size, request.cut_to, request.append, request.attributes, request.fresh,
+                           static_cast<int64_t>(early.size()), tree.early_stores - (request.early ? 1 : 0)});
   }
   // Everything is fetched before anything changes, and outside the lock: the source may take locks of its own.
   std::vector<std::string> pieces;
@@ -963,6 +1009,10 @@ Result<Attributes> MemoryRemoteFs::Store(Handle handle, const Node& node, const 
   for (const Extent& extent : request.extents) {
     pieces.emplace_back();
     if (auto fetched = fetch(extent, pieces.back()); !fetched) return Forward(fetched.error());
+  }
+  if (request.early) {
+    if (pieces.size() != 1 || last_end < int64_t(early.size()) || request.append) return Errno(EINVAL, "sent early, and not the beginning of it all");
+    pieces[0].replace(0, early.size(), early);
   }
   if (request.append) {
     if (auto fetched = fetch(*request.append, appended); !fetched) return Forward(fetched.error());

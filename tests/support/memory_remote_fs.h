@@ -30,6 +30,7 @@ struct MemoryRemoteFsOptions {
   bool attributes_carry_xattr_names = true;
   bool ranges = true;                // Seek, Allocate and CopyRange; else ENOTSUP
   int64_t copy_bytes = INT64_MAX;    // CopyRange copies at most so much at once
+  bool early_stores = true;          // BeginStore works; else it returns null
   bool opens_soon = true;            // OpenSoon works; else it returns 0
   uint32_t uid = 1000, gid = 1000;   // the acting user; 0 may do everything
   std::string root = "/home/user";
@@ -45,6 +46,8 @@ struct StoreRecord {
   std::optional<transport::Extent> append;
   transport::AttributeChange attributes;
   bool fresh = false;
+  int64_t early_bytes = 0;   // that BeginStore's had brought
+  int64_t beside = 0;        // others that BeginStore had made for any file, and that had not ended
 };
 
 // Thread-safe.
@@ -61,6 +64,8 @@ class MemoryRemoteFs : public transport::RemoteFs {
   int64_t bytes_read() const;   // content that went out by streams
   std::vector<StoreRecord> stores() const;
   int64_t open_handles() const;
+  int64_t early_bytes() const;  // kept aside by BeginStore's that have not ended
+  int64_t early_stores() const; // their number
 
   // --- the sandbox's side. Paths as in RemoteFs. False: impossible (no parent, wrong type). Times: the sandbox's clock
   // grows by at least a nanosecond with each change.
@@ -120,6 +125,9 @@ class MemoryRemoteFs : public transport::RemoteFs {
                                                       const OpContext& ctx) override;
   Result<transport::Attributes> Store(transport::Handle handle, const transport::Node& node, const transport::StoreRequest& request,
                                       const OpContext& ctx) override;
+  // "EarlyWrite" counts its writes.
+  Result<std::unique_ptr<transport::EarlyStore>> BeginStore(transport::Handle handle, const transport::Node& node, bool fresh,
+                                                            const OpContext& ctx) override;
   Result<int64_t> Seek(transport::Handle handle, const transport::Node& node, int64_t offset, transport::SeekTarget target,
                        const OpContext& ctx) override;
   Result<transport::Attributes> Allocate(transport::Handle handle, const transport::Node& node, uint32_t mode,
@@ -134,6 +142,7 @@ class MemoryRemoteFs : public transport::RemoteFs {
 
  private:
   struct Tree;  // shared with streams, which may outlive this object
+  class Early;
   std::shared_ptr<Tree> tree_;
   std::atomic<transport::ChangeListener*> listener_{nullptr};
 };

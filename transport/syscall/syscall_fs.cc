@@ -869,7 +869,7 @@ class SyscallFsImpl final : public RemoteFs {
       since = found->second;
     }
     std::optional<Attributes> before;
-    const TimePoint until = std::min(ctx.deadline, since + kLongestAbandoned);
+    const TimePoint until = std::min(ctx.deadline, Clock::now() + kLongestAbandoned);  // it may have been given up long ago
     while (true) {
       auto now = StatHandle(handle, node, ctx);
       if (!now) return Forward(now.error());

@@ -809,5 +809,262 @@ TEST_F(WritingTest, AWriteOnlyOrReadOnlyHandleIsOnlyThat) {
   EXPECT_EQ(Errno(fs().Write(999, 0, "x", Ctx())), EBADF);
 }
 
+// --- what is sent while it is written
+
+constexpr int64_t kMiB = 1 << 20;
+
+class EarlyTest : public WritingTest {
+ protected:
+  static std::string Bytes(int64_t length, unsigned seed = 0) {
+    std::string bytes(static_cast<size_t>(length), '\0');
+    for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>((i + seed) * 2654435761U >> 24);
+    return bytes;
+  }
+  // In the order and the size in which the kernel gives them.
+  void WriteAll(FileHandle handle, int64_t offset, std::string_view bytes) {
+    for (size_t at = 0; at < bytes.size(); at += kMiB) Write(handle, offset + static_cast<int64_t>(at), bytes.substr(at, kMiB));
+  }
+  // So many bytes lie ready on the other side.
+  void WaitForEarly(int64_t bytes) {
+    ASSERT_TRUE(Eventually([&] { return remote_->early_bytes() >= bytes; })) << remote_->early_bytes();
+  }
+  // Of the only store, and the content that it left.
+  void ExpectStored(const std::string& path, const std::string& content, int64_t early_bytes) {
+    EXPECT_TRUE(Inside(path) == content);
+    const auto stores = remote_->stores();
+    ASSERT_EQ(stores.size(), 1u);
+    EXPECT_EQ(stores[0].early_bytes, early_bytes);
+    EXPECT_EQ(stores[0].beside, 0);
+    EXPECT_EQ(remote_->early_stores(), 0);
+  }
+  static testing::RemoteFault Stall(const std::string& function, int skip = 0) {
+    testing::RemoteFault stall;
+    stall.function = function;
+    stall.skip = skip;
+    stall.action = testing::RemoteFault::kStall;
+    return stall;
+  }
+};
+
+TEST_F(EarlyTest, ALargeNewFileIsSentWhileItIsWritten) {
+  const auto made = Made("a");
+  const std::string content = Bytes(8 * kMiB);
+  WriteAll(made.handle, 0, content.substr(0, 4 * kMiB - 1));
+  EXPECT_EQ(remote_->calls("BeginStore"), 0);  // it may stay a smaller one
+  WriteAll(made.handle, 4 * kMiB - 1, content.substr(4 * kMiB - 1));
+  WaitForEarly(8 * kMiB - kMiB);  // less than that is not worth a thread's waking
+  EXPECT_EQ(Inside("a"), "");
+  EXPECT_EQ(remote_->stores().size(), 0u);
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(remote_->calls("BeginStore"), 1);
+  EXPECT_GE(remote_->stores().at(0).early_bytes, 7 * kMiB);
+  ExpectStored("a", content, remote_->stores().at(0).early_bytes);
+}
+
+TEST_F(EarlyTest, SoIsWhatReplacesAllOfAFile) {
+  remote_->InsideWrite("a", "old content");
+  const FileHandle handle = OpenFor(Find("a"), {true, true, false, true});
+  const std::string content = Bytes(6 * kMiB);
+  WriteAll(handle, 0, content);
+  WaitForEarly(5 * kMiB);
+  EXPECT_EQ(Inside("a"), "old content");
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_GE(remote_->stores().at(0).early_bytes, 5 * kMiB);
+  ExpectStored("a", content, remote_->stores().at(0).early_bytes);
+}
+
+TEST_F(EarlyTest, NotWhatChangesAPartOfAFile) {
+  std::string content = Bytes(8 * kMiB);
+  remote_->InsideWrite("a", content);
+  const FileHandle handle = OpenWrite("a");
+  WriteAll(handle, 0, Bytes(6 * kMiB, 7));
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(remote_->calls("BeginStore"), 0);
+  ExpectStored("a", content.replace(0, 6 * kMiB, Bytes(6 * kMiB, 7)), 0);
+}
+
+TEST_F(EarlyTest, WhereTheOtherSideCannotItGoesAtTheClose) {
+  testing::MemoryRemoteFsOptions options;
+  options.early_stores = false;
+  UseRemote(options);
+  const auto made = Made("a");
+  const std::string content = Bytes(6 * kMiB);
+  WriteAll(made.handle, 0, content);
+  EXPECT_EQ(Close(made.handle), 0);
+  ExpectStored("a", content, 0);
+  EXPECT_LE(remote_->calls("BeginStore"), 1);  // not asked again and again
+}
+
+TEST_F(EarlyTest, WhatWasSentIsGivenUpWhenItChanges) {
+  const std::function<void(const OpenedFile&, std::string&)> changes[] = {
+      [&](const OpenedFile& made, std::string& content) {
+        Write(made.handle, 0, "another beginning");
+        content.replace(0, 17, "another beginning");
+      },
+      [&](const OpenedFile& made, std::string& content) {
+        EXPECT_EQ(Truncate(made.attributes.node, made.handle, kMiB), 0);
+        content.resize(kMiB);
+      },
+      [&](const OpenedFile& made, std::string& content) {
+        EXPECT_EQ(Truncate(made.attributes.node, made.handle, 0), 0);
+        content.clear();
+      },
+  };
+  for (const auto& change : changes) {
+    fs_.reset();
+    UseRemote({});
+    const auto made = Made("a");
+    std::string content = Bytes(6 * kMiB);
+    WriteAll(made.handle, 0, content);
+    WaitForEarly(5 * kMiB);
+    change(made, content);
+    EXPECT_TRUE(Eventually([&] { return remote_->early_stores() == 0; }));
+    WriteAll(made.handle, static_cast<int64_t>(content.size()), Bytes(6 * kMiB, 3));
+    content += Bytes(6 * kMiB, 3);
+    EXPECT_EQ(remote_->calls("BeginStore"), 1);  // a file that is written to and fro is not sent to and fro
+    EXPECT_EQ(Close(made.handle), 0);
+    ExpectStored("a", content, 0);
+  }
+}
+
+TEST_F(EarlyTest, WhatComesAfterWhatWasSentIsNoChangeOfIt) {
+  const auto made = Made("a");
+  std::string content = Bytes(6 * kMiB);
+  WriteAll(made.handle, 0, content);
+  WaitForEarly(5 * kMiB);
+  EXPECT_EQ(Truncate(made.attributes.node, made.handle, 9 * kMiB), 0);
+  EXPECT_EQ(Truncate(made.attributes.node, made.handle, 6 * kMiB), 0);
+  WriteAll(made.handle, 6 * kMiB, "the end");
+  content += "the end";
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_GE(remote_->stores().at(0).early_bytes, 5 * kMiB);
+  ExpectStored("a", content, remote_->stores().at(0).early_bytes);
+}
+
+TEST_F(EarlyTest, AFailureInTheMiddleMakesItAWholeStore) {
+  for (const char* function : {"BeginStore", "EarlyWrite"}) {
+    fs_.reset();
+    UseRemote({});
+    faulty_->FailNth(function, function[0] == 'B' ? 1 : 5, ENOSPC);
+    const auto made = Made("a");
+    const std::string content = Bytes(8 * kMiB);
+    WriteAll(made.handle, 0, content);
+    EXPECT_TRUE(Eventually([&] { return remote_->early_stores() == 0 && faulty_->calls("BeginStore") == 1; }));
+    EXPECT_EQ(Close(made.handle), 0);
+    ExpectStored("a", content, 0);
+    EXPECT_EQ(fs().Status().last_error, "");
+  }
+}
+
+TEST_F(EarlyTest, AFlushInTheMiddleTakesWhatIsThere) {
+  const auto made = Made("a");
+  std::string content = Bytes(6 * kMiB);
+  WriteAll(made.handle, 0, content);
+  WaitForEarly(5 * kMiB);
+  EXPECT_EQ(Flush(made.handle), 0);
+  EXPECT_GE(remote_->stores().at(0).early_bytes, 5 * kMiB);
+  ExpectStored("a", content, remote_->stores().at(0).early_bytes);
+  WriteAll(made.handle, 6 * kMiB, Bytes(6 * kMiB, 3));  // no longer all of it
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(remote_->calls("BeginStore"), 1);
+  EXPECT_EQ(remote_->stores().at(1).extents, (std::vector<transport::Extent>{{6 * kMiB, 6 * kMiB}}));
+  EXPECT_TRUE(Inside("a") == content + Bytes(6 * kMiB, 3));
+}
+
+TEST_F(EarlyTest, AStoreWaitsForThePieceUnderWayAndNoLongerThanItMay) {
+  const auto made = Made("a");
+  const std::string content = Bytes(6 * kMiB);
+  faulty_->Add(Stall("EarlyWrite", 2));
+  WriteAll(made.handle, 0, content);
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  EXPECT_EQ(Errno(fs().Flush(made.handle, OpContext::Within(std::chrono::milliseconds(20)))), ETIMEDOUT);
+  EXPECT_EQ(remote_->stores().size(), 0u);
+  EXPECT_EQ(fs().Status().dirty_bytes, 6 * kMiB);
+  EXPECT_TRUE(Eventually([&] { return remote_->early_stores() == 0; }));
+  EXPECT_EQ(Close(made.handle), 0);
+  ExpectStored("a", content, 0);
+}
+
+TEST_F(EarlyTest, ASlowPieceIsWaitedFor) {
+  const auto made = Made("a");
+  const std::string content = Bytes(6 * kMiB);
+  faulty_->Add(Stall("EarlyWrite", 2));
+  WriteAll(made.handle, 0, content);
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  std::thread closer([&] { EXPECT_EQ(Close(made.handle), 0); });
+  EXPECT_EQ(remote_->stores().size(), 0u);
+  faulty_->Release();
+  closer.join();
+  EXPECT_TRUE(Inside("a") == content);
+  EXPECT_EQ(remote_->stores().at(0).beside, 0);
+}
+
+TEST_F(EarlyTest, ARemovedFileIsNotSentOn) {
+  const auto made = Made("a");
+  faulty_->Add(Stall("EarlyWrite", 2));
+  WriteAll(made.handle, 0, Bytes(6 * kMiB));
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  EXPECT_EQ(Errno(fs().Unlink(kRoot, "a", Ctx())), 0);
+  EXPECT_TRUE(ReadAll(made.handle) == Bytes(6 * kMiB));
+  fs().Release(made.handle, Ctx());
+  EXPECT_TRUE(Eventually([&] { return remote_->early_stores() == 0 && remote_->open_handles() == 0 && SpoolFiles() == 0; }));
+  EXPECT_EQ(faulty_->stalled(), 0);
+  EXPECT_EQ(remote_->stores().size(), 0u);
+}
+
+TEST_F(EarlyTest, AMountEndsWhileItIsSent) {
+  const auto made = Made("a");
+  faulty_->Add(Stall("EarlyWrite", 2));
+  WriteAll(made.handle, 0, Bytes(6 * kMiB));
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  fs_.reset();
+  EXPECT_EQ(remote_->early_stores(), 0);
+  EXPECT_EQ(SpoolFiles(), 2u);  // the content and its note: nothing is lost
+}
+
+// Its early stores do not end before they may, whoever gives them up.
+class EndingLate : public testing::FaultyRemoteFs {
+ public:
+  using FaultyRemoteFs::FaultyRemoteFs;
+  class Late : public transport::EarlyStore {
+   public:
+    Late(EndingLate& fs, std::unique_ptr<transport::EarlyStore> inner) : fs_(fs), inner_(std::move(inner)) {}
+    ~Late() override {
+      fs_.ending = true;
+      fs_.may_end.wait(false);
+    }
+    Result<void> Write(std::string_view bytes, const OpContext& ctx) override { return inner_->Write(bytes, ctx); }
+
+   private:
+    EndingLate& fs_;
+    std::unique_ptr<transport::EarlyStore> inner_;
+  };
+  Result<std::unique_ptr<transport::EarlyStore>> BeginStore(transport::Handle handle, const transport::Node& node, bool fresh,
+                                                            const OpContext& ctx) override {
+    auto begun = FaultyRemoteFs::BeginStore(handle, node, fresh, ctx);
+    if (!begun) return begun;
+    return std::unique_ptr<transport::EarlyStore>(std::make_unique<Late>(*this, std::move(*begun)));
+  }
+  std::atomic<bool> ending{false}, may_end{false};
+};
+
+TEST_F(EarlyTest, NothingIsStoredBeforeWhatWasGivenUpHasEnded) {
+  auto late = std::make_unique<EndingLate>(*remote_);
+  EndingLate& ends = *late;
+  faulty_ = std::move(late);
+  const auto made = Made("a");
+  WriteAll(made.handle, 0, Bytes(6 * kMiB));
+  WaitForEarly(5 * kMiB);
+  EXPECT_EQ(Truncate(made.attributes.node, made.handle, 0), 0);
+  Write(made.handle, 0, "all that is left");
+  ASSERT_TRUE(Eventually([&] { return ends.ending.load(); }));
+  EXPECT_EQ(Errno(fs().Flush(made.handle, OpContext::Within(std::chrono::milliseconds(20)))), ETIMEDOUT);
+  EXPECT_EQ(remote_->stores().size(), 0u);
+  ends.may_end = true;
+  ends.may_end.notify_all();
+  EXPECT_EQ(Close(made.handle), 0);
+  ExpectStored("a", "all that is left", 0);
+}
+
 }  // namespace
 }  // namespace e2bfs::cache
