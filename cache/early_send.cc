@@ -20,8 +20,8 @@ void EarlySend::MoreUntil(int64_t end) {
   std::lock_guard lock(mutex_);
   if (ended_) return;
   claimed_ = std::max(claimed_, end);
-  if (running_ || claimed_ - sent_ < kLeastBytes) return;
-  running_ = threads_.Add([self = shared_from_this()](std::stop_token stop) { self->Run(stop); });
+  if (running_ || queued_ || claimed_ - sent_ < kLeastBytes) return;
+  queued_ = threads_.Add([self = shared_from_this()](std::stop_token stop) { self->Run(stop); });
 }
 
 int64_t EarlySend::claimed() const {
@@ -71,6 +71,9 @@ void EarlySend::Run(std::stop_token stop) {
   ctx.stop = given_up_.get_token();
   std::string piece;
   std::unique_lock lock(mutex_);
+  queued_ = false;
+  if (ended_) return;  // taken or given up before a thread was free
+  running_ = true;
   std::unique_ptr<transport::EarlyStore> store = std::move(store_);
   while (!ended_ && sent_ < claimed_) {
     const int64_t from = sent_;

@@ -47,6 +47,7 @@ class EarlySend : public std::enable_shared_from_this<EarlySend> {
   std::condition_variable_any changed_;
   std::unique_ptr<transport::EarlyStore> store_;  // empty while the thread has it
   int64_t sent_ = 0, claimed_ = 0;
+  bool queued_ = false;      // waits for a thread
   bool running_ = false;     // a thread has store_, or ends it
   bool ended_ = false;       // given up, failed, or taken
   std::stop_source given_up_;
