@@ -359,7 +359,8 @@ TEST_F(NamesTest, NewsOfWhatIsNoNameAreNoNews) {
   EXPECT_EQ(List(kRoot), std::vector<std::string>{"a"});
 }
 
-TEST(TreeTest, AFileMayHaveVeryManyNames) {
+// How long it takes to give a file so many names and to take them away again.
+std::chrono::steady_clock::duration TimeOfNames(int names) {
   transport::Attributes attributes;
   attributes.type = transport::FileType::kDirectory;
   attributes.id.value = "root";
@@ -367,19 +368,22 @@ TEST(TreeTest, AFileMayHaveVeryManyNames) {
   attributes.type = transport::FileType::kRegular;
   attributes.id.value = "file";
   const NodePtr file = tree.GetOrMake(attributes, nullptr);
-  constexpr int kNames = 65'000;
+  const std::string last = "name " + std::to_string(names - 1);
   const auto began = std::chrono::steady_clock::now();
-  for (int i = 0; i < kNames; ++i) tree.Attach(*tree.root(), "name " + std::to_string(i), *file);
-  EXPECT_EQ(file->places.size(), size_t{kNames});
-  EXPECT_EQ(tree.PathOf(*file), "name 64999");
-  for (int i = 0; i < kNames; ++i) {
+  for (int i = 0; i < names; ++i) tree.Attach(*tree.root(), "name " + std::to_string(i), *file);
+  EXPECT_EQ(file->places.size(), static_cast<size_t>(names));
+  EXPECT_EQ(tree.PathOf(*file), last);
+  for (int i = 0; i < names; ++i) {
     EXPECT_TRUE(file->linked);
     tree.Detach(*tree.root(), "name " + std::to_string(i));
   }
   EXPECT_FALSE(file->linked);
-  EXPECT_EQ(tree.PathOf(*file), "name 64999");  // as it was last known
-  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(5));
+  EXPECT_EQ(tree.PathOf(*file), last);  // as it was last known
+  return std::chrono::steady_clock::now() - began;
 }
+
+// ext4 allows 65,000. With twice as many the time is twice as long, or so, and not four times: 16 times as many were 256 times.
+TEST(TreeTest, AFileMayHaveVeryManyNames) { EXPECT_LT(TimeOfNames(65'000), 80 * TimeOfNames(65'000 / 16)); }
 
 }  // namespace
 }  // namespace e2bfs::cache
