@@ -254,7 +254,7 @@ def test_an_upload_that_is_torn_while_the_program_writes(mount, sandbox, kind):
     """Several files at once: the pause after an upload that was given up is then one."""
     content = os.urandom(8 * MIB)
     positions = list(POSITIONS)
-    at_once = 16
+    at_once = 16 if sandbox.tier == "syscall" else 1  # where each is sent at its close, the second try of one would meet the fault of the next
     for begin in range(0, len(positions), at_once):
         batch = positions[begin:begin + at_once]
         theres = [mount.inside / f"{kind}-{position}" for position in batch]
@@ -281,9 +281,7 @@ def test_an_upload_that_is_torn_while_the_program_writes(mount, sandbox, kind):
         with ThreadPoolExecutor(at_once) as pool:
             problems = [problem for problem in pool.map(code, [lambda each=each: finish(each) for each in descriptors]) if problem != "ok"]
         assert not problems
-        if sandbox.tier == "syscall":
-            assert uploads(sandbox) == 2 * len(batch)
-        sandbox.clear_faults()
+        assert uploads(sandbox) >= 2 * len(batch)  # the service tier sends in parts
         for there in theres:
             same(there, content)
             same(mount.path / there.name, content)
