@@ -93,13 +93,12 @@ void CachedFsImpl::SendEarly(Node& node) {
   if (!content.early) {
     NodePtr self = tree_.Find(node.id);
     if (!self) return;
-    const bool fresh = content.fresh;
     content.early = std::make_shared<EarlySend>(
-        [this, self = std::move(self), fresh](const OpContext& ctx) {
+        [this, self = std::move(self)](const OpContext& ctx) {
           OpContext within = ctx;
           within.deadline = Clock::now() + options_.operation_timeout;
           return WithHandle(self, true, within, [&](transport::Handle handle, const transport::Node& at) {
-            return remote_.BeginStore(handle, at, fresh, within);
+            return remote_.BeginStore(handle, at, within);
           });
         },
         content.spool, senders_);

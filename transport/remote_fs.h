@@ -182,8 +182,8 @@ struct Extent {
   friend bool operator==(const Extent&, const Extent&) = default;
 };
 
-// The first bytes of a large Store, brought while the rest is still being written. One thread at a time. Its end gives them up; they may have torn
-// a file that is `fresh`, and are nowhere else.
+// The first bytes of a large Store, brought while the rest is still being written. One thread at a time. Its end gives them up:
+// the file has nothing of them before the Store.
 class EarlyStore {
  public:
   virtual ~EarlyStore() = default;
@@ -290,8 +290,8 @@ class RemoteFs {
   // `fresh`, it may be torn. ENOSPC, EDQUOT, EACCES, ESTALE, EIO. Where the content is in place and only `attributes` were refused,
   // the error says content_stored; where a part of the append is there all the same, it says how much (appended).
   virtual Result<Attributes> Store(Handle handle, const Node& node, const StoreRequest& request, const OpContext& ctx) = 0;
-  // For a Store that will bring all of the file's content. `fresh`: as in StoreRequest. Null where it has to wait for the whole.
-  virtual Result<std::unique_ptr<EarlyStore>> BeginStore(Handle /*handle*/, const Node& /*node*/, bool /*fresh*/, const OpContext& /*ctx*/) {
+  // For a Store that will bring all of the file's content. Null where it has to wait for the whole.
+  virtual Result<std::unique_ptr<EarlyStore>> BeginStore(Handle /*handle*/, const Node& /*node*/, const OpContext& /*ctx*/) {
     return std::unique_ptr<EarlyStore>();
   }
   // lseek(2) with SEEK_DATA and SEEK_HOLE. ENXIO: beyond the end, or only a hole follows. ENOTSUP where the implementation cannot know.

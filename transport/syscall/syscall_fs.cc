@@ -70,8 +70,6 @@ class KnownStream final : public ByteStream {
 };
 
 constexpr int64_t kEarlyPieceBytes = 256 << 10;
-// What was sent of a request that was given up has arrived by then.
-constexpr std::chrono::milliseconds kAbandonedTime{2'000}, kLongestAbandoned{30'000};
 
 bool SameTimes(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
 
@@ -418,7 +416,6 @@ class SyscallFsImpl final : public RemoteFs {
       if (stored || stored.error().kind == ErrorKind::kErrno) return stored;
       log::Info("syscall", "what was sent early is sent again: {}", ToString(stored.error()));
     }
-    if (auto quiet = WaitForAbandoned(handle, node, whole); !quiet) return Forward(quiet.error());
     if (plan->bytes <= kInlineStoreBytes && request.extents.size() <= kMaxInlineExtents) return StoreInline(handle, node, request, whole);
     for (int tries = 1;; ++tries) {
       auto stored = StoreStaged(handle, node, request, *plan, whole);
@@ -432,7 +429,7 @@ class SyscallFsImpl final : public RemoteFs {
     }
   }
 
-  Result<std::unique_ptr<EarlyStore>> BeginStore(Handle handle, const Node& node, bool fresh, const OpContext& ctx) override;
+  Result<std::unique_ptr<EarlyStore>> BeginStore(Handle handle, const Node& node, const OpContext& ctx) override;
 
   Result<int64_t> Seek(Handle handle, const Node& node, int64_t offset, SeekTarget target, const OpContext& ctx) override {
     auto result = Explain(handle, Ask(Operation::kSeek, Arguments().Object(handle, node).I64(offset).U8(target == SeekTarget::kData ? 3 : 4),
@@ -858,31 +855,6 @@ class SyscallFsImpl final : public RemoteFs {
   Result<Attributes> SendRest(Early& early, Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan,
                               const OpContext& ctx);
 
-  // A request that was given up may still be on its way to the file: until what it does to it has ceased, nothing else is written there. Its
-  // descriptor is closed, so it cannot begin any more.
-  Result<void> WaitForAbandoned(Handle handle, const Node& node, const OpContext& ctx) {
-    TimePoint since;
-    {
-      std::lock_guard lock(mutex_);
-      auto found = abandoned_.find(node.id.value);
-      if (found == abandoned_.end()) return {};
-      since = found->second;
-    }
-    std::optional<Attributes> before;
-    const TimePoint until = std::min(ctx.deadline, Clock::now() + kLongestAbandoned);  // it may have been given up long ago
-    while (true) {
-      auto now = StatHandle(handle, node, ctx);
-      if (!now) return Forward(now.error());
-      if (before && IsVersion(*now, *before) && Clock::now() >= since + kAbandonedTime) break;
-      if (Clock::now() >= until) return Failure(ErrorKind::kBroken, EIO, "an upload that was given up does not end");
-      before = std::move(*now);
-      std::this_thread::sleep_for(kAbandonedTime / 8);
-    }
-    std::lock_guard lock(mutex_);
-    abandoned_.erase(node.id.value);
-    return {};
-  }
-
   const std::shared_ptr<envd::Client> client_;
   const SyscallFsOptions options_;
   Description description_;
@@ -894,7 +866,6 @@ class SyscallFsImpl final : public RemoteFs {
   std::map<Handle, OpenHandle> handles_;
   Handle next_handle_ = 1;
   uint32_t server_pid_ = 0;  // of the server that knows of all handles, or will
-  std::map<std::string, TimePoint> abandoned_;  // by identity: files into which an upload went that was given up
 
   std::mutex listener_mutex_;  // held while the listener is told
   ChangeListener* listener_ = nullptr;
@@ -903,21 +874,18 @@ class SyscallFsImpl final : public RemoteFs {
   std::unique_ptr<syscall::Channel> channel_;  // last: its thread uses the others
 };
 
-// An upload whose length is told at its end: into the file itself where that is new, else into a stage.
+// An upload into a stage whose length is told at its end. Never into the file itself, not even into a new one: what is still on its way of an upload that
+// was given up may arrive long after the store that was made in its place.
 class SyscallFsImpl::Early final : public EarlyStore {
  public:
-  Early(SyscallFsImpl& fs, Handle target, FileId id, bool direct, std::unique_ptr<envd::Upload> upload)
-      : fs_(fs), target_(target), id_(std::move(id)), direct_(direct), upload_(std::move(upload)) {}
+  Early(SyscallFsImpl& fs, Handle stage, std::unique_ptr<envd::Upload> upload) : fs_(fs), stage_(stage), upload_(std::move(upload)) {}
   ~Early() override { GiveUp(); }
 
   void GiveUp() {
-    const Handle target = TakeTarget();
-    if (target == 0) return;
+    const Handle stage = TakeStage();
+    if (stage == 0) return;
     upload_->Cancel();
-    fs_.Discard(target);
-    if (!direct_) return;
-    std::lock_guard lock(fs_.mutex_);
-    fs_.abandoned_[id_.value] = Clock::now();
+    fs_.Discard(stage);
   }
 
   Result<void> Write(std::string_view bytes, const OpContext& ctx) override {
@@ -931,65 +899,36 @@ class SyscallFsImpl::Early final : public EarlyStore {
     if (!finished) return Forward(UploadError(finished.error()));
     return {};
   }
-  // The upload is complete: whoever asks disposes of the target.
-  Handle TakeTarget() { return std::exchange(target_, 0); }
-  bool direct() const { return direct_; }
+  // The upload is complete: whoever asks disposes of the stage.
+  Handle TakeStage() { return std::exchange(stage_, 0); }
   int64_t sent_bytes() const { return sent_; }
 
  private:
   SyscallFsImpl& fs_;
-  Handle target_;
-  const FileId id_;
-  const bool direct_;
+  Handle stage_;
   const std::unique_ptr<envd::Upload> upload_;
   int64_t sent_ = 0;
 };
 
-Result<std::unique_ptr<EarlyStore>> SyscallFsImpl::BeginStore(Handle, const Node& node, bool fresh, const OpContext& ctx) {
+Result<std::unique_ptr<EarlyStore>> SyscallFsImpl::BeginStore(Handle, const Node& node, const OpContext& ctx) {
   if (options_.read_only || !client_->capabilities().octet_stream_upload) return std::unique_ptr<EarlyStore>();
-  Handle target = 0;
-  std::string path;
-  FileId id;
-  bool direct = false;
-  if (fresh) {
-    OpenRequest request;
-    request.read = false;
-    request.write = true;
-    auto opened = Open(node, request, ctx);
-    if (!opened) return Forward(opened.error());
-    target = opened->handle;
-    id = opened->attributes.id;
-    // The files API makes the file its user's, and takes its metadata away.
-    const Attributes& file = opened->attributes;
-    direct = file.size == 0 && file.uid == actor_.uid && file.gid == actor_.gid && file.xattr_names && file.xattr_names->empty();
-    if (direct) {
-      auto of_handle = PathOfHandle(target, ctx);
-      direct = of_handle.has_value();
-      if (direct) path = std::move(*of_handle);
-    }
-    if (!direct) Discard(target);
-  }
-  if (!direct) {
-    auto stage = NewStage(node, ctx);
-    if (!stage) return Forward(stage.error());
-    target = stage->handle;
-    path = std::move(stage->path);
-  }
+  auto stage = NewStage(node, ctx);
+  if (!stage) return Forward(stage.error());
   envd::UploadRequest request;
-  request.path = path;
+  request.path = stage->path;
   auto upload = client_->OpenUpload(request, ctx);
   if (!upload) {
-    Discard(target);
+    Discard(stage->handle);
     return Forward(upload.error());
   }
-  return std::unique_ptr<EarlyStore>(std::make_unique<Early>(*this, target, id, direct, std::move(*upload)));
+  return std::unique_ptr<EarlyStore>(std::make_unique<Early>(*this, stage->handle, std::move(*upload)));
 }
 
 Result<Attributes> SyscallFsImpl::FinishEarly(Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan,
                                               const OpContext& ctx) {
   auto& early = static_cast<Early&>(*request.early);
   auto stored = SendRest(early, handle, node, request, plan, ctx);
-  early.GiveUp();  // nothing, once its target was taken
+  early.GiveUp();  // nothing, once its stage was taken
   return stored;
 }
 
@@ -998,10 +937,8 @@ Result<Attributes> SyscallFsImpl::SendRest(Early& early, Handle handle, const No
   OpContext ctx = context;
   const bool whole = request.extents.size() == 1 && request.extents[0].offset == 0 && !request.append && plan.table_at < 0 &&
                      early.sent_bytes() <= request.extents[0].length;
-  const int64_t length = whole ? request.extents[0].length : 0;
-  if (!whole || (early.direct() && (!request.fresh || request.size.value_or(length) != length))) {
-    return Failure(ErrorKind::kUnavailable, EAGAIN, "it does not fit what is to be stored");
-  }
+  if (!whole) return Failure(ErrorKind::kUnavailable, EAGAIN, "it does not fit what is to be stored");
+  const int64_t length = request.extents[0].length;
   std::string piece;
   while (early.sent_bytes() < length) {
     piece.resize(static_cast<size_t>(std::min(length - early.sent_bytes(), kEarlyPieceBytes)));
@@ -1010,14 +947,7 @@ Result<Attributes> SyscallFsImpl::SendRest(Early& early, Handle handle, const No
     ctx = ctx.Renewed();
   }
   if (auto finished = early.Finish(ctx); !finished) return Forward(finished.error());
-  const Handle target = early.TakeTarget();
-  if (!early.direct()) return Commit(target, handle, node, request, plan, ctx);
-  Discard(target);
-  StoreRequest rest;
-  rest.attributes = request.attributes;
-  auto stored = StoreInline(handle, node, rest, ctx);
-  if (stored && stored->size != length) return Failure(ErrorKind::kBroken, EIO, "an upload that arrived torn");
-  return stored;
+  return Commit(early.TakeStage(), handle, node, request, plan, ctx);
 }
 
 Result<size_t> SizelessStream::Read(char* buffer, size_t capacity, const OpContext& ctx) {

@@ -1039,9 +1039,8 @@ class EndingLate : public testing::FaultyRemoteFs {
     EndingLate& fs_;
     std::unique_ptr<transport::EarlyStore> inner_;
   };
-  Result<std::unique_ptr<transport::EarlyStore>> BeginStore(transport::Handle handle, const transport::Node& node, bool fresh,
-                                                            const OpContext& ctx) override {
-    auto begun = FaultyRemoteFs::BeginStore(handle, node, fresh, ctx);
+  Result<std::unique_ptr<transport::EarlyStore>> BeginStore(transport::Handle handle, const transport::Node& node, const OpContext& ctx) override {
+    auto begun = FaultyRemoteFs::BeginStore(handle, node, ctx);
     if (!begun) return begun;
     return std::unique_ptr<transport::EarlyStore>(std::make_unique<Late>(*this, std::move(*begun)));
   }
