@@ -434,4 +434,4 @@ def test_what_is_written_after_a_name_went_reaches_the_others_or_is_kept(tiered)
         places = [os.path.join(top, name) for top, _, names in os.walk(tiered.scratch / "state") for name in names if name.endswith("-f")]
         return places and open(places[0], "rb").read()[1:3] == b"XX"
     eventually(kept, "it is put aside")
-    assert "what was written is put aside in" in mount.log.read_text()
+    eventually(lambda: "what was written is put aside in" in mount.log.read_text(), "the log says so")
