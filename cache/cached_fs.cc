@@ -41,7 +41,10 @@ CachedFsImpl::~CachedFsImpl() {
   for (const auto& [id, node] : tree_.nodes()) {
     if (node->content.exists() && node->content->dirty() && node->content->spool && !node->is_gone()) node->content->spool->Keep();
     node->open_files = 0;
-    if (node->content.exists()) node->content->storing = false;
+    if (node->content.exists()) {
+      node->content->storing = false;
+      EndEarly(*node);
+    }
     CloseHandlesIfUnused(*node);
   }
   files_.clear();

@@ -91,10 +91,13 @@ void CachedFsImpl::SendEarly(Node& node) {
   const transport::Extent written = change.extents.extents().front();
   if (written.offset != 0 || written.length < kEarlyBytes || !(content.fresh || change.cut == 0)) return;
   if (!content.early) {
-    NodePtr self = tree_.Find(node.id);
-    if (!self) return;
+    const NodePtr found = tree_.Find(node.id);
+    if (!found) return;
     content.early = std::make_shared<EarlySend>(
-        [this, self = std::move(self)](const OpContext& ctx) {
+        // Weak, since the node holds what is made here.
+        [this, weak = std::weak_ptr<Node>(found)](const OpContext& ctx) -> Result<std::unique_ptr<transport::EarlyStore>> {
+          const NodePtr self = weak.lock();
+          if (!self) return Errno(ESTALE, "the file is forgotten");
           OpContext within = ctx;
           within.deadline = Clock::now() + options_.operation_timeout;
           return WithHandle(self, true, within, [&](transport::Handle handle, const transport::Node& at) {
