@@ -9,6 +9,8 @@ from parity import Cannot, case
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
 import test_semantics  # its table of calls is run on every tier here; its other tests stay there
 
+ON_ANY_FILE_SYSTEM = True
+
 ENTRIES = int(os.environ.get("E2BFS_PARITY_ENTRIES", 2_000))
 # A command for each of them in the service tier, which takes its time.
 SOME = 600 if TIER != "service" else 150
