@@ -4,14 +4,17 @@
 
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <linux/fuse.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -104,6 +107,7 @@ struct FuseBridge::State {
   SessionOwner owner;
   fuse_session*& session = owner.session;
   int wake_fd = -1;  // readable from the moment on when the readers have to end
+  std::atomic<bool> init_answered{false};
   std::function<void()> on_end;
   std::atomic<bool> end_told{false};
 
@@ -708,7 +712,7 @@ void OpInit(void*, fuse_conn_info* connection) {
   unsigned want = 0;
   want |= FUSE_CAP_ASYNC_READ;       // several reads of a file at once: read-ahead fills the way to the sandbox
   want |= FUSE_CAP_ASYNC_DIO;
-  want |= FUSE_CAP_PARALLEL_DIROPS;  // a slow lookup does not hold up others in its directory
+  want |= FUSE_CAP_PARALLEL_DIROPS;  // a slow lookup does not hold up others in its directory; see WriteReply
   want |= FUSE_CAP_READDIRPLUS;      // always: our listings have the attributes anyway, and d_ino is then right
   want |= FUSE_CAP_ATOMIC_O_TRUNC;   // O_TRUNC comes with the open: no truncate of its own on the way
   // Left out for a reason: AUTO_INVAL_DATA (would drop the pages after each of our own writes; content generations say
@@ -787,6 +791,25 @@ std::string LastLibfuseText() {
 
 }  // namespace
 
+namespace {
+
+// libfuse's own reading and writing, but that the answer to the kernel's first request says what libfuse before 3.17 leaves out although OpInit
+// wants it (libfuse pull request 861). Without it whoever looks for a name waits for all others who do in that directory, and no signal ends that.
+ssize_t ReadRequest(int fd, void* buffer, size_t size, void*) { return read(fd, buffer, size); }
+
+ssize_t WriteReply(int fd, iovec* parts, int count, void* userdata) {
+  if (!static_cast<State*>(userdata)->init_answered.exchange(true) && count == 2 && parts[1].iov_len >= offsetof(fuse_init_out, max_background)) {
+    uint32_t flags = 0;
+    char* const at = static_cast<char*>(parts[1].iov_base) + offsetof(fuse_init_out, flags);
+    std::memcpy(&flags, at, sizeof flags);
+    flags |= FUSE_PARALLEL_DIROPS;
+    std::memcpy(at, &flags, sizeof flags);
+  }
+  return writev(fd, parts, count);
+}
+
+}  // namespace
+
 // Waits for a request. What fuse_session_receive_buf says of it, or 0 when the readers have to end.
 int FuseBridge::State::TakeRequest(int epoll, fuse_buf* buffer) {
   while (!fuse_session_exited(session)) {
@@ -860,6 +883,12 @@ Result<void> FuseBridge::Mount(const std::string& mount_point) {
     return Failure(ErrorKind::kLocal, EIO, "cannot mount on " + mount_point + LastLibfuseText());
   }
   state_->owner.mounted = true;
+  fuse_custom_io io{};
+  io.read = ReadRequest;
+  io.writev = WriteReply;
+  if (const int failed = fuse_session_custom_io(state_->session, &io, fuse_session_fd(state_->session)); failed != 0) {
+    return Failure(ErrorKind::kLocal, -failed, "libfuse refused to be read for" + LastLibfuseText());
+  }
   return {};
 }
 

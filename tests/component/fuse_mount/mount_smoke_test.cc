@@ -148,6 +148,25 @@ TEST_F(MountSmoke, AStalledReadHoldsNobodyUpAndEndsWithItsCaller) {
   EXPECT_EQ(reader.Wait().status, 128 + SIGINT);
 }
 
+TEST_F(MountSmoke, AStalledLookupHoldsNobodyUpInItsDirectory) {
+  memory_->InsideWrite("fine", "fine content");
+  StartMount();
+  testing::RemoteFault stall;
+  stall.function = "Lookup";
+  stall.count = 2;
+  stall.action = testing::RemoteFault::kStall;
+  remote_->Add(stall);
+  ShellChild first("exec stat '" + (mount_point_ / "unknown").string() + "' 2>&1");
+  ASSERT_TRUE(remote_->WaitForStalled(1));
+  ShellChild second("exec stat '" + (mount_point_ / "another").string() + "' 2>&1");
+  EXPECT_TRUE(remote_->WaitForStalled(2));
+  EXPECT_EQ(In("cat fine").output, "fine content");
+  kill(second.pid(), SIGINT);  // not the first, for which the second would wait in the kernel
+  EXPECT_EQ(second.Wait().status, 128 + SIGINT);
+  remote_->Clear();
+  EXPECT_EQ(first.Wait().status, 1);
+}
+
 TEST_F(MountSmoke, AHarmlessSignalDoesNotEndARead) {
   const std::string content(100'000, 'x');
   memory_->InsideWrite("f", content);
