@@ -447,6 +447,20 @@ int H1Client::CloseIdle(int keep) {
   return closed;
 }
 
+bool H1Client::CloseIdleTo(const Origin& origin) {
+  return HasIdleTo(origin) && CloseOneIdle(hosts_.at(origin.text));
+}
+
+bool H1Client::HasIdleTo(const Origin& origin) const {
+  const auto host = hosts_.find(origin.text);
+  return host != hosts_.end() && host->second.open > host->second.active;
+}
+
+int H1Client::connections_to(const Origin& origin) const {
+  const auto host = hosts_.find(origin.text);
+  return host == hosts_.end() ? 0 : std::max(host->second.open, host->second.active);
+}
+
 TimePoint H1Client::idle_since() const {
   TimePoint since = TimePoint::max();
   for (const auto& [name, host] : hosts_) {

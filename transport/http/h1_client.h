@@ -35,6 +35,10 @@ class H1Client final : public Carrier {
 
   int active() const { return static_cast<int>(transfers_.size()); }
   int open_connections() const { return open_connections_; }
+  // Those to one origin, the ones about to be opened included.
+  int connections_to(const Origin& origin) const;
+  // Whether a request to it would find one of them free.
+  bool HasIdleTo(const Origin& origin) const;
   // Connections without a request; too few for as long as a request has not yet found or opened its own.
   int idle_connections() const { return std::max(0, open_connections_ - active()); }
   // Since when they are idle at the origin that was used least recently; max() if none are.
@@ -42,6 +46,8 @@ class H1Client final : public Carrier {
   // Closes idle connections until at most `keep` are left, those of the origins that were used least recently first.
   // How many it closed. No request is disturbed. Not from within libcurl's callbacks.
   int CloseIdle(int keep);
+  // One to that origin. False: there is none.
+  bool CloseIdleTo(const Origin& origin);
   // Those of the origins that were not used after `since`.
   void CloseIdleSince(TimePoint since);
 

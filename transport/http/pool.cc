@@ -241,8 +241,9 @@ bool Pool::IsBetterByHttp1(const OriginPool& home, const H2Connection& connectio
   if (exchange.service_class() != ServiceClass::kBulk || !exchange.has_request_body() || home.http1_refused) return false;
   const int64_t length = exchange.request_body_length();
   if ((length >= 0 && length < kLargeUploadBytes) || connection.upload_window_bytes() >= kLargeUploadBytes) return false;
-  return home.http1_total() + static_cast<int>(home.connections.size()) < options_.max_connections_per_origin &&
-         Http1HasRoom(home, ServiceClass::kBulk) && total_connections() < options_.max_connections;
+  if (!Http1HasRoom(home, ServiceClass::kBulk)) return false;
+  return http1_->HasIdleTo(home.origin) ||
+         (ConnectionsTo(home) < options_.max_connections_per_origin && total_connections() < options_.max_connections);
 }
 
 bool Pool::Http1HasRoom(const OriginPool& home, ServiceClass service_class) const {
@@ -294,6 +295,11 @@ int Pool::http2_connections() const {
   return total;
 }
 
+// The one that is being dialed included.
+int Pool::ConnectionsTo(const OriginPool& home) const {
+  return static_cast<int>(home.connections.size()) + (home.dialer != nullptr ? 1 : 0) + http1_->connections_to(home.origin);
+}
+
 int Pool::total_connections() const {
   return http2_connections() + std::max(http1_->active(), http1_->open_connections());
 }
@@ -305,7 +311,7 @@ void Pool::MaybeDial(OriginPool& home) {
     // Its SETTINGS are on the way, and make room; or the server takes nothing now, which more connections would not change.
     if (connection->usable() && (!connection->settled() || connection->stream_limit() == 0)) return;
   }
-  if (static_cast<int>(home.connections.size()) >= options_.max_connections_per_origin) return;
+  if (ConnectionsTo(home) >= options_.max_connections_per_origin && !http1_->CloseIdleTo(home.origin)) return;
   if (total_connections() >= options_.max_connections && !CloseOldestIdle() &&
       http1_->CloseIdle(http1_->idle_connections() - 1) == 0) {
     globally_blocked_ = true;

@@ -104,6 +104,7 @@ class Pool final : public Carrier, public H2Connection::Listener {
   void FailWaiting(OriginPool& home, const Error& error, bool only_exhausted);
 
   int http2_connections() const;
+  int ConnectionsTo(const OriginPool& home) const;
   int total_connections() const;
   bool CloseOldestIdle();
   void Bury(H2Connection& connection);

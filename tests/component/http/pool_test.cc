@@ -106,6 +106,43 @@ TEST_P(PoolTest, OneConnectionServesWhenOnlyOneIsAllowed) {
   EXPECT_EQ(server().counts().connections_closed_busy, 0);
 }
 
+TEST_P(PoolTest, LargeUploadsBesideManyRequestsStayWithinTheLimits) {
+  auto client = MakeClient([](auto& options) {
+    options.max_connections_per_origin = 6;
+    options.max_streams_per_connection = 9;
+    options.reserved_streams = 1;
+  });
+  EXPECT_EQ(Burst(*client, 1, "/bytes?n=100"), 0) << first_error_;  // the protocol is known
+  server().set_latency_ms(20);
+  constexpr int kUploads = 4;
+  const std::string piece(256 << 10, 'u');
+  std::vector<std::unique_ptr<Exchange>> uploads;
+  for (int i = 0; i < kUploads; ++i) {
+    Request request = Post("/length", "");
+    request.streamed_body = true;
+    request.content_length = 4 << 20;
+    auto begun = client->Start(std::move(request), Soon(ServiceClass::kBulk));
+    ASSERT_TRUE(begun) << ToString(begun.error());
+    ASSERT_TRUE((*begun)->Write(piece, Soon()));
+    uploads.push_back(std::move(*begun));
+  }
+  ASSERT_TRUE(Eventually([&] { return server().counts().connections_now == kUploads + 1; }));
+  // As many as need more HTTP/2 connections than are left.
+  EXPECT_EQ(Burst(*client, 200, "/bytes?n=100"), 0) << first_error_;
+  for (auto& upload : uploads) {
+    for (int i = 1; i < 16; ++i) ASSERT_TRUE(upload->Write(piece, Soon()));
+    ASSERT_TRUE(upload->FinishBody(Soon()));
+    const auto head = upload->WaitHead(Soon());
+    ASSERT_TRUE(head) << ToString(head.error());
+    EXPECT_EQ(head->protocol, transport::http::Protocol::kHttp1);
+  }
+  EXPECT_LE(server().counts().max_connections, 6);
+  // What the uploads leave idle gives way, which the server sees a little later.
+  EXPECT_EQ(Burst(*client, 200, "/bytes?n=100"), 0) << first_error_;
+  EXPECT_TRUE(Eventually([&] { return server().counts().connections_now <= 6; }));
+  EXPECT_EQ(server().counts().connections_closed_busy, 0);
+}
+
 TEST_P(PoolTest, RequestsInFlightAreBounded) {
   auto client = MakeClient([](auto& options) { options.max_requests = 7; });
   server().set_latency_ms(5);
