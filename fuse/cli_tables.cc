@@ -56,7 +56,7 @@ const std::vector<TableLine>& EnvironmentTable() {
       {"E2B_VALIDATE_API_KEY", "false: take keys of any format (self-hosted platforms)."},
       {"E2B_MAX_CONNECTIONS, E2B_MAX_KEEPALIVE_CONNECTIONS, E2B_KEEPALIVE_EXPIRY", "Limits of connections, as in the official SDKs; see the mount options."},
       {"http_proxy, https_proxy, all_proxy, no_proxy", "Proxies, as curl reads them."},
-      {"SSL_CERT_FILE, SSL_CERT_DIR", "Certificates of a private authority."},
+      {"SSL_CERT_FILE, SSL_CERT_DIR", "Certificates of a private authority: a file, and directories with ':' between."},
       {"XDG_STATE_HOME, XDG_RUNTIME_DIR", "Where unsent data and logs ($XDG_STATE_HOME/e2bfs, else ~/.local/state/e2bfs, else "
                                           "/var/tmp/e2bfs-<uid>) and control sockets ($XDG_RUNTIME_DIR/e2bfs, else /run/e2bfs for root, else /tmp/e2bfs-<uid>) are kept."},
   };

@@ -171,9 +171,11 @@ def test_a_private_authority_in_a_directory(double, scratch):
     by = ["env", "-u", "SSL_CERT_FILE", BIN / "e2bfs"]
     for protocol in ("auto", "http1"):
         arguments = ["mount", f"debug_sandbox_id:{double.root}", target, "-o", f"protocol={protocol}"]
-        run(*by, *arguments, env=environment)
-        run(*by, "umount", target, env=environment)
+        for directories in (named, f"/nowhere:{empty}:{named}"):  # a list, as OpenSSL reads it
+            run(*by, *arguments, env={**environment, "SSL_CERT_DIR": str(directories)})
+            run(*by, "umount", target, env=environment)
         fails(double, NETWORK, ["certificate"], *arguments, env={**environment, "SSL_CERT_DIR": str(empty)}, by=by)
+    fails(double, USAGE, ["SSL_CERT_DIR", "/nowhere:/nowhere-else"], *arguments, env={**environment, "SSL_CERT_DIR": "/nowhere:/nowhere-else"}, by=by)
     assert not is_mounted(target)
 
 
