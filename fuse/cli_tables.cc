@@ -73,7 +73,7 @@ const std::vector<TableLine>& ExitStatusTable() {
       {"5", "The control plane or the sandbox cannot be reached."},
       {"6", "The local directory is missing, busy, stale, or not a mount of e2bfs."},
       {"7", "This machine cannot mount: no /dev/fuse, or no fusermount3."},
-      {"8", "Data could not be sent, so nothing was unmounted."},
+      {"8", "Data could not be sent: it is still mounted, or the data was put aside; which and where, is printed."},
       {"9", "The path in the sandbox is not there, or is not a directory."},
       {"130", "Interrupted."},
   };

@@ -7,7 +7,7 @@ import pytest
 from conftest import BIN, ENVD_URL, PATIENCE, PROTOCOL, TOOL_ENVIRONMENT, Double, Mount, digest_tree, eventually, is_mounted, run
 from test_tools import make_tree
 
-FAILURE, USAGE, CREDENTIALS, SANDBOX, NETWORK, MOUNT_POINT, FUSE_MISSING, REMOTE_PATH = 1, 2, 3, 4, 5, 6, 7, 9
+FAILURE, USAGE, CREDENTIALS, SANDBOX, NETWORK, MOUNT_POINT, FUSE_MISSING, UNSENT, REMOTE_PATH = range(1, 10)
 KEY = "e2b_0123456789abcdef0123456789abcdef01234567"
 TOKEN = "secret-token-of-the-sandbox"
 NOBODY = 65534
@@ -507,6 +507,27 @@ def test_in_the_foreground(double, scratch):
     errors = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 0, errors
     assert (inside / "f").read_text() == "x" and not is_mounted(target)
+
+
+def test_in_the_foreground_what_cannot_be_sent_is_put_aside(faulty):
+    """Unlike umount, SIGTERM unmounts in any case: exit status 8 with the place."""
+    inside, target = faulty.root / "foreground", faulty.scratch / "foreground"
+    inside.mkdir()
+    target.mkdir()
+    process = subprocess.Popen([str(BIN / "e2bfs"), "mount", "-f", f"debug_sandbox_id:{inside}", str(target), "-o", "drain_timeout=1"],
+                               stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**TOOL_ENVIRONMENT, **faulty.environment()})
+    eventually(lambda: is_mounted(target) or process.poll() is not None, "it is mounted")
+    held = os.open(target / "f", os.O_WRONLY | os.O_CREAT)
+    os.write(held, b"x" * 200_000)
+    faulty.fault(match="", action="stall_request", count=-1)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=PATIENCE)[1]
+    with contextlib.suppress(OSError):  # the mount is gone
+        os.close(held)
+    assert process.returncode == UNSENT and not is_mounted(target), errors
+    (place,) = set(re.findall(r"put aside in (\S+)", errors))
+    assert ["x" * 200_000] == [each.read_text() for each in pathlib.Path(place).iterdir() if each.name != "UNSENT.txt"]
+    assert "put aside" in re.search(r"\n  8 (.*?)\n  9 ", run(BIN / "e2bfs", "--help").stdout, re.DOTALL)[1]
 
 
 def test_systemd_is_told_when_the_mount_answers(double, scratch):
