@@ -16,7 +16,7 @@ const std::vector<CommandSpec>& Commands() {
        "exit status is not 0. SIGTERM and SIGINT make it send what is unsent, unmount and end.",
        {{"--option", 'o', "OPTION[,OPTION...]", "Mount options, see below. May be given several times."},
         {"--foreground", 'f', "", "Stay in the foreground and log to stderr."},
-        {"--debug", 'd', "", "Log every operation: log_level=debug."}},
+        {"--debug", 'd', "", "Log every operation, and each message of the kernel: log_level=debug, and libfuse's own trace."}},
        2, 2, true, MountCommand},
       {"umount", "DIRECTORY [--timeout TIME] [--force]", "Sends what is unsent, then unmounts.",
        "Waits until the sandbox has everything that was written, with progress on a terminal. If something cannot be sent, nothing is "

@@ -432,6 +432,10 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
     if (auto opened = log::OpenFile(log_file); !opened) return Stop(ExitStatus::kFailure, ErrorText(opened.error()));
   } else if (become_ready != nullptr) {
     log_file = DefaultLogFile(request.state_directory);
+    // Warnings of a mount that is being made are for the terminal, a trace is not.
+    if (log::GetLevel() < log::Level::kWarning) {
+      if (auto opened = log::OpenFile(log_file); !opened) log::SetLevel(log::Level::kWarning);
+    }
   }
 
   const std::string spool_parent = request.options.spool_directory.empty() ? request.state_directory + "/spool" : request.options.spool_directory;
