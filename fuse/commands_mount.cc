@@ -211,6 +211,10 @@ MountStep<MountRequest> PrepareRequest(const CommandLine& line) {
   if (!runtime) return Stop(ExitStatus::kFailure, ErrorText(runtime.error()));
   request.runtime_directory = std::move(*runtime);
   request.environment = TakeEnvironment();
+  if (request.environment.debug && request.options.sandbox_timeout_s) {
+    return Stop(ExitStatus::kUsage, fmt::format("mount option {}: with E2B_DEBUG there is no control plane that could extend the sandbox's life",
+                                                request.options.keep_alive ? "keep_alive" : "timeout"));
+  }
   return request;
 }
 

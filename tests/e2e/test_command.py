@@ -1,6 +1,6 @@
 """The e2bfs command as its user meets it: exit statuses, one clear line for each mistake, secrets, the control plane."""
 import contextlib, ctypes, fcntl, getpass, json, os, pathlib, pty, re, shutil, signal, socket, socketserver, stat, subprocess, tempfile, termios
-import threading, urllib.parse
+import threading, time, urllib.parse
 
 import pytest
 
@@ -66,6 +66,11 @@ def test_mistakes_are_told_in_one_line(double, scratch):
     fails(double, SANDBOX, ["other", "E2B_DEBUG"], "mount", f"other:{double.root}", target)
     fails(double, USAGE, ["user=nobody-of-that-name"], "mount", good, target, "-o", "user=nobody-of-that-name")
     fails(double, USAGE, ["user=nobody-of-that-name"], "mount", good, target, "-o", "user=nobody-of-that-name,tier=service")
+    if not ENVD_URL:
+        double.reset_counts()
+    for option in ("timeout=3600", "keep_alive,timeout=3600"):
+        fails(double, USAGE, [option.split("=")[0].split(",")[0], "E2B_DEBUG"], "mount", good, target, "-o", option)
+    assert ENVD_URL or double.counts()["total_requests"] == 0
     fails(double, USAGE, ["SSL_CERT_FILE", "/nowhere"], "mount", good, target, env={"SSL_CERT_FILE": "/nowhere"})
     assert not is_mounted(target)
 
@@ -732,6 +737,25 @@ def test_a_paused_sandbox_is_listed_as_such_and_life_is_extended_only_when_asked
         run(BIN / "e2bfs", "mount", "running2", target, "-o", "timeout=86400", env=environment)
         run(BIN / "e2bfs", "umount", target, env=environment)
         assert listed(environment, "running2")["seconds_left"] > 86000
+    finally:
+        cloud.stop()
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def test_keep_alive_extends_life_as_long_as_the_mount_is_there():
+    if ENVD_URL:
+        pytest.skip("needs a control plane: a real envd has none")
+    base = tempfile.mkdtemp(prefix="e2bfs-cloud.")
+    cloud = Double(base, "--api-key", KEY, "--token", TOKEN, "--instance", "kept1:paused", "--edge-routing")
+    try:
+        environment = cloud_environment(cloud)
+        target = cloud.scratch / "mnt-kept"
+        target.mkdir()
+        run(BIN / "e2bfs", "mount", "kept1", target, "-o", "timeout=30,keep_alive", env=environment)
+        resumed = listed(environment, "kept1")["ends_at"]
+        assert resumed <= time.time() + 30
+        eventually(lambda: listed(environment, "kept1")["ends_at"] > resumed + 10, "half of it is over: it is extended", timeout=30)
+        run(BIN / "e2bfs", "umount", target, env=environment)
     finally:
         cloud.stop()
         shutil.rmtree(base, ignore_errors=True)
