@@ -10,8 +10,9 @@ const std::vector<CommandSpec>& Commands() {
       {"mount", "SANDBOX[:PATH] DIRECTORY [-o OPTION[,OPTION...]] [-f] [-d]", "Mounts a running sandbox's files on a directory.",
        "SANDBOX is the sandbox's id. PATH is the directory of it that is shown: absolute, or below the home of the sandbox's user, which "
        "is the default. DIRECTORY has to exist.\n\n"
-       "The API key comes from E2B_API_KEY, or from the login of the E2B CLI (~/.e2b/config.json). A paused sandbox is resumed. Its time to "
-       "live is not touched unless -o timeout= asks for it, and never shortened.\n\n"
+       "The API key comes from E2B_API_KEY, or from the login of the E2B CLI (~/.e2b/config.json). A paused sandbox is resumed, and then "
+       "lives for 300 seconds unless -o timeout= says how long; -o keep_alive goes on extending that. A running sandbox's time to live is not touched "
+       "unless -o timeout= asks for it, and never shortened.\n\n"
        "e2bfs goes into the background and the command returns when the mount answers. If it cannot be made, the reason is printed and the "
        "exit status is not 0. SIGTERM and SIGINT make it send what is unsent, unmount and end.",
        {{"--option", 'o', "OPTION[,OPTION...]", "Mount options, see below. May be given several times."},

@@ -127,7 +127,7 @@ const std::vector<OptionRow>& Table() {
       {kSpace, "spool_size", Form::kBytes, "SIZE", &M::spool_size, int64_t{1} << 20, kMaxBytes, nullptr,
        "How much may wait there."},
 
-      {kLife, "timeout", Form::kNumber, "SECONDS", &M::sandbox_timeout_s, 1, 30 * 86'400, "left as it is",
+      {kLife, "timeout", Form::kNumber, "SECONDS", &M::sandbox_timeout_s, 1, 30 * 86'400, "left as it is; 300 for a sandbox that has to be resumed",
        "Extends the sandbox's time to live to so many seconds from now. It is never shortened."},
       {kLife, "keep_alive", Form::kFlag, "", &M::keep_alive, 0, 0, "",
        "Goes on extending it by timeout= as long as the mount is there. That costs what a running sandbox costs."},

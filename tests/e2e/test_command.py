@@ -730,6 +730,11 @@ def test_a_paused_sandbox_is_listed_as_such_and_life_is_extended_only_when_asked
         target = cloud.scratch / "mnt-life"
         target.mkdir()
         assert listed(environment, "paused2")["state"] == "paused"
+        run(BIN / "e2bfs", "mount", "paused2", target, env=environment)
+        run(BIN / "e2bfs", "umount", target, env=environment)
+        assert 280 < listed(environment, "paused2")["seconds_left"] <= 300
+        # What the mount's user has to know beforehand.
+        assert "300 seconds" in " ".join(run(BIN / "e2bfs", "mount", "--help").stdout.split())
         before = listed(environment, "running2")["ends_at"]
         run(BIN / "e2bfs", "mount", "running2", target, env=environment)
         run(BIN / "e2bfs", "umount", target, env=environment)
