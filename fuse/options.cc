@@ -85,7 +85,7 @@ const std::vector<OptionRow>& Table() {
       {kTime, "operation_timeout", Form::kDuration, "TIME", &M::operation_timeout, 100, kDay, nullptr,
        "For one operation on names or attributes, retries included."},
       {kTime, "transfer_timeout", Form::kDuration, "TIME", &M::transfer_timeout, 100, kDay, nullptr,
-       "For one read or one upload of a file, retries included."},
+       "For one read of a file, retries included, or for an upload that does not get on; one that gets on has no limit in all."},
       {kTime, "connect_timeout", Form::kDuration, "TIME", &M::connect_timeout, 10, kHour, "10",
        "To reach the sandbox's host, TLS included."},
       {kTime, "head_timeout", Form::kDuration, "TIME", &M::head_timeout, 10, kHour, "60",

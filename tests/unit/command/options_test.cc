@@ -116,6 +116,15 @@ TEST(MountOptionTable, HelpHasEveryOptionOnceAndItsTrueDefault) {
   EXPECT_EQ(initial["attr_timeout"], "1");
 }
 
+// An upload that gets on is not ended by it (unit/cache): the help must not let people raise it for large files.
+TEST(MountOptionTable, HelpSaysThatTransferTimeoutIsForUploadsThatDoNotGetOn) {
+  for (const OptionHelp& line : MountOptionHelp()) {
+    if (line.syntax.starts_with("transfer_timeout")) {
+      EXPECT_THAT(line.text, HasSubstr("upload that does not get on"));
+    }
+  }
+}
+
 TEST(MountOptionTable, EveryDefaultCanBeGivenAsAnOption) {
   for (const OptionHelp& line : MountOptionHelp()) {
     const size_t equals = line.syntax.find('=');
