@@ -762,6 +762,7 @@ def test_keep_alive_extends_life_as_long_as_the_mount_is_there():
         eventually(lambda: listed(environment, "kept1")["ends_at"] > resumed + 10, "half of it is over: it is extended", timeout=30)
         run(BIN / "e2bfs", "umount", target, env=environment)
     finally:
+        subprocess.run(["fusermount3", "-uz", str(target)], stderr=subprocess.DEVNULL, check=False)
         cloud.stop()
         shutil.rmtree(base, ignore_errors=True)
 
