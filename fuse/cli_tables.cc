@@ -68,7 +68,7 @@ const std::vector<TableLine>& ExitStatusTable() {
   static const std::vector<TableLine> lines = {
       {"0", "Success."},
       {"1", "A failure without a status of its own."},
-      {"2", "Unknown command, option or value."},
+      {"2", "Unknown command, option or value; also of an environment variable."},
       {"3", "No API key, or it was refused."},
       {"4", "No such sandbox, or it does not run."},
       {"5", "The control plane or the sandbox cannot be reached."},

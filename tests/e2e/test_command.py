@@ -811,6 +811,8 @@ def test_what_the_control_plane_refuses(cloud):
     fails(cloud, CREDENTIALS, ["key"], "mount", "running1", target,
           env={**environment, "E2B_DEBUG": "", "E2B_API_KEY": KEY.replace("0", "f")})
     fails(cloud, CREDENTIALS, ["key"], "mount", "running1", target, env={**environment, "E2B_DEBUG": "", "E2B_API_KEY": "rubbish"})
+    for variable, secret in (("E2B_API_URL", "key"), ("E2B_SANDBOX_URL", "token")):
+        fails(cloud, USAGE, [variable, secret, "unencrypted"], "mount", "running1", target, env={**environment, "E2B_DEBUG": "", variable: "http://192.0.2.1:1"})
     assert not is_mounted(target)
 
 
