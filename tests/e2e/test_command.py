@@ -4,10 +4,10 @@ import threading, time, urllib.parse
 
 import pytest
 
-from conftest import BIN, ENVD_URL, PATIENCE, PROTOCOL, TOOL_ENVIRONMENT, Double, Mount, digest_tree, eventually, is_mounted, run
+from conftest import BIN, ENVD_URL, PATIENCE, PROTOCOL, SANDBOX, TOOL_ENVIRONMENT, Double, Mount, digest_tree, eventually, is_mounted, run
 from test_tools import make_tree
 
-FAILURE, USAGE, CREDENTIALS, SANDBOX, NETWORK, MOUNT_POINT, FUSE_MISSING, UNSENT, REMOTE_PATH = range(1, 10)
+FAILURE, USAGE, CREDENTIALS, NO_SANDBOX, NETWORK, MOUNT_POINT, FUSE_MISSING, UNSENT, REMOTE_PATH = range(1, 10)
 KEY = "e2b_0123456789abcdef0123456789abcdef01234567"
 TOKEN = "secret-token-of-the-sandbox"
 NOBODY = 65534
@@ -63,7 +63,7 @@ def test_mistakes_are_told_in_one_line(double, scratch):
     fails(double, MOUNT_POINT, [str(target)], "status", target)
     fails(double, NETWORK, [], "mount", good, target, env={"E2B_SANDBOX_URL": "http://127.0.0.1:1"})
     fails(double, CREDENTIALS, ["E2B_API_KEY"], "mount", "abc", target, env={"E2B_DEBUG": "", "E2B_SANDBOX_URL": ""})
-    fails(double, SANDBOX, ["other", "E2B_DEBUG"], "mount", f"other:{double.root}", target)
+    fails(double, NO_SANDBOX, ["other", "E2B_DEBUG"], "mount", f"other:{double.root}", target)
     fails(double, USAGE, ["user=nobody-of-that-name"], "mount", good, target, "-o", "user=nobody-of-that-name")
     fails(double, USAGE, ["user=nobody-of-that-name"], "mount", good, target, "-o", "user=nobody-of-that-name,tier=service")
     if not ENVD_URL:
@@ -73,6 +73,15 @@ def test_mistakes_are_told_in_one_line(double, scratch):
     assert ENVD_URL or double.counts()["total_requests"] == 0
     fails(double, USAGE, ["SSL_CERT_FILE", "/nowhere"], "mount", good, target, env={"SSL_CERT_FILE": "/nowhere"})
     assert not is_mounted(target)
+
+
+def test_mistakes_with_the_test_sandbox(scratch):
+    for arguments, words in ((["--envd-version", "foo"], ["--envd-version", "foo"]), (["--instance", "x:bogus"], ["--instance", "x:bogus"]),
+                             (["--instance", ":paused"], ["--instance"]), (["--nonsense"], ["--nonsense"])):
+        done = run(SANDBOX, "--root", scratch, "--listen", "127.0.0.1:0", *arguments, check=False, timeout=10)  # not stopped if it starts
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == "", done
+        assert all(word in done.stderr for word in words), done.stderr
+    assert "/_test/faults" in run(SANDBOX, "--help").stdout
 
 
 def test_a_busy_mount_point(shared_mount, double):
@@ -807,7 +816,7 @@ def test_what_the_control_plane_refuses(cloud):
     target = cloud.scratch / "refused"
     target.mkdir()
     environment = cloud_environment(cloud)
-    fails(cloud, SANDBOX, ["unknown1"], "mount", "unknown1", target, env={**environment, "E2B_DEBUG": ""})
+    fails(cloud, NO_SANDBOX, ["unknown1"], "mount", "unknown1", target, env={**environment, "E2B_DEBUG": ""})
     fails(cloud, CREDENTIALS, ["key"], "mount", "running1", target,
           env={**environment, "E2B_DEBUG": "", "E2B_API_KEY": KEY.replace("0", "f")})
     fails(cloud, CREDENTIALS, ["key"], "mount", "running1", target, env={**environment, "E2B_DEBUG": "", "E2B_API_KEY": "rubbish"})
