@@ -548,18 +548,19 @@ def test_in_the_foreground_what_cannot_be_sent_is_put_aside(faulty):
 @pytest.mark.parametrize("foreground", [True, False], ids=["foreground", "background"])
 def test_what_d_says_goes_where_messages_go(double, scratch, foreground, log_file):
     """libfuse's trace, too: never on the terminal of a mount in the background."""
-    inside, target, log = double.root / "debug", scratch / "debug", scratch / "state/e2bfs/e2bfs.log"
+    environment = double.environment()
+    inside, target, log = double.root / "debug", scratch / "debug", pathlib.Path(environment["XDG_STATE_HOME"]) / "e2bfs/e2bfs.log"
     for each in (inside, target, log.parent):
-        each.mkdir(parents=True, exist_ok=True)
+        each.mkdir(mode=0o700, exist_ok=True)
     if log_file:
         log = scratch / f"debug-{foreground}.log"
     log.write_text("")
     options = ([f"log_file={log}"] if log_file else []) + (["user=" + os.environ.get("USER", "root")] if ENVD_URL else ["rw"])
     process = subprocess.Popen([str(BIN / "e2bfs"), "mount", *(["-f"] if foreground else []), "-d", f"debug_sandbox_id:{inside}", str(target), "-o", ",".join(options)],
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**TOOL_ENVIRONMENT, **double.environment()})
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**TOOL_ENVIRONMENT, **environment})
     eventually(lambda: is_mounted(target) or process.poll() not in (None, 0), "it is mounted")
     os.stat(target)
-    run(BIN / "e2bfs", "umount", target, env=double.environment())
+    run(BIN / "e2bfs", "umount", target, env=environment)
     said, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and said == "", (said, errors)
     shown, silent = (errors, log.read_text()) if foreground and not log_file else (log.read_text(), errors)
