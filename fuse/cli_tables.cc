@@ -10,13 +10,14 @@ const std::vector<CommandSpec>& Commands() {
       {"mount", "SANDBOX[:PATH] DIRECTORY [-o OPTION[,OPTION...]] [-f] [-d]", "Mounts a running sandbox's files on a directory.",
        "SANDBOX is the sandbox's id. PATH is the directory of it that is shown: absolute, or below the home of the sandbox's user, which "
        "is the default. DIRECTORY has to exist.\n\n"
-       "The API key comes from E2B_API_KEY, or from the login of the E2B CLI (~/.e2b/config.json). A paused sandbox is resumed. Its time to "
-       "live is not touched unless -o timeout= asks for it, and never shortened.\n\n"
+       "The API key comes from E2B_API_KEY, or from the login of the E2B CLI (~/.e2b/config.json). A paused sandbox is resumed, and then "
+       "lives for 300 seconds unless -o timeout= says how long; -o keep_alive goes on extending that. A running sandbox's time to live is not touched "
+       "unless -o timeout= asks for it, and never shortened.\n\n"
        "e2bfs goes into the background and the command returns when the mount answers. If it cannot be made, the reason is printed and the "
        "exit status is not 0. SIGTERM and SIGINT make it send what is unsent, unmount and end.",
        {{"--option", 'o', "OPTION[,OPTION...]", "Mount options, see below. May be given several times."},
         {"--foreground", 'f', "", "Stay in the foreground and log to stderr."},
-        {"--debug", 'd', "", "Log every operation: log_level=debug."}},
+        {"--debug", 'd', "", "Log every operation, and each message of the kernel: log_level=debug, and libfuse's own trace."}},
        2, 2, true, MountCommand},
       {"umount", "DIRECTORY [--timeout TIME] [--force]", "Sends what is unsent, then unmounts.",
        "Waits until the sandbox has everything that was written, with progress on a terminal. If something cannot be sent, nothing is "
@@ -56,7 +57,7 @@ const std::vector<TableLine>& EnvironmentTable() {
       {"E2B_VALIDATE_API_KEY", "false: take keys of any format (self-hosted platforms)."},
       {"E2B_MAX_CONNECTIONS, E2B_MAX_KEEPALIVE_CONNECTIONS, E2B_KEEPALIVE_EXPIRY", "Limits of connections, as in the official SDKs; see the mount options."},
       {"http_proxy, https_proxy, all_proxy, no_proxy", "Proxies, as curl reads them."},
-      {"SSL_CERT_FILE, SSL_CERT_DIR", "Certificates of a private authority."},
+      {"SSL_CERT_FILE, SSL_CERT_DIR", "Certificates of a private authority: a file, and directories with ':' between."},
       {"XDG_STATE_HOME, XDG_RUNTIME_DIR", "Where unsent data and logs ($XDG_STATE_HOME/e2bfs, else ~/.local/state/e2bfs, else "
                                           "/var/tmp/e2bfs-<uid>) and control sockets ($XDG_RUNTIME_DIR/e2bfs, else /run/e2bfs for root, else /tmp/e2bfs-<uid>) are kept."},
   };
@@ -67,13 +68,13 @@ const std::vector<TableLine>& ExitStatusTable() {
   static const std::vector<TableLine> lines = {
       {"0", "Success."},
       {"1", "A failure without a status of its own."},
-      {"2", "Unknown command, option or value."},
+      {"2", "Unknown command, option or value; also of an environment variable."},
       {"3", "No API key, or it was refused."},
       {"4", "No such sandbox, or it does not run."},
       {"5", "The control plane or the sandbox cannot be reached."},
       {"6", "The local directory is missing, busy, stale, or not a mount of e2bfs."},
       {"7", "This machine cannot mount: no /dev/fuse, or no fusermount3."},
-      {"8", "Data could not be sent, so nothing was unmounted."},
+      {"8", "Data could not be sent: it is still mounted, or the data was put aside; which and where, is printed."},
       {"9", "The path in the sandbox is not there, or is not a directory."},
       {"130", "Interrupted."},
   };

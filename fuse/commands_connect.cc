@@ -57,7 +57,8 @@ ExitStatus RemoteExitStatus(const Error& error) {
     case ErrorKind::kUnavailable:
     case ErrorKind::kRateLimited:
     case ErrorKind::kProtocol: return ExitStatus::kNetwork;
-    case ErrorKind::kBadRequest: return error.errno_value == EINVAL ? ExitStatus::kUsage : ExitStatus::kFailure;
+    case ErrorKind::kBadRequest:  // EACCES: a key or token would travel in clear
+      return error.errno_value == EINVAL || error.errno_value == EACCES ? ExitStatus::kUsage : ExitStatus::kFailure;
     case ErrorKind::kErrno:
     case ErrorKind::kCancelled:
     case ErrorKind::kLocal: break;

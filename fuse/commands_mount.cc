@@ -211,6 +211,10 @@ MountStep<MountRequest> PrepareRequest(const CommandLine& line) {
   if (!runtime) return Stop(ExitStatus::kFailure, ErrorText(runtime.error()));
   request.runtime_directory = std::move(*runtime);
   request.environment = TakeEnvironment();
+  if (request.environment.debug && request.options.sandbox_timeout_s) {
+    return Stop(ExitStatus::kUsage, fmt::format("mount option {}: with E2B_DEBUG there is no control plane that could extend the sandbox's life",
+                                                request.options.keep_alive ? "keep_alive" : "timeout"));
+  }
   return request;
 }
 
@@ -432,6 +436,10 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
     if (auto opened = log::OpenFile(log_file); !opened) return Stop(ExitStatus::kFailure, ErrorText(opened.error()));
   } else if (become_ready != nullptr) {
     log_file = DefaultLogFile(request.state_directory);
+    // Warnings of a mount that is being made are for the terminal, a trace is not.
+    if (log::GetLevel() < log::Level::kWarning) {
+      if (auto opened = log::OpenFile(log_file); !opened) log::SetLevel(log::Level::kWarning);
+    }
   }
 
   const std::string spool_parent = request.options.spool_directory.empty() ? request.state_directory + "/spool" : request.options.spool_directory;

@@ -776,7 +776,7 @@ void OnLibfuseLog(fuse_log_level level, const char* format, va_list arguments) {
   std::string text(line);
   while (!text.empty() && text.back() == '\n') text.pop_back();
   if (level > FUSE_LOG_WARNING) {
-    fprintf(stderr, "%s\n", text.c_str());  // asked for by -d
+    log::Debug("libfuse", "{}", text);  // asked for by -d
     return;
   }
   log::Info("libfuse", "{}", text);

@@ -23,7 +23,7 @@ struct MountOptions {
   bool allow_other = false;           // as a user these two need user_allow_other in /etc/fuse.conf
   bool allow_root = false;
   bool default_permissions = false;   // the kernel checks the shown mode bits instead of asking Access
-  bool debug = false;                 // libfuse's own trace on stderr
+  bool debug = false;                 // libfuse's own trace in the log
   FilesystemOptions filesystem;       // its mount_point is filled in
   // What could not be sent when the mount ends is moved into it. Made (0700) when needed.
   std::string unsent_directory;

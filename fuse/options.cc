@@ -85,7 +85,7 @@ const std::vector<OptionRow>& Table() {
       {kTime, "operation_timeout", Form::kDuration, "TIME", &M::operation_timeout, 100, kDay, nullptr,
        "For one operation on names or attributes, retries included."},
       {kTime, "transfer_timeout", Form::kDuration, "TIME", &M::transfer_timeout, 100, kDay, nullptr,
-       "For one read or one upload of a file, retries included."},
+       "For one read of a file, retries included, or for an upload that does not get on; one that gets on has no limit in all."},
       {kTime, "connect_timeout", Form::kDuration, "TIME", &M::connect_timeout, 10, kHour, "10",
        "To reach the sandbox's host, TLS included."},
       {kTime, "head_timeout", Form::kDuration, "TIME", &M::head_timeout, 10, kHour, "60",
@@ -127,7 +127,7 @@ const std::vector<OptionRow>& Table() {
       {kSpace, "spool_size", Form::kBytes, "SIZE", &M::spool_size, int64_t{1} << 20, kMaxBytes, nullptr,
        "How much may wait there."},
 
-      {kLife, "timeout", Form::kNumber, "SECONDS", &M::sandbox_timeout_s, 1, 30 * 86'400, "left as it is",
+      {kLife, "timeout", Form::kNumber, "SECONDS", &M::sandbox_timeout_s, 1, 30 * 86'400, "left as it is; 300 for a sandbox that has to be resumed",
        "Extends the sandbox's time to live to so many seconds from now. It is never shortened."},
       {kLife, "keep_alive", Form::kFlag, "", &M::keep_alive, 0, 0, "",
        "Goes on extending it by timeout= as long as the mount is there. That costs what a running sandbox costs."},

@@ -19,7 +19,7 @@ afterwards. Times say something about one machine only: compare on the same one.
 """
 import argparse, contextlib, json, math, os, pathlib, resource, shutil, subprocess, time, urllib.parse
 
-from ground import distance, machine, mounted, run, test_sandbox, tiers_of
+from ground import distance, machine, mounted, run, test_sandbox
 from scenarios import GIB, MIB, SCENARIOS, Library, Site, Sizes
 
 HEAD = ["seconds", "of curl", "of disk", "cpu", "sandbox", "requests", "frames", "waited", "sent MiB", "recv MiB", "rtts", "peak MiB"]
@@ -244,7 +244,7 @@ def main():
     if unknown := set(arguments.only.split(",")) - set(SCENARIOS):
         parser.error(f"no such scenario: {', '.join(unknown)}")
     scenarios = [SCENARIOS[name] for name in arguments.only.split(",")]
-    latencies, tiers = [int(text) for text in arguments.latency.split(",")], tiers_of(arguments.tiers)
+    latencies, tiers = [int(text) for text in arguments.latency.split(",")], arguments.tiers.split(",")
 
     with test_sandbox(arguments.dir) as double:
         where = {"directory": str(double.scratch), "file_system": file_system(double.scratch)}

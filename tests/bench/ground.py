@@ -6,7 +6,7 @@ sys.path.insert(0, str(HERE.parent / "e2e"))
 sys.dont_write_bytecode = True
 
 from conftest import TOOL_ENVIRONMENT, Double, digest_tree, run  # noqa: E402
-from tiers import helper, mount_on, tier_is_an_option  # noqa: E402
+from tiers import helper, mount_on  # noqa: E402
 
 
 @contextlib.contextmanager
@@ -49,11 +49,6 @@ def mounted(tier, double, name, options=(), inside=None):
         yield mount
     finally:
         mount.close()
-
-
-def tiers_of(names):
-    """Those of "syscall,service" that this build has."""
-    return [tier for tier in names.split(",") if tier == "service" or tier_is_an_option()]
 
 
 def machine():

@@ -10,7 +10,7 @@ files that are known and were never read. Times say something about one machine 
 """
 import argparse, json, os, pathlib
 
-from ground import distance, helper, machine, mounted, run, test_sandbox, tiers_of
+from ground import distance, helper, machine, mounted, run, test_sandbox
 
 PHASES = ["mkdir", "create", "stat", "cold", "listing", "chmod", "rename", "write", "read", "unlink", "rmdir"]
 TITLES = {"stat": "stat, warm", "cold": "stat, cold", "listing": "listing 1,000", "write": "small write", "read": "small read"}
@@ -84,7 +84,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.threads, arguments.latency, arguments.seconds, arguments.limit = "2", "0,2", 0.05, 20
-    tiers = tiers_of(arguments.tiers)
+    tiers = arguments.tiers.split(",")
     results = []
     for latency in map(int, arguments.latency.split(",")):
         for threads in map(int, arguments.threads.split(",")):

@@ -1,13 +1,13 @@
 """The e2bfs command as its user meets it: exit statuses, one clear line for each mistake, secrets, the control plane."""
 import contextlib, ctypes, fcntl, getpass, json, os, pathlib, pty, re, shutil, signal, socket, socketserver, stat, subprocess, tempfile, termios
-import threading, urllib.parse
+import threading, time, urllib.parse
 
 import pytest
 
-from conftest import BIN, ENVD_URL, PATIENCE, PROTOCOL, TOOL_ENVIRONMENT, Double, Mount, digest_tree, eventually, is_mounted, run
+from conftest import BIN, ENVD_URL, PATIENCE, PROTOCOL, SANDBOX, TOOL_ENVIRONMENT, Double, Mount, digest_tree, eventually, is_mounted, run
 from test_tools import make_tree
 
-FAILURE, USAGE, CREDENTIALS, SANDBOX, NETWORK, MOUNT_POINT, FUSE_MISSING, REMOTE_PATH = 1, 2, 3, 4, 5, 6, 7, 9
+FAILURE, USAGE, CREDENTIALS, NO_SANDBOX, NETWORK, MOUNT_POINT, FUSE_MISSING, UNSENT, REMOTE_PATH = range(1, 10)
 KEY = "e2b_0123456789abcdef0123456789abcdef01234567"
 TOKEN = "secret-token-of-the-sandbox"
 NOBODY = 65534
@@ -63,11 +63,25 @@ def test_mistakes_are_told_in_one_line(double, scratch):
     fails(double, MOUNT_POINT, [str(target)], "status", target)
     fails(double, NETWORK, [], "mount", good, target, env={"E2B_SANDBOX_URL": "http://127.0.0.1:1"})
     fails(double, CREDENTIALS, ["E2B_API_KEY"], "mount", "abc", target, env={"E2B_DEBUG": "", "E2B_SANDBOX_URL": ""})
-    fails(double, SANDBOX, ["other", "E2B_DEBUG"], "mount", f"other:{double.root}", target)
+    fails(double, NO_SANDBOX, ["other", "E2B_DEBUG"], "mount", f"other:{double.root}", target)
     fails(double, USAGE, ["user=nobody-of-that-name"], "mount", good, target, "-o", "user=nobody-of-that-name")
     fails(double, USAGE, ["user=nobody-of-that-name"], "mount", good, target, "-o", "user=nobody-of-that-name,tier=service")
+    if not ENVD_URL:
+        double.reset_counts()
+    for option in ("timeout=3600", "keep_alive,timeout=3600"):
+        fails(double, USAGE, [option.split("=")[0].split(",")[0], "E2B_DEBUG"], "mount", good, target, "-o", option)
+    assert ENVD_URL or double.counts()["total_requests"] == 0
     fails(double, USAGE, ["SSL_CERT_FILE", "/nowhere"], "mount", good, target, env={"SSL_CERT_FILE": "/nowhere"})
     assert not is_mounted(target)
+
+
+def test_mistakes_with_the_test_sandbox(scratch):
+    for arguments, words in ((["--envd-version", "foo"], ["--envd-version", "foo"]), (["--instance", "x:bogus"], ["--instance", "x:bogus"]),
+                             (["--instance", ":paused"], ["--instance"]), (["--nonsense"], ["--nonsense"])):
+        done = run(SANDBOX, "--root", scratch, "--listen", "127.0.0.1:0", *arguments, check=False, timeout=10)  # not stopped if it starts
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == "", done
+        assert all(word in done.stderr for word in words), done.stderr
+    assert "/_test/faults" in run(SANDBOX, "--help").stdout
 
 
 def test_a_busy_mount_point(shared_mount, double):
@@ -171,9 +185,11 @@ def test_a_private_authority_in_a_directory(double, scratch):
     by = ["env", "-u", "SSL_CERT_FILE", BIN / "e2bfs"]
     for protocol in ("auto", "http1"):
         arguments = ["mount", f"debug_sandbox_id:{double.root}", target, "-o", f"protocol={protocol}"]
-        run(*by, *arguments, env=environment)
-        run(*by, "umount", target, env=environment)
+        for directories in (named, f"/nowhere:{empty}:{named}"):  # a list, as OpenSSL reads it
+            run(*by, *arguments, env={**environment, "SSL_CERT_DIR": str(directories)})
+            run(*by, "umount", target, env=environment)
         fails(double, NETWORK, ["certificate"], *arguments, env={**environment, "SSL_CERT_DIR": str(empty)}, by=by)
+    fails(double, USAGE, ["SSL_CERT_DIR", "/nowhere:/nowhere-else"], *arguments, env={**environment, "SSL_CERT_DIR": "/nowhere:/nowhere-else"}, by=by)
     assert not is_mounted(target)
 
 
@@ -507,6 +523,51 @@ def test_in_the_foreground(double, scratch):
     assert (inside / "f").read_text() == "x" and not is_mounted(target)
 
 
+def test_in_the_foreground_what_cannot_be_sent_is_put_aside(faulty):
+    """Unlike umount, SIGTERM unmounts in any case: exit status 8 with the place."""
+    inside, target = faulty.root / "foreground", faulty.scratch / "foreground"
+    inside.mkdir()
+    target.mkdir()
+    process = subprocess.Popen([str(BIN / "e2bfs"), "mount", "-f", f"debug_sandbox_id:{inside}", str(target), "-o", "drain_timeout=1"],
+                               stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**TOOL_ENVIRONMENT, **faulty.environment()})
+    eventually(lambda: is_mounted(target) or process.poll() is not None, "it is mounted")
+    held = os.open(target / "f", os.O_WRONLY | os.O_CREAT)
+    os.write(held, b"x" * 200_000)
+    faulty.fault(match="", action="stall_request", count=-1)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=PATIENCE)[1]
+    with contextlib.suppress(OSError):  # the mount is gone
+        os.close(held)
+    assert process.returncode == UNSENT and not is_mounted(target), errors
+    (place,) = set(re.findall(r"put aside in (\S+)", errors))
+    assert ["x" * 200_000] == [each.read_text() for each in pathlib.Path(place).iterdir() if each.name != "UNSENT.txt"]
+    assert "put aside" in re.search(r"\n  8 (.*?)\n  9 ", run(BIN / "e2bfs", "--help").stdout, re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("log_file", [True, False], ids=["log_file", "no log_file"])
+@pytest.mark.parametrize("foreground", [True, False], ids=["foreground", "background"])
+def test_what_d_says_goes_where_messages_go(double, scratch, foreground, log_file):
+    """libfuse's trace, too: never on the terminal of a mount in the background."""
+    environment = double.environment()
+    inside, target, log = double.root / "debug", scratch / "debug", pathlib.Path(environment["XDG_STATE_HOME"]) / "e2bfs/e2bfs.log"
+    for each in (inside, target, log.parent):
+        each.mkdir(mode=0o700, exist_ok=True)
+    if log_file:
+        log = scratch / f"debug-{foreground}.log"
+    log.write_text("")
+    options = ([f"log_file={log}"] if log_file else []) + (["user=" + os.environ.get("USER", "root")] if ENVD_URL else ["rw"])
+    process = subprocess.Popen([str(BIN / "e2bfs"), "mount", *(["-f"] if foreground else []), "-d", f"debug_sandbox_id:{inside}", str(target), "-o", ",".join(options)],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**TOOL_ENVIRONMENT, **environment})
+    eventually(lambda: is_mounted(target) or process.poll() not in (None, 0), "it is mounted")
+    os.stat(target)
+    run(BIN / "e2bfs", "umount", target, env=environment)
+    said, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0 and said == "", (said, errors)
+    shown, silent = (errors, log.read_text()) if foreground and not log_file else (log.read_text(), errors)
+    assert re.search(r"debug libfuse: +unique: \d+.*opcode: GETATTR", shown), shown[:2000]
+    assert silent == ""
+
+
 def test_systemd_is_told_when_the_mount_answers(double, scratch):
     inside, target = double.root / "notified", scratch / "notified"
     inside.mkdir()
@@ -679,6 +740,11 @@ def test_a_paused_sandbox_is_listed_as_such_and_life_is_extended_only_when_asked
         target = cloud.scratch / "mnt-life"
         target.mkdir()
         assert listed(environment, "paused2")["state"] == "paused"
+        run(BIN / "e2bfs", "mount", "paused2", target, env=environment)
+        run(BIN / "e2bfs", "umount", target, env=environment)
+        assert 280 < listed(environment, "paused2")["seconds_left"] <= 300
+        # What the mount's user has to know beforehand.
+        assert "300 seconds" in " ".join(run(BIN / "e2bfs", "mount", "--help").stdout.split())
         before = listed(environment, "running2")["ends_at"]
         run(BIN / "e2bfs", "mount", "running2", target, env=environment)
         run(BIN / "e2bfs", "umount", target, env=environment)
@@ -687,6 +753,26 @@ def test_a_paused_sandbox_is_listed_as_such_and_life_is_extended_only_when_asked
         run(BIN / "e2bfs", "umount", target, env=environment)
         assert listed(environment, "running2")["seconds_left"] > 86000
     finally:
+        cloud.stop()
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def test_keep_alive_extends_life_as_long_as_the_mount_is_there():
+    if ENVD_URL:
+        pytest.skip("needs a control plane: a real envd has none")
+    base = tempfile.mkdtemp(prefix="e2bfs-cloud.")
+    cloud = Double(base, "--api-key", KEY, "--token", TOKEN, "--instance", "kept1:paused", "--edge-routing")
+    try:
+        environment = cloud_environment(cloud)
+        target = cloud.scratch / "mnt-kept"
+        target.mkdir()
+        run(BIN / "e2bfs", "mount", "kept1", target, "-o", "timeout=30,keep_alive", env=environment)
+        resumed = listed(environment, "kept1")["ends_at"]
+        assert resumed <= time.time() + 30
+        eventually(lambda: listed(environment, "kept1")["ends_at"] > resumed + 10, "half of it is over: it is extended", timeout=30)
+        run(BIN / "e2bfs", "umount", target, env=environment)
+    finally:
+        subprocess.run(["fusermount3", "-uz", str(target)], stderr=subprocess.DEVNULL, check=False)
         cloud.stop()
         shutil.rmtree(base, ignore_errors=True)
 
@@ -731,10 +817,12 @@ def test_what_the_control_plane_refuses(cloud):
     target = cloud.scratch / "refused"
     target.mkdir()
     environment = cloud_environment(cloud)
-    fails(cloud, SANDBOX, ["unknown1"], "mount", "unknown1", target, env={**environment, "E2B_DEBUG": ""})
+    fails(cloud, NO_SANDBOX, ["unknown1"], "mount", "unknown1", target, env={**environment, "E2B_DEBUG": ""})
     fails(cloud, CREDENTIALS, ["key"], "mount", "running1", target,
           env={**environment, "E2B_DEBUG": "", "E2B_API_KEY": KEY.replace("0", "f")})
     fails(cloud, CREDENTIALS, ["key"], "mount", "running1", target, env={**environment, "E2B_DEBUG": "", "E2B_API_KEY": "rubbish"})
+    for variable, secret in (("E2B_API_URL", "key"), ("E2B_SANDBOX_URL", "token")):
+        fails(cloud, USAGE, [variable, secret, "unencrypted"], "mount", "running1", target, env={**environment, "E2B_DEBUG": "", variable: "http://192.0.2.1:1"})
     assert not is_mounted(target)
 
 

@@ -1,12 +1,11 @@
 """Tests that run on both tiers: fixtures to import by name, and the mark for what the service tier cannot do.
 
-A test that takes `area` (or `tiered`) runs once for each tier. A build that has no `-o tier=` yet has the service tier
-alone; the syscall half is skipped there, with that reason.
+A test that takes `area` (or `tiered`) runs once for each tier.
 
 Environment:
   E2BFS_TEST_TIERS       "syscall", "service", or both with a comma between (default)
 """
-import functools, os, pathlib, re, shutil, subprocess, tempfile
+import os, pathlib, re, shutil, subprocess, tempfile
 
 import pytest
 
@@ -16,24 +15,9 @@ TIERS = [name for name in ("syscall", "service") if name in os.environ.get("E2BF
 HERE = pathlib.Path(__file__).parent
 
 
-@functools.cache
-def tier_is_an_option():
-    return "tier=" in run(BIN / "e2bfs", "mount", "--help").stdout
-
-
-def need(tier):
-    if tier == "syscall" and not tier_is_an_option():
-        pytest.skip("this build has no syscall tier")
-
-
-def tier_options(tier):
-    return [f"tier={tier}"] if tier_is_an_option() else []
-
-
 def mount_on(tier, double, name, options=(), inside=None):
     """A mount that is on that tier, or a failed test."""
-    need(tier)
-    made = Mount(double, name, [*tier_options(tier), *options], inside)
+    made = Mount(double, name, [f"tier={tier}", *options], inside)
     found = made.status()["tier"]
     if found != tier:
         made.close()
@@ -82,7 +66,6 @@ def tiered(tier, request):
     """A double of its own, with mounts of the tier by its `mount`."""
     if ENVD_URL:
         pytest.skip("injects faults or counts requests: a real envd cannot")
-    need(tier)
     apply_mark(request, tier)
     base = pathlib.Path(tempfile.mkdtemp(prefix="e2bfs-tier."))
     made = Double(base)

@@ -2,7 +2,7 @@
 
 Environment, beside what ../e2e/conftest.py reads:
   E2BFS_PARITY_ENTRIES   how many entries the large directories get
-  E2BFS_TEST_TIER   "service", "syscall", or "real" (the syscall tier with ids=real; needs root). Without it: what the mount takes by itself.
+  E2BFS_TEST_TIER   "service", "syscall", or "real" (the syscall tier with ids=real; needs root). Default: syscall.
 """
 import importlib.util, os, pathlib, re, shutil, subprocess, sys, tempfile
 
@@ -19,22 +19,15 @@ from e2e_conftest import BIN, Double, Mount, eventually, fuse_is_here, renameat2
 import parity
 
 NOBODY = 65534
-OPTIONS = subprocess.run([str(BIN / "e2bfs"), "mount", "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout \
-    if (BIN / "e2bfs").exists() else ""
-HAS_TIERS, HAS_IDS = bool(re.search(r"^  tier=", OPTIONS, re.M)), bool(re.search(r"^  ids=", OPTIONS, re.M))
-TIER = os.environ.get("E2BFS_TEST_TIER") or ("syscall" if HAS_TIERS else "service")
+TIER = os.environ.get("E2BFS_TEST_TIER") or "syscall"
 assert TIER in parity.TIERS, f"E2BFS_TEST_TIER={TIER}"
-UNAVAILABLE = f"this e2bfs has no {TIER} tier" if TIER != "service" and not HAS_TIERS else \
-    "this e2bfs has no ids=" if TIER == "real" and not HAS_IDS else \
-    "ids=real needs root" if TIER == "real" and os.getuid() != 0 else ""
+UNAVAILABLE = "ids=real needs root" if TIER == "real" and os.getuid() != 0 else ""
 # What a tier never shows as it is, in every case (docs/semantics.md). Cases about these say what they expect.
 UNSEEN = {"service": {"owner", "nlink", "same", "xattrs"}, "syscall": {"owner"}, "real": set()}[TIER]
 
 
 def tier_options(extra=()):
-    options = ["symlinks=raw", *extra]
-    if HAS_TIERS:
-        options.append("tier=service" if TIER == "service" else "tier=syscall")
+    options = ["symlinks=raw", *extra, "tier=service" if TIER == "service" else "tier=syscall"]
     if TIER == "real":
         options += ["user=root", "ids=real", "allow_other", "default_permissions"]
     return options

@@ -12,6 +12,19 @@
 
 namespace {
 
+// What is wrong with it, or nothing, as CLI11 wants it.
+std::string CheckVersion(const std::string& text) {
+  int major = 0, minor = 0, patch = 0, length = -1;
+  std::sscanf(text.c_str(), "%d.%d.%d%n", &major, &minor, &patch, &length);
+  return length == static_cast<int>(text.size()) ? "" : "'" + text + "' is not a version such as 0.6.13";
+}
+
+std::string CheckInstance(const std::string& text) {
+  const size_t colon = text.find(':');
+  const std::string state = colon == std::string::npos ? "running" : text.substr(colon + 1);
+  return colon != 0 && !text.empty() && (state == "running" || state == "paused") ? "" : "'" + text + "' is not ID, ID:running or ID:paused";
+}
+
 e2bfs::sandbox::SandboxOptions::Instance ParseInstance(const std::string& text) {
   e2bfs::sandbox::SandboxOptions::Instance instance;
   const size_t colon = text.find(':');
@@ -54,12 +67,15 @@ int main(int argc, char** argv) {
   app.add_option("--key", options.server.key_file, "PEM file with its key");
   app.add_option("--certificate-out", certificate_out, "Write what a client has to trust to this PEM file");
   app.add_option("--name", options.server.extra_names, "Another DNS name for the certificate");
-  app.add_option("--envd-version", options.envd_version, "Play this version of envd")->capture_default_str();
+  app.add_option("--envd-version", options.envd_version, "Play this version of envd")
+      ->check(CheckVersion)
+      ->capture_default_str();
   app.add_option("--token", options.access_token, "Demand this X-Access-Token");
   app.add_option("--user", options.default_user, "The default user; without it, who runs the program");
   app.add_option("--api-key", options.api_key, "The API key that the control plane takes; without it, any");
   app.add_option("--instance", instances,
-                 "ID[:running|paused] of a sandbox that the control plane knows; may be repeated");
+                 "ID[:running|paused] of a sandbox that the control plane knows; may be repeated")
+      ->check(CheckInstance);
   app.add_flag("--edge-routing", options.edge_routing,
                "Route by E2b-Sandbox-Id or host name, 502 where nothing runs");
   app.add_option("--latency-ms", options.server.latency_ms, "Wait before each answer");
@@ -76,7 +92,17 @@ int main(int argc, char** argv) {
       "--ready-fd", ready_fd,
       "Write the \"listening on\" lines to this descriptor and close it, instead of standard output");
   app.set_version_flag("--version", E2BFS_VERSION);
-  CLI11_PARSE(app, argc, argv);
+  app.footer("Tests steer it by requests: POST and DELETE /_test/faults (a JSON array: match, action, count...), GET and POST /_test/counts,\n"
+             "POST /_test/latency?ms=N, /_test/goaway and /_test/reset.");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == 0) {
+      return app.exit(e);  // --help, --version
+    }
+    std::cerr << "e2bfs-test-sandbox: " << e.what() << " (see --help)\n";
+    return 2;
+  }
   options.root = std::filesystem::absolute(options.root).lexically_normal().string();
   for (const std::string& instance : instances) {
     options.instances.push_back(ParseInstance(instance));

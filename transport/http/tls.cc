@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <sstream>
 
 namespace e2bfs::transport::http {
 namespace {
@@ -17,6 +18,15 @@ constexpr unsigned char kAlpnNames[] = "\x02h2\x08http/1.1";
 bool IsAddressLiteral(const std::string& host) {
   in6_addr scratch;
   return inet_pton(AF_INET, host.c_str(), &scratch) == 1 || inet_pton(AF_INET6, host.c_str(), &scratch) == 1;
+}
+
+// Of a list with ':' between: OpenSSL looks into each directory, and what is not there has no certificates.
+bool IsAnyReadable(const std::string& directories) {
+  std::istringstream list(directories);
+  for (std::string directory; std::getline(list, directory, ':');) {
+    if (access(directory.c_str(), R_OK) == 0) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -36,7 +46,8 @@ Result<std::shared_ptr<TlsContext>> TlsContext::Create(const std::string& ca_fil
     // OpenSSL ignores what it cannot read, and the error would be the server's certificate.
     for (const char* variable : {X509_get_default_cert_file_env(), X509_get_default_cert_dir_env()}) {
       const char* path = getenv(variable);
-      if (path == nullptr || *path == '\0' || access(path, R_OK) == 0) continue;
+      if (path == nullptr || *path == '\0') continue;
+      if (variable == X509_get_default_cert_dir_env() ? IsAnyReadable(path) : access(path, R_OK) == 0) continue;
       return Failure(ErrorKind::kBadRequest, EINVAL, std::string(variable) + " names what cannot be read: " + path);
     }
     trusted = SSL_CTX_set_default_verify_paths(context) == 1;

@@ -41,6 +41,10 @@ class PoolTest : public WireTest {
 };
 INSTANTIATE_TEST_SUITE_P(Wires, PoolTest, ::testing::Values(Wire::kHttp1Clear, Wire::kHttp2), WireName);
 
+// What HTTP/1.1 has no word for, and what needs both protocols at once.
+class Http2PoolTest : public PoolTest {};
+INSTANTIATE_TEST_SUITE_P(Wires, Http2PoolTest, ::testing::Values(Wire::kHttp2), WireName);
+
 TEST_P(PoolTest, ManyAtOnceStayWithinTheLimits) {
   for (int count : {64, 250, 2000}) {
     server().ResetCounts();
@@ -195,8 +199,7 @@ TEST(PoolOfNothing, AServerThatTakesNoStreamsIsNotDialledForEver) {
   }
 }
 
-TEST_P(PoolTest, RefusedStreamsAreSentAgain) {
-  if (!http2()) return;  // HTTP/1.1 has no such word
+TEST_P(Http2PoolTest, RefusedStreamsAreSentAgain) {
   auto client = MakeClient();
   for (int i = 0; i < 250; i += 10) {
     server().AddFault(MakeFault("&i=" + std::to_string(i) + "&", "refuse", 0, 2));
@@ -209,8 +212,7 @@ TEST_P(PoolTest, RefusedStreamsAreSentAgain) {
   EXPECT_THAT(first_error_, ::testing::HasSubstr("unavailable"));
 }
 
-TEST_P(PoolTest, RequestsAboveAGoAwayAreSentElsewhere) {
-  if (!http2()) return;
+TEST_P(Http2PoolTest, RequestsAboveAGoAwayAreSentElsewhere) {
   auto client = MakeClient();
   // So far apart that they meet different connections.
   server().AddFault(MakeFault("GET /bytes", "goaway_refuse", 60));
@@ -220,8 +222,7 @@ TEST_P(PoolTest, RequestsAboveAGoAwayAreSentElsewhere) {
   EXPECT_EQ(server().counts().connections_closed_busy, 0);
 }
 
-TEST_P(PoolTest, GoAwayIsNoTryOfWhatIsAboveIt) {
-  if (!http2()) return;
+TEST_P(Http2PoolTest, GoAwayIsNoTryOfWhatIsAboveIt) {
   auto client = MakeClient();
   // A server that turns its connections over can meet the same request again and again; nothing of it was acted on.
   server().AddFault(MakeFault("GET /bytes", "goaway_refuse", 0, 6));
@@ -277,8 +278,7 @@ TEST_P(PoolTest, IdleConnectionsExpireBesideABusyOne) {
   EXPECT_EQ(server().counts().requests_now, 1);
 }
 
-TEST_P(PoolTest, AnIdleConnectionMakesRoomForAnotherOrigin) {
-  if (!http2()) return;
+TEST_P(Http2PoolTest, AnIdleConnectionMakesRoomForAnotherOrigin) {
   auto client = MakeClient([](auto& options) { options.max_connections = 1; });
   for (int round = 0; round < 3; ++round) {
     for (const std::string& origin : {test_server_.origin(), test_server_.tls_origin()}) {

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "fuse/cli.h"
+#include "transport/control_plane.h"
 #include "transport/http/client.h"
 
 namespace e2bfs::fuse {
@@ -110,8 +111,18 @@ TEST(MountOptionTable, HelpHasEveryOptionOnceAndItsTrueDefault) {
   EXPECT_EQ(initial["connect_timeout"], seconds(http.connect_timeout));
   EXPECT_EQ(initial["head_timeout"], seconds(http.head_timeout));
   EXPECT_EQ(initial["idle_timeout"], seconds(http.idle_timeout));
+  EXPECT_THAT(initial["timeout"], HasSubstr(std::to_string(transport::kResumeSeconds)));
   EXPECT_EQ(initial["memory"], "48M");
   EXPECT_EQ(initial["attr_timeout"], "1");
+}
+
+// An upload that gets on is not ended by it (unit/cache): the help must not let people raise it for large files.
+TEST(MountOptionTable, HelpSaysThatTransferTimeoutIsForUploadsThatDoNotGetOn) {
+  for (const OptionHelp& line : MountOptionHelp()) {
+    if (line.syntax.starts_with("transfer_timeout")) {
+      EXPECT_THAT(line.text, HasSubstr("upload that does not get on"));
+    }
+  }
 }
 
 TEST(MountOptionTable, EveryDefaultCanBeGivenAsAnOption) {
