@@ -110,7 +110,7 @@ TEST_P(PoolTest, OneConnectionServesWhenOnlyOneIsAllowed) {
   EXPECT_EQ(server().counts().connections_closed_busy, 0);
 }
 
-TEST_P(PoolTest, LargeUploadsBesideManyRequestsStayWithinTheLimits) {
+TEST_P(Http2PoolTest, LargeUploadsBesideManyRequestsStayWithinTheLimits) {
   auto client = MakeClient([](auto& options) {
     options.max_connections_per_origin = 6;
     options.max_streams_per_connection = 9;
