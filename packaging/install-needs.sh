@@ -15,7 +15,8 @@ as_root() {
   if [ "$(id -u)" = 0 ]; then
     "$@"
   elif command -v sudo >/dev/null 2>&1; then
-    if [ -t 0 ]; then sudo "$@"; else sudo -n "$@" </dev/null; fi
+    # It asks on the terminal itself, whatever standard input is.
+    if { : </dev/tty; } 2>/dev/null; then sudo "$@"; else sudo -n "$@" </dev/null; fi
   else
     say "$0: this needs root, and there is no sudo here: run as root: $*"
     return 1
@@ -53,8 +54,13 @@ check_fuse() {
     say "  On a machine: sudo modprobe fuse. In a container: start it with --device /dev/fuse --cap-add SYS_ADMIN."
     return 1
   fi
-  if [ "$(id -u)" != 0 ] && ! { : <>/dev/fuse; } 2>/dev/null; then
-    say "$0: /dev/fuse cannot be opened by $(id -un): sudo chmod 666 /dev/fuse (as distributions have it)."
+  if ! { : <>/dev/fuse; } 2>/dev/null; then
+    say "$0: /dev/fuse cannot be opened by $(id -un): sudo chmod 666 /dev/fuse (as distributions have it); in a container: start it with --device /dev/fuse."
+    return 1
+  fi
+  # CAP_SYS_ADMIN is bit 21; others than root have fusermount3's.
+  if [ "$(id -u)" = 0 ] && [ $(($(awk '/^CapEff:/ {print "0x" $2}' /proc/self/status) >> 21 & 1)) = 0 ]; then
+    say "$0: this root may not mount (no CAP_SYS_ADMIN). In a container: start it with --device /dev/fuse --cap-add SYS_ADMIN."
     return 1
   fi
   if ! command -v fusermount3 >/dev/null 2>&1; then
