@@ -39,7 +39,7 @@ namespace e2bfs::fuse {
 constexpr unsigned kMaxTransferBytes = 1 << 20;
 
 // All but one of them may be in an operation on names.
-constexpr int kReaderThreads = 8;
+constexpr int kReaderThreads = 18;
 
 // A request that reads ahead, and each release, counts as background: with the kernel's default of 12, a dozen stalled reads
 // would hold up all others. Each of them has a buffer for its answer, of the kernel's read-ahead at most. As an ordinary user the kernel may allow less.
