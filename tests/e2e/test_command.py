@@ -4,7 +4,7 @@ import threading, time, urllib.parse
 
 import pytest
 
-from conftest import BIN, ENVD_URL, PATIENCE, PROTOCOL, SANDBOX, TOOL_ENVIRONMENT, Double, Mount, digest_tree, eventually, is_mounted, run
+from conftest import BIN, ENVD_URL, MOUNT_OPTIONS, PATIENCE, PROTOCOL, SANDBOX, TOOL_ENVIRONMENT, Double, Mount, digest_tree, eventually, is_mounted, run
 from test_tools import make_tree
 
 FAILURE, USAGE, CREDENTIALS, NO_SANDBOX, NETWORK, MOUNT_POINT, FUSE_MISSING, UNSENT, REMOTE_PATH = range(1, 10)
@@ -452,14 +452,15 @@ def test_status(shared_mount, double):
     status = shared_mount.status()
     assert status["sandbox"] == "debug_sandbox_id"
     assert status["mountpoint"] == str(shared_mount.path)
-    assert status["tier"] == "syscall" and status["tier_reason"] == ""
+    tier, reason = ("service", "asked for") if "tier=service" in MOUNT_OPTIONS else ("syscall", "")
+    assert status["tier"] == tier and status["tier_reason"] == reason
     assert re.match(r"\d+\.\d+\.\d+|debug$", status["envd_version"])
     assert status["dirty_bytes"] == 0
     assert status["requests"] > 0
     if not ENVD_URL:
         assert status["protocol"] == ("http/1.1" if PROTOCOL == "http1" else "h2")
     text = shared_mount.e2bfs("status", shared_mount.path).stdout
-    assert "debug_sandbox_id" in text and "syscall" in text
+    assert "debug_sandbox_id" in text and tier in text
 
 
 # A perl that does not run the program, as a script for sh; none: there is no perl.

@@ -6,7 +6,7 @@ import pytest
 
 import storm
 from conftest import PATIENCE, TOOL_ENVIRONMENT, eventually
-from tiers import tier, tiered
+from tiers import tier, tiered_anywhere
 
 SECONDS = 4
 WORKERS = 3
@@ -52,15 +52,15 @@ def run_storm(work_top, rename_top, disk, way, seconds, seed):
 
 @pytest.mark.parametrize("way", ["descriptor", "path"])
 @pytest.mark.parametrize("renamed", ["through the mount", "inside the sandbox"])
-def test_working_below_directories_that_move(tiered, tier, renamed, way, request):
+def test_working_below_directories_that_move(tiered_anywhere, tier, renamed, way, request):
     if tier == "service" and renamed == "inside the sandbox":
         request.applymarker(pytest.mark.xfail(reason="a directory is a path there: nothing says where one went that was renamed inside the sandbox", strict=False))
     seed = int(os.environ.get("E2BFS_TEST_SEED", random.randrange(1 << 30)))
     print("seed", seed)
-    local = tiered.scratch / "local"
+    local = tiered_anywhere.scratch / "local"
     storm.make(local)
     assert run_storm(local, local, local, way, 0.7, seed) == []  # what a local disk says
-    mount = tiered.mount()
+    mount = tiered_anywhere.mount()
     top = mount.inside / "top"
     storm.make(top)
     eventually(lambda: (mount.path / "top/left").exists(), "the tree is seen")

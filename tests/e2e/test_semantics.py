@@ -1,7 +1,9 @@
 """What system calls answer on a mount, beside what they answer on a local directory."""
 import errno, os, stat
 
-from conftest import Mount, eventually, renameat2, run
+import pytest
+
+from conftest import MOUNT_OPTIONS, Mount, eventually, renameat2, run
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
@@ -362,6 +364,8 @@ def test_chown(place):
 
 
 def test_xattrs(place):
+    if "tier=service" in MOUNT_OPTIONS:
+        pytest.skip("the service tier has none: test_xattrs_are_refused_not_faked_by_the_service_tier")
     file = place.here / "f"
     file.write_text("x")
     os.setxattr(file, "user.e2b.test", b"1\0\xff")

@@ -66,6 +66,16 @@ def tiered(tier, request):
     """A double of its own, with mounts of the tier by its `mount`."""
     if ENVD_URL:
         pytest.skip("injects faults or counts requests: a real envd cannot")
+    yield from double_with_mounts(tier, request)
+
+
+@pytest.fixture
+def tiered_anywhere(tier, request):
+    """The same for what a real envd can do, too."""
+    yield from double_with_mounts(tier, request)
+
+
+def double_with_mounts(tier, request):
     apply_mark(request, tier)
     base = pathlib.Path(tempfile.mkdtemp(prefix="e2bfs-tier."))
     made = Double(base)

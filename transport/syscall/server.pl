@@ -493,6 +493,16 @@ sub send_all {
   %told_name = ();
 }
 
+# As much as the client takes now.
+sub write_out {
+  while (length $out) {
+    my $wrote = syswrite STDOUT, $out, 65536;
+    exit 0 if !defined $wrote && $! != $EAGAIN && $! != $EINTR;
+    last unless $wrote;
+    substr $out, 0, $wrote, '';
+  }
+}
+
 sub look_at_events {
   my (%names, %begun, %changed);
   while (1) {
@@ -1438,7 +1448,13 @@ sub answer {
     $telling = $CHANGES{$operation} && $operation != 18;    # what an open says is not looked at
     my $result = eval {
       if ($operation == 3) {
-        my ($piece, $entries, $bytes) = list_directory(\$args, sub { reply($number, pack('NN/a*', 0, $_[0]), 1, 0, 1) });
+        # A long one is sent as it is made: a client that hears nothing for as long as several of them take would believe us lost.
+        my ($piece, $entries, $bytes) = list_directory(\$args, sub {
+          local $!;
+          reply($number, pack('NN/a*', 0, $_[0]), 1, 0, 1);
+          send_all();
+          write_out();
+        });
         return $piece . pack('N', $entries) . $bytes;
       }
       my $code = $OPERATIONS[$operation] or fail($ENOSYS);
@@ -1534,8 +1550,5 @@ while (1) {
     send_all();
     $looked = $now;
   }
-  next unless length $out;
-  my $wrote = syswrite STDOUT, $out, 65536;
-  if (defined $wrote) { substr $out, 0, $wrote, '' }
-  elsif ($! != $EAGAIN && $! != $EINTR) { exit 0 }
+  write_out();
 }

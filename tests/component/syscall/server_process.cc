@@ -152,6 +152,13 @@ std::vector<Reply> ServerProcess::Receive(uint64_t number, int timeout_ms) {
   }
 }
 
+bool ServerProcess::WaitForFirst(uint64_t number, int timeout_ms) {
+  while (!replies_.contains(number)) {
+    if (!Pump(timeout_ms)) return false;
+  }
+  return true;
+}
+
 int ServerProcess::Ask(Operation operation, const Arguments& arguments, std::string* result, uint64_t low) {
   const uint64_t number = NextNumber();
   Send(number, EncodeOperations(low, {{operation, arguments.bytes()}}));

@@ -42,6 +42,8 @@ class ServerProcess {
   // The replies to the number, up to the last; empty when none comes in time or the server ended.
   std::vector<transport::syscall::Reply> Receive(uint64_t number, int timeout_ms = 20'000);
   bool HasReply(uint64_t number) const { return replies_.count(number) != 0; }
+  // The first of several to it, or the only one. False: nothing came in time.
+  bool WaitForFirst(uint64_t number, int timeout_ms = 20'000);
   // One operation: its errno, and the result in *result.
   int Ask(transport::syscall::Operation operation, const transport::syscall::Arguments& arguments, std::string* result = nullptr, uint64_t low = 0);
   // Answered, and everything before it is done with.

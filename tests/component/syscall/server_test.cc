@@ -306,6 +306,20 @@ TEST_F(SyscallServer, ADeadChildIsAnErrorNotASilence) {
   EXPECT_TRUE(server().Echo());
 }
 
+// The client takes silence for a lost server, and several long listings may be asked for at once.
+TEST_F(SyscallServer, ALongListingIsSentAsItIsMade) {
+  fs::create_directory(Path("many"));
+  for (int i = 0; i < 30'000; ++i) Write("many/" + std::to_string(i), "");
+  const uint64_t number = server().NextNumber();
+  const auto begin = Clock::now();
+  server().Send(number, EncodeOperations(0, {{Operation::kList, Arguments().Text("many").Text("").bytes()}}));
+  ASSERT_TRUE(server().WaitForFirst(number));
+  const auto first = Clock::now() - begin;
+  const auto replies = server().Receive(number);
+  EXPECT_GT(replies.size(), 10u);
+  EXPECT_LT(first * 3, Clock::now() - begin);
+}
+
 // --- content, and no space for it
 
 // A store of either kind: within the request, or staged.
