@@ -9,9 +9,8 @@
 #include <unordered_map>
 
 #include "cache/cached_fs.h"
-#include "cache/closer.h"
 #include "cache/memory_budget.h"
-#include "cache/prefetcher.h"
+#include "cache/job_threads.h"
 #include "cache/single_flight.h"
 #include "cache/spool.h"
 #include "cache/stream_reader.h"
@@ -306,9 +305,9 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   std::string last_error_;
   std::chrono::nanoseconds clock_offset_{0};  // sandbox minus here
 
-  Closer closer_;          // last: their threads use the others
-  Prefetcher prefetcher_{kPrefetchThreads};
-  Prefetcher senders_{kSenderThreads};  // of files that are being written
+  JobThreads closer_{1, JobThreads::AtEnd::kRun};  // last: their threads use the others
+  JobThreads prefetcher_{kPrefetchThreads, JobThreads::AtEnd::kDrop};
+  JobThreads senders_{kSenderThreads, JobThreads::AtEnd::kDrop};  // of files that are being written
 };
 
 // The open that a handle stands for was not waited for, and had failed.

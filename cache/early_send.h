@@ -10,7 +10,7 @@
 #include <mutex>
 #include <stop_token>
 
-#include "cache/prefetcher.h"
+#include "cache/job_threads.h"
 #include "cache/spool.h"
 #include "transport/remote_fs.h"
 
@@ -20,7 +20,7 @@ class EarlySend : public std::enable_shared_from_this<EarlySend> {
  public:
   // Null: the other side cannot do that for this file.
   using Begin = std::function<Result<std::unique_ptr<transport::EarlyStore>>(const OpContext& ctx)>;
-  EarlySend(Begin begin, std::shared_ptr<SpoolFile> spool, Prefetcher& threads)
+  EarlySend(Begin begin, std::shared_ptr<SpoolFile> spool, JobThreads& threads)
       : begin_(std::move(begin)), spool_(std::move(spool)), threads_(threads) {}
 
   // Bytes [0, end) are in the spool, and mostly stay as they are.
@@ -41,7 +41,7 @@ class EarlySend : public std::enable_shared_from_this<EarlySend> {
 
   const Begin begin_;
   const std::shared_ptr<SpoolFile> spool_;
-  Prefetcher& threads_;
+  JobThreads& threads_;
 
   mutable std::mutex mutex_;  // level 3, as StreamReader's
   std::condition_variable_any changed_;

@@ -85,7 +85,7 @@ struct StreamReader::Discarded {
   }
 };
 
-StreamReader::StreamReader(OpenRange open_range, MemoryBudget& memory, Prefetcher& prefetcher, int64_t max_window_bytes)
+StreamReader::StreamReader(OpenRange open_range, MemoryBudget& memory, JobThreads& prefetcher, int64_t max_window_bytes)
     : open_range_(std::move(open_range)),
       memory_(memory),
       prefetcher_(prefetcher),

@@ -21,7 +21,7 @@
 #include <vector>
 
 #include "cache/memory_budget.h"
-#include "cache/prefetcher.h"
+#include "cache/job_threads.h"
 #include "transport/remote_fs.h"
 
 namespace e2bfs::cache {
@@ -37,7 +37,7 @@ class StreamReader : public std::enable_shared_from_this<StreamReader> {
   using OpenRange = std::function<Result<std::unique_ptr<transport::ByteStream>>(
       const transport::Attributes* version, transport::Extent range, const OpContext& ctx)>;
   // `memory` outlives this object, and `prefetcher` whoever calls it. max_window_bytes bounds what one stream has on its way.
-  StreamReader(OpenRange open_range, MemoryBudget& memory, Prefetcher& prefetcher, int64_t max_window_bytes);
+  StreamReader(OpenRange open_range, MemoryBudget& memory, JobThreads& prefetcher, int64_t max_window_bytes);
   ~StreamReader();
   StreamReader(const StreamReader&) = delete;
   StreamReader& operator=(const StreamReader&) = delete;
@@ -86,7 +86,7 @@ class StreamReader : public std::enable_shared_from_this<StreamReader> {
 
   const OpenRange open_range_;
   MemoryBudget& memory_;
-  Prefetcher& prefetcher_;
+  JobThreads& prefetcher_;
   const int64_t max_window_;
 
   std::mutex mutex_;  // level 3: below CachedFsImpl's; not held while a transfer is waited for
