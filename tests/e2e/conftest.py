@@ -11,7 +11,7 @@ Environment:
   E2BFS_TEST_MOUNT_OPTIONS   for each mount, with commas between
   E2BFS_SANITIZED        set in sanitizer builds: big files are smaller, repetitions fewer
 """
-import ctypes, getpass, hashlib, json, os, pathlib, re, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.parse, urllib.request
+import ctypes, errno, getpass, hashlib, json, os, pathlib, re, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.parse, urllib.request
 
 import pytest
 
@@ -32,6 +32,15 @@ TOOL_ENVIRONMENT = {
 for name in ("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS", "SSL_CERT_FILE"):
     if name in os.environ:
         TOOL_ENVIRONMENT[name] = os.environ[name]
+
+
+def code(call, *arguments, **more):
+    """The name of the errno that a call fails with, "ok" if it does not."""
+    try:
+        call(*arguments, **more)
+    except OSError as problem:
+        return errno.errorcode[problem.errno]
+    return "ok"
 
 
 def run(*command, check=True, timeout=PATIENCE, env=None, **more):

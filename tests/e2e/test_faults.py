@@ -7,19 +7,11 @@ import errno, json, os, re, signal, subprocess, sys, threading, time
 
 import pytest
 
-from conftest import BIN, PATIENCE, TOOL_ENVIRONMENT, eventually, is_mounted, run
+from conftest import BIN, PATIENCE, TOOL_ENVIRONMENT, code, eventually, is_mounted, run
 from tiers import tier, tiered  # noqa: F401 (fixtures)
 
 KILL_TIMEOUTS = ["idle_timeout=3", "head_timeout=3"]
 READ, UPLOAD = "GET /files", "POST /files"
-
-
-def code(call):
-    try:
-        call()
-    except OSError as problem:
-        return errno.errorcode[problem.errno]
-    return "ok"
 
 
 def seen(mount, *names):

@@ -1,18 +1,10 @@
 """A sandbox whose disk is full: the program is told, the old content stays, and what was written waits here until there is room."""
-import errno, os
+import os
 
 import pytest
 
-from conftest import eventually, run
+from conftest import code, eventually, run
 from tiers import tier, tiered  # noqa: F401 (fixtures)
-
-
-def code(call):
-    try:
-        call()
-    except OSError as problem:
-        return errno.errorcode[problem.errno]
-    return "ok"
 
 
 class SmallDisk:

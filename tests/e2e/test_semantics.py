@@ -3,18 +3,9 @@ import errno, os, stat
 
 import pytest
 
-from conftest import MOUNT_OPTIONS, Mount, eventually, renameat2, run
+from conftest import MOUNT_OPTIONS, Mount, code, eventually, renameat2, run
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-
-
-def code(call, *arguments, **more):
-    """The name of the errno that a call fails with, "ok" if it does not."""
-    try:
-        call(*arguments, **more)
-    except OSError as problem:
-        return errno.errorcode[problem.errno]
-    return "ok"
 
 
 def furnish(top):

@@ -3,12 +3,12 @@
 On both tiers. Large content goes by the files API in both. On the syscall tier a file that is all new is sent while it is written
 (cache/early_send.h), into a nameless stage; the service tier sends at the close.
 """
-import errno, hashlib, mmap, os, stat, subprocess
+import hashlib, mmap, os, stat, subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from conftest import ENVD_URL, PATIENCE, SANITIZED, TOOL_ENVIRONMENT, eventually, run
+from conftest import ENVD_URL, PATIENCE, SANITIZED, TOOL_ENVIRONMENT, code, eventually, run
 from tiers import apply_mark, mount_on, service_cannot, tier  # noqa: F401 (a fixture)
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -21,14 +21,6 @@ SHORT_TIMEOUTS = ["idle_timeout=1", "head_timeout=2", "connect_timeout=2"]
 
 def digest(content):
     return hashlib.sha256(content).hexdigest()[:16], len(content)
-
-
-def code(call):
-    try:
-        call()
-    except OSError as problem:
-        return errno.errorcode[problem.errno]
-    return "ok"
 
 
 def same(path, content):
