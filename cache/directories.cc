@@ -78,6 +78,7 @@ Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(cons
     auto taken = std::make_shared<DirectorySnapshot>();
     taken->entries.reserve(listing->entries.size());
     Lock lock(mutex_);
+    tree_.SweepIfLarge(Clock::now());  // not after it, or what was listed would go before the kernel has it
     AbsorbListing(*node, *listing, asked_stamp, asked);
     for (transport::Entry& entry : listing->entries) {
       const Child* child = Tree::FindChild(*node, entry.name);
@@ -86,7 +87,6 @@ Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(cons
       const bool same = listed && (!attributes.id.known() || listed->file_id == attributes.id);
       taken->entries.push_back({std::move(entry.name), same ? listed->id : 0, attributes.type, attributes.device, attributes.inode});
     }
-    tree_.SweepIfLarge(Clock::now());
     return std::shared_ptr<const DirectorySnapshot>(std::move(taken));
   };
   if (options_.attribute_ttl.count() == 0) return ask();

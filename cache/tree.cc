@@ -177,6 +177,10 @@ transport::Node Tree::Address(const Node& node) const {
 }
 
 bool Tree::Droppable(const Node& node, TimePoint now) const {
+  // What is in a directory that is being listed or looked into is about to be asked for.
+  for (const Place& place : node.places) {
+    if (const NodePtr parent = Find(place.parent); parent && parent->pins > 0) return false;
+  }
   return node.id != kRoot && node.references == 0 && node.pins == 0 && node.changes_in_flight == 0 &&
          node.open_files == 0 && !node.content->storing && node.linked_children == 0 && node.parked_children == 0 &&
          (node.fresh_until <= now || node.fresh_until == kWatched) && !node.content->dirty() && !node.content->unreported;

@@ -153,6 +153,7 @@ struct MemoryRemoteFs::Tree {
     result.size = inode.type == FileType::kDirectory ? 4096 : sized && !inode.sizeless ? int64_t(inode.content.size()) : 0;
     result.size_unreliable = inode.sizeless;
     result.blocks = (result.size + 511) / 512;
+    result.watched = options.watches && inode.type == FileType::kDirectory;
     result.link_count = inode.links;
     result.uid = inode.uid;
     result.gid = inode.gid;

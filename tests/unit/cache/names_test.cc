@@ -294,6 +294,34 @@ TEST_F(NamesTest, ADirectorySnapshotHasStablePositions) {
   fs().CloseDirectory(*handle);
 }
 
+TEST_F(NamesTest, HoweverLongAListingIsItAnswersTheQuestionsThatFollowIt) {
+  testing::MemoryRemoteFsOptions options;
+  options.watches = true;  // true until the next news, so nothing says that it is of use
+  UseRemote(options);
+  constexpr int kMany = 60'000;  // with their names more than what is kept of no use
+  for (int i = 0; i < kMany; ++i) remote_->InsideWrite("f" + std::to_string(i), "");
+  List(kRoot);  // the directory's own answer says that it is watched
+  auto handle = fs().OpenDirectory(kRoot, Ctx());
+  std::map<std::string, NodeId> nodes;
+  EXPECT_TRUE(fs().ReadDirectory(
+      *handle, 0, true,
+      [&](const DirectoryEntry& entry, uint64_t) {
+        nodes[entry.name] = entry.node;
+        return true;
+      },
+      Ctx()));
+  fs().CloseDirectory(*handle);
+  remote_->ResetCalls();
+  int others = 0;
+  for (const auto& [name, node] : nodes) {
+    auto found = fs().Lookup(kRoot, name, Ctx());
+    others += !found || node == 0 || found->node != node ? 1 : 0;
+  }
+  EXPECT_EQ(nodes.size(), size_t{kMany});
+  EXPECT_EQ(others, 0);
+  EXPECT_EQ(remote_->total_calls(), 0);
+}
+
 TEST_F(NamesTest, ARemovedNameInASnapshotHoldsNothing) {
   remote_->InsideWrite("a", "");
   remote_->InsideWrite("b", "");
