@@ -68,7 +68,7 @@ export NO_PROXY=$no_proxy
 
 jobs=$(parallel_jobs)
 # The real time of many tests is waiting, not computing.
-test_jobs=${E2BFS_TEST_JOBS:-8}
+test_jobs=${E2BFS_TEST_JOBS:-10}
 
 # What the tests make is about 1.2 GiB, of small files above all. In memory they are made and deleted faster than on a disk; what has to
 # be on one is in /var/tmp.
