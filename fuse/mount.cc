@@ -348,7 +348,8 @@ Result<MountEnd> RunMount(const MountOptions& options, cache::CachedFs& cached, 
     drain_ended = Drain(cached, deadline, signals_seen, options.on_drain_progress, &end.error);
     auto unmounted = Unmount(*mount_point, false);
     if (!unmounted && unmounted.error().errno_value == EBUSY) unmounted = Unmount(*mount_point, true);
-    if (!unmounted && !events.session_ended) log::Error("mount", "{}", unmounted.error().message);
+    // It may be unmounted here already, and mounted in another mount namespace, which finds it disconnected from now on.
+    if (!unmounted && !events.session_ended && MayBeMounted(*mount_point)) log::Error("mount", "{}", unmounted.error().message);
   }
   bridge->Disconnect();
   if (ready_thread.joinable()) ready_thread.join();

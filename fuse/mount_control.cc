@@ -9,6 +9,7 @@
 
 #include "cache/cached_fs.h"
 #include "fuse/message.h"
+#include "fuse/mount_table.h"
 #include "transport/base/log.h"
 #include "transport/base/metrics.h"
 
@@ -206,6 +207,9 @@ void MountControl::WaitForEnd(const ControlServer::SendLine& send) {
     changed_.wait_for(lock, kProgressInterval);
     if (!end_line_.empty()) break;
     lock.unlock();
+    // A mount namespace that was made meanwhile (a container's, a service's) has a copy of the mount, for which the kernel would go on. Whoever
+    // asked wants the end of it.
+    if (!MayBeMounted(identity_.mount_point)) end_request_.request_stop();
     const bool listening = send(JsonLine({{"bytes_left", cached_.Status().dirty_bytes}}));
     lock.lock();
     if (!listening) return;

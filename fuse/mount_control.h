@@ -47,7 +47,8 @@ struct TransportStatus {
 // Any thread may call it.
 class MountControl {
  public:
-  // `cached` outlives this object. `end` is asked to stop when a forced unmount has put everything aside.
+  // `cached` outlives this object. `end` is asked to stop when a forced unmount has put everything aside, and when
+  // whoever asked for an unmount has done it and the kernel goes on.
   MountControl(MountIdentity identity, cache::CachedFs& cached, std::function<TransportStatus()> transport, std::stop_source end);
 
   // ControlServer::Handler.

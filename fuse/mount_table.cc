@@ -117,4 +117,11 @@ Result<std::string> CanonicalDirectory(const std::string& directory, const std::
   return RealPath(path);
 }
 
+bool MayBeMounted(std::string_view directory) {
+  const auto table = ReadMountTable();
+  if (!table) return true;
+  const auto entry = FindMount(*table, directory);
+  return entry && entry->is_e2bfs();
+}
+
 }  // namespace e2bfs::fuse

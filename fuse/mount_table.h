@@ -28,6 +28,9 @@ Result<std::vector<MountEntry>> ReadMountTable();
 // The topmost mount on exactly this directory.
 std::optional<MountEntry> FindMount(const std::vector<MountEntry>& table, std::string_view directory);
 
+// By an e2bfs, in this process's mount namespace. True also where that cannot be found out.
+bool MayBeMounted(std::string_view directory);
+
 // `directory` as the kernel would show it: absolute, links resolved. A mount point itself is not touched. ENOENT, ENOTDIR...
 Result<std::string> CanonicalDirectory(const std::string& directory, const std::vector<MountEntry>& table);
 

@@ -854,6 +854,25 @@ def test_umount_waits_and_reports(double):
         mount.close()
 
 
+def test_umount_ends_what_another_mount_namespace_has_a_copy_of(double):
+    """A container or a service that starts meanwhile has one, and would keep the kernel's session, and so the process, for as long as it lives."""
+    own_namespace()
+    mount = Mount(double, "copied")
+    pid = mount.status()["pid"]
+    (mount.path / "file").write_text("sent")
+    other = subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sh", "-c", f"ls {mount.path}; exec sleep 1000"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "file\n"
+        assert mount.umount().returncode == 0
+        assert (mount.inside / "file").read_text() == "sent"
+        eventually(lambda: not os.path.exists(f"/proc/{pid}") or "State:\tZ" in pathlib.Path(f"/proc/{pid}/status").read_text(), "the mount's process has ended")
+        seen = run("nsenter", "--mount", f"--target={other.pid}", "ls", mount.path, check=False)
+        assert seen.returncode != 0 and "not connected" in seen.stderr
+    finally:
+        other.kill()
+        other.wait()
+
+
 def test_umount_on_a_terminal_shows_what_is_left(faulty):
     mount = faulty.mount()
     faulty.fault(match="POST /files", action="status", status=507, body='{"code":507,"message":"not enough disk space"}', count=1)
