@@ -661,7 +661,7 @@ def test_a_copy_over_a_file_is_not_seen_before_it_is_whole(mount, sandbox, old_l
     old, new = os.urandom(old_length), os.urandom(16 * MIB)
     there = furnished(mount, f"whole-{old_length}", old)
     was = described(there)
-    copy = subprocess.Popen(["cp", "/dev/stdin", str(mount.path / there.name)], stdin=subprocess.PIPE, env=TOOL_ENVIRONMENT)
+    copy = subprocess.Popen(["cp", "/proc/self/fd/0", str(mount.path / there.name)], stdin=subprocess.PIPE, env=TOOL_ENVIRONMENT)
     before = uploads(sandbox)
     for at in range(0, len(new), MIB):
         copy.stdin.write(new[at:at + MIB])
