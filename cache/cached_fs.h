@@ -97,9 +97,10 @@ struct CacheStatus {
 
 // What the kernel may hold and is outdated, since the other side told of a change.
 struct KernelNews {
-  NodeId node = 0;      // its attributes; 0: none
-  NodeId directory = 0; // and the name in it; 0: none
-  std::string name;
+  NodeId node = 0;       // its attributes, and pages of another generation than this; 0: none
+  uint64_t content_generation = 0;
+  NodeId directory = 0;  // and the name in it; 0: none
+  std::string name{};
 };
 
 class CachedFs {

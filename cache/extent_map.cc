@@ -15,9 +15,11 @@ void ExtentMap::Add(transport::Extent extent) {
   while (at != ranges_.end() && at->first <= end) {
     begin = std::min(begin, at->first);
     end = std::max(end, at->second);
+    bytes_ -= at->second - at->first;
     at = ranges_.erase(at);
   }
   ranges_.emplace_hint(at, begin, end);
+  bytes_ += end - begin;
 }
 
 void ExtentMap::Add(const ExtentMap& other) {
@@ -35,17 +37,12 @@ void ExtentMap::Remove(transport::Extent extent) {
     at = ranges_.erase(at);
     if (first < begin) ranges_.emplace(first, begin);
     if (last > end) ranges_.emplace(end, last);
+    bytes_ -= std::min(last, end) - std::max(first, begin);
   }
 }
 
 void ExtentMap::ClipTo(int64_t size) {
   Remove(transport::Extent{size, std::numeric_limits<int64_t>::max() - size});
-}
-
-int64_t ExtentMap::bytes() const {
-  int64_t sum = 0;
-  for (const auto& [begin, end] : ranges_) sum += end - begin;
-  return sum;
 }
 
 std::vector<transport::Extent> ExtentMap::extents() const {

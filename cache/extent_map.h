@@ -17,11 +17,11 @@ class ExtentMap {
   void Remove(transport::Extent extent);
   // Forgets every byte at or beyond `size`.
   void ClipTo(int64_t size);
-  void Clear() { ranges_.clear(); }
+  void Clear() { *this = {}; }
 
   bool empty() const { return ranges_.empty(); }
   int64_t end() const { return ranges_.empty() ? 0 : ranges_.rbegin()->second; }  // 0 if empty
-  int64_t bytes() const;
+  int64_t bytes() const { return bytes_; }
   size_t count() const { return ranges_.size(); }
   std::vector<transport::Extent> extents() const;
   // What of `extent` is in the set, in order.
@@ -29,6 +29,7 @@ class ExtentMap {
 
  private:
   std::map<int64_t, int64_t> ranges_;  // first byte -> the byte after the last
+  int64_t bytes_ = 0;                  // in all of them
 };
 
 }  // namespace e2bfs::cache

@@ -13,12 +13,15 @@ namespace e2bfs::cache {
 void CachedFsImpl::Outdated(Node& node) {
   node.fresh_until = {};
   node.stamp = ++stamp_;
-  kernel_news_.push_back({node.id, 0, {}});
+  kernel_news_.push_back({.node = node.id});
 }
 
 void CachedFsImpl::TellKernel(Lock& lock) {
   if (kernel_news_.empty()) return;
-  const std::vector<KernelNews> news = std::exchange(kernel_news_, {});
+  std::vector<KernelNews> news = std::exchange(kernel_news_, {});
+  for (KernelNews& item : news) {
+    if (const NodePtr node = item.node != 0 ? tree_.Find(item.node) : nullptr) item.content_generation = node->content_generation;
+  }
   lock.unlock();
   std::lock_guard telling(kernel_mutex_);
   if (kernel_) kernel_(news);
@@ -63,7 +66,7 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
   }
   child->stamp = stamp;
   // A name that leads where it led stays: the kernel forgets a file's pages with its last name.
-  if (!same) kernel_news_.push_back({0, directory->id, name});
+  if (!same) kernel_news_.push_back({.directory = directory->id, .name = name});
   tree_.SweepIfLarge(at);
   TellKernel(lock);
 }
@@ -107,7 +110,7 @@ void CachedFsImpl::ChangesLost() {
     } else if (node->fresh_until == kWatched) {
       node->fresh_until = node->link_fresh_until = node->xattr_names_until = {};
     }
-    kernel_news_.push_back({node->id, 0, {}});
+    kernel_news_.push_back({.node = node->id});
   }
   TellKernel(lock);
 }

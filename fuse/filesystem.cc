@@ -141,7 +141,9 @@ NodeId Filesystem::Referenced(NodeId parent, const std::string& name, const cach
 
 void Filesystem::Tell(const cache::KernelNews& news) {
   if (news.node != 0) {
-    for (const NodeId number : places_.NumbersOf(news.node)) invalidate_({number, false, {}});
+    // A descriptor that stays open has pages that nothing else would ask about.
+    const bool pages = nodes_->PagesOutdated(news.node, news.content_generation);
+    for (const NodeId number : places_.NumbersOf(news.node)) invalidate_({number, pages, {}});
   }
   if (news.directory != 0) {
     for (const NodeId number : places_.NumbersOf(news.directory)) invalidate_({number, false, news.name});

@@ -1,5 +1,5 @@
 """What system calls answer on a mount, beside what they answer on a local directory."""
-import errno, os, stat
+import errno, mmap, os, stat
 
 import pytest
 
@@ -352,6 +352,21 @@ def test_chown(place):
     os.chown(place.here / "f", os.getuid(), os.getgid())
     assert code(os.chown, place.here / "f", 12345, 12345) == "EPERM"
     assert os.stat(place.here / "f").st_uid == os.getuid()
+
+
+def test_a_descriptor_that_stays_open_shows_what_was_changed_inside(place):
+    if "tier=service" in MOUNT_OPTIONS:
+        pytest.skip("the service tier is not told of changes")
+    (place.there / "f").write_bytes(b"old" * 1000)
+    eventually(lambda: (place.here / "f").exists(), "the file is seen")
+    with open(place.here / "f", "rb", buffering=0) as opened, mmap.mmap(opened.fileno(), 3000, prot=mmap.PROT_READ) as mapped:
+        assert os.pread(opened.fileno(), 3, 0) == b"old" == mapped[:3]
+        inside = os.open(place.there / "f", os.O_WRONLY)
+        os.pwrite(inside, b"new", 0)
+        os.close(inside)
+        # Neither looked up nor stat'ed, which would ask.
+        eventually(lambda: os.pread(opened.fileno(), 3, 0) == b"new", "read shows the change")
+        eventually(lambda: mapped[:3] == b"new", "the mapping shows the change")
 
 
 def test_xattrs(place):
