@@ -58,7 +58,7 @@ def linked_tree(top):
     os.symlink("../nowhere", top / "d1/dangling")
     os.symlink("d0", top / "dirlink")
     (top / "sticky").mkdir()
-    for name, mode in (("d0/f0", 0o4755), ("d0/f2", 0o2750), ("d1/f1", 0o000), ("d1/f2", 0o444), ("sticky", 0o1777), ("d2", 0o2775)):
+    for name, mode in (("d0/f0", 0o4755), ("d0/f2", 0o2750), ("d1/f1", 0o000 if os.getuid() == 0 else 0o400), ("d1/f2", 0o444), ("sticky", 0o1777), ("d2", 0o2775)):
         os.chmod(top / name, mode)
     number = 0
     for directory, names, files in os.walk(top, topdown=False):

@@ -274,7 +274,12 @@ def snapshot(top):
                     if problem.errno != errno.ENOTSUP:
                         entry["xattrs"] = errno.errorcode.get(problem.errno)
                 if entry["type"] == "directory":
-                    for below in sorted(os.listdir(inner)):
+                    try:
+                        names = sorted(os.listdir(inner))
+                    except OSError as problem:  # as good as an open that fails
+                        entry["open"] = errno.errorcode.get(problem.errno)
+                        return
+                    for below in names:
                         visit(below if path == "." else f"{path}/{below}", below, inner)
             finally:
                 os.close(inner)

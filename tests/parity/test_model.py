@@ -28,6 +28,8 @@ TEXTS = ["a", "b", "c", "a/b", "nowhere"]
 SIZES = [0, 1, 5, 4096, 4097, 70_000]
 WEIGHTS = {"create": 4, "put": 8, "write": 8, "append": 6, "get": 3, "truncate": 4, "mkdir": 6, "symlink": 2, "link": 3, "unlink": 5, "rmdir": 3, "rename": 8, "renameat2": 3, "chmod": 4, "utime": 4,
            "open": 7, "handle": 22, **({} if SERVICE else {"setxattr": 3, "getxattr": 2, "removexattr": 2})}
+# The model does not know that writes by others than root clear the setuid bit: users has that.
+MODES = [0o600, 0o644, 0o640, 0o755, 0o1777, *([0o4755] if os.getuid() == 0 else [])]
 HANDLE_WEIGHTS = {"hread": 4, "hwrite": 6, "htruncate": 2, "hstat": 2, "hchmod": 1, "hsync": 2, "hclose": 3, **({} if SERVICE else {"hsetxattr": 1, "hgetxattr": 1, "hcopy": 2, "hpunch": 1})}
 
 
@@ -58,7 +60,7 @@ def invent(chance, model, number):
             "symlink": lambda: (actor, what, chance.choice(TEXTS), chance.choice(NAMES)), "link": lambda: (actor, what, path, chance.choice(PATHS)), "unlink": lambda: (actor, what, path),
             "rmdir": lambda: (actor, what, path), "rename": lambda: (actor, what, path, chance.choice(PATHS)),
             "renameat2": lambda: (actor, "rename", path, chance.choice(PATHS), chance.choice([calls.RENAME_NOREPLACE, calls.RENAME_EXCHANGE])),
-            "chmod": lambda: (actor, what, path, chance.choice([0o600, 0o644, 0o640, 0o755, 0o1777, 0o4755])), "utime": lambda: (actor, what, path, 10**18 + number)}[what]()
+            "chmod": lambda: (actor, what, path, chance.choice(MODES)), "utime": lambda: (actor, what, path, 10**18 + number)}[what]()
 
 
 def touched(model, op):

@@ -338,7 +338,8 @@ TEST_F(ExactMount, ExtendedAttributes) {
               for (const char* name : {"security.capability", "security.selinux", "system.posix_acl_access", "user.x"}) {
                 if (getxattr("f", name, buffer, sizeof buffer) >= 0) return "there";
               }
-              return listxattr("f", buffer, sizeof buffer) == sizeof "trusted.x" ? "" : "list";
+              const ssize_t left = geteuid() == 0 ? sizeof "trusted.x" : 0;  // of what was set above
+              return listxattr("f", buffer, sizeof buffer) == left ? "" : "list";
             }),
             0);
 }

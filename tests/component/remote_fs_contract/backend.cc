@@ -18,7 +18,10 @@ namespace {
 
 // The suite also has to run as nobody special: commands of root are denied nothing.
 std::string OrdinaryUser() {
-  if (getuid() != 0) return "";
+  if (getuid() != 0) {
+    const passwd* entry = getpwuid(getuid());
+    return entry != nullptr ? entry->pw_name : "";
+  }
   setpwent();
   std::string found;
   while (const passwd* entry = getpwent()) {
