@@ -40,6 +40,12 @@ constexpr milliseconds kDrainGrace{5'000};
 
 // --- signals. A handler and an eventfd instead of signalfd: it does not matter then which thread the signal reaches,
 // nor whether threads that others started block it.
+// One eventfd for the process, never closed: a handler on another thread may be just about to write to it.
+int EventDescriptor() {
+  static const int descriptor = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  return descriptor;
+}
+
 std::atomic<int> signal_event_fd{-1};
 std::atomic<int> last_signal{0};
 std::atomic<int> signal_count{0};
@@ -57,7 +63,8 @@ void OnEndingSignal(int signal) {
 // What the thread in RunMount waits for. Any thread may post.
 class MountEvents {
  public:
-  MountEvents() : fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  MountEvents() : fd_(EventDescriptor()) {
+    TakeAll();  // what an earlier mount left
     signal_count = 0;
     last_signal = 0;
     signal_event_fd = fd_;
@@ -76,8 +83,6 @@ class MountEvents {
     for (const Handler& handler : handlers_) {
       if (handler.taken) sigaction(handler.signal, &handler.before, nullptr);
     }
-    signal_event_fd = -1;
-    close(fd_);
   }
   MountEvents(const MountEvents&) = delete;
 
@@ -90,10 +95,7 @@ class MountEvents {
   // Until something was posted or a signal came.
   void Wait() {
     pollfd wait{fd_, POLLIN, 0};
-    if (poll(&wait, 1, -1) > 0) {
-      uint64_t count = 0;
-      [[maybe_unused]] const ssize_t got = read(fd_, &count, sizeof count);
-    }
+    if (poll(&wait, 1, -1) > 0) TakeAll();
   }
 
   std::atomic<bool> session_ended{false};
@@ -101,6 +103,11 @@ class MountEvents {
   std::atomic<bool> not_ready{false};
 
  private:
+  void TakeAll() {
+    uint64_t count = 0;
+    [[maybe_unused]] const ssize_t got = read(fd_, &count, sizeof count);
+  }
+
   struct Handler {
     int signal;
     bool taken = false;
