@@ -214,8 +214,9 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
       -> decltype(call(transport::Handle{}, std::declval<const transport::Node&>()));
   // mutex_ held: `handle` serves for reading, writing or both from now on, unless there is one; then it is closed.
   void TakeHandle(Node& node, transport::Handle handle, bool read, bool write);
+  // Why the node was refused to be opened for writing, if that is known by now; the next use opens it anew.
+  std::optional<Error> RefusedOpen(Node& node);
   void DropHandle(Node& node, transport::Handle handle);  // mutex_ held: that one is no good any more
-  void DropHandle(Node& node, bool write);            // mutex_ held: it is no good any more
   void CloseHandlesIfUnused(Node& node);              // mutex_ held
   void CloseLater(transport::Handle handle, transport::Node address);
 
@@ -233,6 +234,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
 
   // --- writing.cc
   Result<std::shared_ptr<SpoolFile>> SpoolOf(const NodePtr& node);
+  Result<size_t> WriteToSpool(OpenFile& file, int64_t offset, std::string_view bytes, const OpContext& ctx);  // bytes are not empty
   Result<void> MakeRoom(const OpenFile& file, int64_t bytes, const OpContext& ctx);
   // mutex_ held: a file whose content is all new, and large, is sent while it is written.
   void SendEarly(Node& node);
@@ -256,6 +258,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // Sends what is unsent, after a store that is under way. Its error is also latched for the open handles but `teller`.
   Result<void> Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx);
   Result<void> SendOnce(const NodePtr& node, const OpenFile* teller, const std::shared_ptr<EarlySend>& early, const OpContext& ctx);
+  bool WritingEnded(const Node& node) const;  // mutex_ held; everything that may write it was flushed
   Result<transport::Attributes> CallStore(const NodePtr& node, const Change& change, bool fresh, const std::shared_ptr<SpoolFile>& spool,
                                           transport::EarlyStore* early, const OpContext& ctx);
   void StoreSucceeded(const NodePtr& node, const Change& sent, const transport::Attributes& after, uint64_t asked_stamp,
@@ -276,7 +279,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // The words of UNSENT.txt about a node; mutex_ held.
   std::string DescribeUnsent(const Node& node, const std::string& content_file) const;
   // What can never be sent since its file is gone there, and which nobody has open, leaves the mount: no lock.
-  void PutAsideIfGone(const NodePtr& node);
+  void PutAsideIfRefused(const NodePtr& node);
+  static bool IsRefusal(const Error& error);  // of bytes: the sandbox would say the same tomorrow
   // Sends before a rename or link; also fails with an error that nobody was told of.
   Result<void> SendForName(const NodePtr& node, const OpContext& ctx);
 

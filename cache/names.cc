@@ -417,7 +417,7 @@ Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, con
   EndParent(*begun, done ? done->parent : std::nullopt);
   if (!done) return Forward(done.error());
   lock.unlock();
-  if (node) PutAsideIfGone(node);
+  if (node) PutAsideIfRefused(node);
   return {};
 }
 
@@ -565,7 +565,7 @@ Result<void> CachedFsImpl::Rename(NodeId parent_id, const std::string& name, Nod
   EndParent(*to, new_after);
   if (!done) return Forward(done.error());
   lock.unlock();
-  if (target) PutAsideIfGone(target);
+  if (target) PutAsideIfRefused(target);
   return {};
 }
 

@@ -12,6 +12,8 @@ constexpr auto kCloseTimeoutAtEnd = std::chrono::milliseconds(200);
 
 Result<void> CheckAccess(const transport::Attributes& attributes, const OpenFlags& flags, const std::string& path) {
   const bool write = flags.write || flags.append || flags.truncate;
+  if (write && attributes.write_refusal != 0) return Errno(attributes.write_refusal, path);
+  if (write && attributes.appends_only && (!flags.append || flags.truncate)) return Errno(EPERM, path);
   if ((flags.read && (attributes.access & 4) == 0) || (write && (attributes.access & 2) == 0)) {
     return Errno(EACCES, path);
   }
@@ -60,6 +62,7 @@ Result<OpenedFile> CachedFsImpl::Open(NodeId id, OpenFlags flags, const OpContex
     write_mutex = &node->content->write_mutex;
   }
   if (auto refreshed = Refresh(node, false, ctx); !refreshed) return Forward(refreshed.error());
+  if (flags.write) RefusedOpen(*node);  // an earlier one
   transport::OpenRequest request;
   transport::Node address;
   {
@@ -194,6 +197,19 @@ void CachedFsImpl::TakeHandle(Node& node, transport::Handle handle, bool read, b
   if (!used) CloseLater(handle, tree_.Address(node));
 }
 
+std::optional<Error> CachedFsImpl::RefusedOpen(Node& node) {
+  transport::Handle handle;
+  {
+    Lock lock(mutex_);
+    handle = node.write_handle;
+  }
+  std::optional<Error> failure = remote_.OpenFailure(handle);
+  if (!failure || !IsRefusal(*failure)) return std::nullopt;
+  Lock lock(mutex_);
+  DropHandle(node, handle);
+  return failure;
+}
+
 void CachedFsImpl::DropHandle(Node& node, transport::Handle handle) {
   if (handle == 0 || (node.read_handle != handle && node.write_handle != handle)) return;
   if (node.read_handle == handle) node.read_handle = 0;
@@ -255,7 +271,7 @@ void CachedFsImpl::Release(FileHandle handle, const OpContext& context) {
     CloseHandlesIfUnused(*node);
     ++node->pins;
     lock.unlock();
-    PutAsideIfGone(node);
+    PutAsideIfRefused(node);
     lock.lock();
     --node->pins;
   }

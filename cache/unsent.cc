@@ -100,6 +100,15 @@ std::optional<Error> CachedFsImpl::TakeUnreported(OpenFile& file) {
   return std::exchange(file.node->content->unreported, std::nullopt);
 }
 
+// A local disk would have refused the open or the write.
+bool CachedFsImpl::IsRefusal(const Error& error) {
+  if (error.kind != ErrorKind::kErrno) return false;
+  switch (error.errno_value) {
+    case EROFS: case EPERM: case EACCES: case ETXTBSY: case EFBIG: return true;
+    default: return false;
+  }
+}
+
 void CachedFsImpl::DiscardUnsent(Node& node) {
   if (!node.content.exists()) return;
   Content& content = *node.content;
@@ -141,6 +150,13 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
   return SendOnce(node, teller, early, ctx);
 }
 
+bool CachedFsImpl::WritingEnded(const Node& node) const {
+  if (node.open_writers == 0) return true;
+  return std::ranges::all_of(files_, [&](const auto& file) {
+    return file.second->node.get() != &node || !file.second->flags.write || file.second->flushed;
+  });
+}
+
 Result<void> CachedFsImpl::CannotReach(Node& node, const OpenFile* teller) {
   const std::string path = tree_.PathOf(node);
   const Error error = Errno(ESTALE, path + " was removed here, and is in the sandbox by other names, which are not known").value();
@@ -156,14 +172,17 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
                                                       const OpContext& ctx) {
   if (!change.touches_content()) {
     transport::Handle handle;
+    bool last;
     {
       Lock lock(mutex_);
       handle = node->write_handle;
+      last = WritingEnded(*node);
     }
     auto changed = AtNode(node, ctx, [&](const transport::Node& at) {
       return remote_.SetAttributes(at, handle, change.attributes, ctx);
     });
     if (!changed) return Forward(changed.error());
+    if (last) remote_.EndWriting(handle);
     if (changed->object) return *changed->object;
     return AtNode(node, ctx, [&](const transport::Node& at) { return remote_.Stat(at, ctx); });
   }
@@ -177,6 +196,10 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
   request.source = &source;
   request.fresh = fresh;
   request.early = early;
+  {
+    Lock lock(mutex_);
+    request.last = WritingEnded(*node);
+  }
   for (int attempt = 0;; ++attempt) {
     transport::Handle used = 0;
     auto stored = WithHandle(node, true, ctx, [&](transport::Handle handle, const transport::Node& at) {
@@ -239,7 +262,7 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
   if (!sent.touches_content() && stored.error().kind == ErrorKind::kErrno) node->content->sending = {};
   StoreFailed(*node, teller, stored.error());
   lock.unlock();
-  PutAsideIfGone(node);
+  PutAsideIfRefused(node);
   return Forward(stored.error());
 }
 
@@ -369,7 +392,18 @@ Result<void> CachedFsImpl::Flush(FileHandle handle, const OpContext& context) {
     Lock lock(mutex_);
     file->flushed = true;
   }
+  bool sends;
+  {
+    Lock lock(mutex_);
+    sends = file->node->content->dirty();
+  }
   auto sent = Send(file->node, file.get(), ForTransfer(context));
+  transport::Handle written = 0;
+  {
+    Lock lock(mutex_);
+    if (!sends && WritingEnded(*file->node)) written = file->node->write_handle;
+  }
+  remote_.EndWriting(written);
   Lock lock(mutex_);
   auto unreported = TakeUnreported(*file);
   if (!sent) return sent;
@@ -522,28 +556,36 @@ Result<int> CachedFsImpl::SaveUnsent(const std::string& directory) {
   return saved;
 }
 
-void CachedFsImpl::PutAsideIfGone(const NodePtr& node) {
+void CachedFsImpl::PutAsideIfRefused(const NodePtr& node) {
   std::string path, why;
+  bool refused = false;
   {
     Lock lock(mutex_);
     const Content& content = *node->content;
     const bool gone = content.last_error && content.last_error->kind == ErrorKind::kErrno &&
                       (content.last_error->errno_value == ENOENT || content.last_error->errno_value == ENOTDIR ||
                        content.last_error->errno_value == ESTALE);
-    if (!gone && !node->linked_elsewhere) return;
-    if (node->open_files > 0 || !content.dirty() || content.storing || options_.unsent_directory.empty()) return;
+    refused = content.last_error && IsRefusal(*content.last_error);
+    if (!gone && !refused && !node->linked_elsewhere) return;
+    if (refused ? !WritingEnded(*node) : node->open_files > 0) return;
+    if (!content.dirty() || content.storing || options_.unsent_directory.empty()) return;
     path = tree_.PathOf(*node);
     if (content.last_error) why = ToString(*content.last_error);
   }
   auto saved = SaveUnsentOf(node, options_.unsent_directory);
   if (!saved) {
-    log::Error("cache", "{} is gone in the sandbox, and what was written could not be put aside: {}", path, ToString(saved.error()));
+    log::Error("cache", "{} cannot be stored in the sandbox ({}), and what was written could not be put aside: {}", path, why,
+               ToString(saved.error()));
     return;
   }
   if (!*saved) return;
-  log::Error("cache", "{} is gone in the sandbox ({}); what was written is put aside in {}", path, why, options_.unsent_directory);
+  log::Error("cache", "{} {} ({}); what was written is put aside in {}", path,
+             refused ? "was refused by the sandbox" : "is gone in the sandbox", why, options_.unsent_directory);
   Lock lock(mutex_);
-  node->fresh_until = {};
+  ContentChanged(*node, true);
+  Outdated(*node);
+  TellKernel(lock);
+  if (!lock.owns_lock()) lock.lock();
   if (node->open_files == 0) CloseHandlesIfUnused(*node);
 }
 

@@ -226,16 +226,29 @@ Result<size_t> CachedFsImpl::Write(FileHandle handle, int64_t offset, std::strin
   if (!file->flags.write) return Errno(EBADF, "not open for writing");
   if (offset < 0) return Errno(EINVAL, "write");
   if (bytes.empty()) return 0;
-  const NodePtr& node = file->node;
+  if (auto refused = RefusedOpen(*file->node)) return Forward(*refused);
+  auto written = WriteToSpool(*file, offset, bytes, context);
+  if (!written || !file->direct) return written;
+  // The kernel's own files take or refuse each write as it comes.
+  if (auto sent = Send(file->node, file.get(), ForTransfer(context)); !sent) {
+    Lock lock(mutex_);
+    DiscardUnsent(*file->node);
+    return Forward(sent.error());
+  }
+  return written;
+}
+
+Result<size_t> CachedFsImpl::WriteToSpool(OpenFile& file, int64_t offset, std::string_view bytes, const OpContext& context) {
+  const NodePtr& node = file.node;
   const auto length = static_cast<int64_t>(bytes.size());
   for (int attempt = 0;; ++attempt) {
-    if (auto room = MakeRoom(*file, length, ForTransfer(context)); !room) return Forward(room.error());
+    if (auto room = MakeRoom(file, length, ForTransfer(context)); !room) return Forward(room.error());
     {
       std::lock_guard writing(node->content->write_mutex);
       auto spool = SpoolOf(node);
       if (!spool) return Forward(spool.error());
       for (bool recorded = false; !recorded;) {
-        if (file->flags.append) {
+        if (file.flags.append) {
           Lock lock(mutex_);
           offset = node->size();
         }
@@ -244,13 +257,13 @@ Result<size_t> CachedFsImpl::Write(FileHandle handle, int64_t offset, std::strin
                                    : (*spool)->WriteAt(offset, bytes.data(), bytes.size());
         Lock lock(mutex_);
         // The file may have grown on the other side while we wrote.
-        if (written && file->flags.append && offset != node->size()) continue;
+        if (written && file.flags.append && offset != node->size()) continue;
         node->content->being_written = false;
         recorded = true;
-        file->flushed = false;
+        file.flushed = false;
         if (!written && (written.error().errno_value != ENOSPC || attempt > 0)) return Forward(written.error());
         if (!written) break;
-        if (file->flags.append) {
+        if (file.flags.append) {
           RecordAppend(*node, offset, length);
         } else {
           RecordWrite(*node, offset, length);

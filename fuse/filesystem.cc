@@ -236,6 +236,7 @@ Result<void> Filesystem::Access(NodeId node, int mask, const OpContext& ctx) {
   if (!attributes) return Forward(std::move(attributes.error()));
   static_assert(R_OK == 4 && W_OK == 2 && X_OK == 1, "Attributes::access has access(2)'s bits");
   const uint32_t wanted = static_cast<uint32_t>(mask) & 7;
+  if ((wanted & W_OK) != 0 && attributes->attributes.write_refusal != 0) return Errno(attributes->attributes.write_refusal);
   if ((wanted & ~attributes->attributes.access) != 0) return Errno(EACCES);
   return {};
 }

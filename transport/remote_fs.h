@@ -67,6 +67,9 @@ struct Attributes {
   uint32_t rdev_major = 0, rdev_minor = 0;
   // What the acting user may do, by the permission bits or better knowledge: 4 read, 2 write, 1 execute/search.
   uint32_t access = 7;
+  // What whoever wants to write is told, whatever the permissions say: EROFS, EPERM (immutable); 0: they decide.
+  int write_refusal = 0;
+  bool appends_only = false;  // writing anything but an append is EPERM
   // Size is not what reading gives (/proc and /sys): read to the end instead.
   bool size_unreliable = false;
   // Of a directory: from before these attributes were taken, the listener is told of what changes in it, its own attributes included.
@@ -207,6 +210,8 @@ struct StoreRequest {
   AttributeChange attributes;
   // The object is known to be a new one with no content to lose (created by this client): may be written in place.
   bool fresh = false;
+  // No more is expected to be written by this handle: EndWriting with it, should it succeed.
+  bool last = false;
   // What BeginStore made for this file, if anything, all of it bytes of the source. It is of no use afterwards.
   EarlyStore* early = nullptr;
 };
@@ -280,6 +285,8 @@ class RemoteFs {
   // that is asked after this returned, so that the file is held from here on, whatever happens to its names. If it fails, each use
   // of the handle fails with its error (ESTALE: another file is there now); it has to be closed all the same. Never blocks for the network.
   virtual Handle OpenSoon(const Node& /*node*/, const OpenRequest& /*request*/) { return 0; }
+  // Why the open that was sent failed, as far as that is known by now. Never blocks for the network.
+  virtual std::optional<Error> OpenFailure(Handle /*handle*/) const { return std::nullopt; }
   virtual Result<Opened> Create(const Name& name, const CreateRequest& request, const OpContext& ctx) = 0;
   // The node's path as it is now is given with each use, for implementations whose handles are paths. Where the caller holds no handle, 0 means
   // that the implementation opens the node for this one use, in the same round trip: EACCES and ESTALE as Open.
@@ -294,6 +301,9 @@ class RemoteFs {
   virtual Result<std::unique_ptr<EarlyStore>> BeginStore(Handle /*handle*/, const Node& /*node*/, const OpContext& /*ctx*/) {
     return std::unique_ptr<EarlyStore>();
   }
+  // No more is expected to be written by this handle, which stays open: the file is no longer busy there for who wants to run it (ETXTBSY).
+  // What is written all the same is stored as before. Never blocks for the network.
+  virtual void EndWriting(Handle /*handle*/) {}
   // lseek(2) with SEEK_DATA and SEEK_HOLE. ENXIO: beyond the end, or only a hole follows. ENOTSUP where the implementation cannot know.
   virtual Result<int64_t> Seek(Handle handle, const Node& node, int64_t offset, SeekTarget target, const OpContext& ctx) = 0;
   // fallocate(2) with its mode bits; the attributes afterwards. ENOTSUP, ENOSPC, EINVAL.

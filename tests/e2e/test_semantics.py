@@ -1,5 +1,5 @@
 """What system calls answer on a mount, beside what they answer on a local directory."""
-import errno, mmap, os, stat
+import errno, mmap, os, stat, subprocess
 
 import pytest
 
@@ -369,6 +369,24 @@ def test_a_descriptor_that_stays_open_shows_what_was_changed_inside(place):
         eventually(lambda: mapped[:3] == b"new", "the mapping shows the change")
 
 
+def test_what_was_written_runs_inside_at_once(place):
+    """The kernel releases a file some time after close(2), and what is open for writing cannot be run (ETXTBSY): a copy of the descriptor
+    keeps the release away."""
+    for content in (b"#!/bin/sh\nexit 7\n", b"#!/bin/sh\nexit 7\n#" + b"-" * (2 << 20)):
+        made = os.open(place.here / "script", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o555)
+        copy = os.dup(made)
+        try:
+            os.write(made, content)
+            os.close(made)
+            assert run(place.there / "script", check=False).returncode == 7
+            os.write(copy, b"\n# more")  # although its mode allows it no longer
+        finally:
+            os.close(copy)
+        assert run(place.there / "script", check=False).returncode == 7
+        assert (place.there / "script").read_bytes() == content + b"\n# more"
+        (place.here / "script").unlink()
+
+
 def test_xattrs(place):
     if "tier=service" in MOUNT_OPTIONS:
         pytest.skip("the service tier has none: test_xattrs_are_refused_not_faked_by_the_service_tier")
@@ -388,6 +406,113 @@ def test_xattrs_are_refused_not_faked_by_the_service_tier(double):
         (mount.path / "f").write_text("x")
         assert code(os.setxattr, mount.path / "f", "user.test", b"1") == "ENOTSUP"
         assert code(os.getxattr, mount.path / "f", "security.capability") in ("ENODATA", "ENOTSUP")
+    finally:
+        mount.close()
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: marks files, and mounts inside the sandbox")
+
+
+@needs_root
+def test_what_may_not_be_written_is_refused_as_locally(place):
+    if "tier=service" in MOUNT_OPTIONS:
+        pytest.skip("envd does not tell the service tier of such marks")
+    attempts = {
+        "write": lambda path: open_close(path, os.O_WRONLY),
+        "append": lambda path: open_close(path, os.O_WRONLY | os.O_APPEND),
+        "truncate": lambda path: open_close(path, os.O_WRONLY | os.O_TRUNC | os.O_APPEND),
+        "read": lambda path: open_close(path, os.O_RDONLY),
+        "create": lambda path: open_close(path, os.O_WRONLY | os.O_CREAT),
+        "access": lambda path: None if os.access(path, os.W_OK) else 1 / 0,
+        "unlink": os.unlink,
+        "chmod": lambda path: os.chmod(path, 0o600),
+        "truncate by name": lambda path: os.truncate(path, 0),
+    }
+
+    def answer(call, path):
+        try:
+            return code(call, path)
+        except ZeroDivisionError:
+            return "no"
+
+    for mark in "ia":
+        for top in (place.there, place.local):
+            (top / mark).write_text("content")
+            run("chattr", f"+{mark}", top / mark)
+        try:
+            for name, call in attempts.items():
+                assert answer(call, place.here / mark) == answer(call, place.local / mark), (mark, name)
+            if mark == "a":
+                with open(place.here / mark, "a") as file:
+                    file.write(" and more")
+            assert (place.there / mark).read_text() == (place.here / mark).read_text() == "content" + " and more" * (mark == "a")
+        finally:
+            for top in (place.there, place.local):
+                run("chattr", f"-{mark}", top / mark)
+
+
+@needs_root
+def test_what_is_mounted_inside_over_a_directory_in_use(place):
+    if "tier=service" in MOUNT_OPTIONS:
+        pytest.skip("the service tier is not told of changes")
+    covered = place.there / "covered"
+    (covered / "deep").mkdir(parents=True)
+    (covered / "deep/below").write_text("below")
+    eventually(lambda: (place.here / "covered/deep/below").exists(), "the file is seen")
+    assert os.listdir(place.here / "covered") == ["deep"] and os.listdir(place.here / "covered/deep") == ["below"]
+    run("mount", "-t", "tmpfs", "tmpfs", covered)
+    try:
+        eventually(lambda: os.listdir(place.here / "covered") == [], "what is mounted there is seen")
+        assert code(os.stat, place.here / "covered/deep/below") == "ENOENT"
+        (place.here / "covered/new").write_text("new")
+        assert (covered / "new").read_text() == "new"
+        run("mount", "-o", "remount,ro", covered)
+        eventually(lambda: not os.access(place.here / "covered/new", os.W_OK), "it is seen to be read-only")
+        assert code(lambda: (place.here / "covered/new").write_text("x")) == "EROFS"
+        assert code(lambda: (place.here / "covered/other").write_text("x")) == "EROFS"
+        assert code(os.mkdir, place.here / "covered/d") == "EROFS"
+        assert (place.here / "covered/new").read_text() == "new"
+    finally:
+        run("umount", "-l", covered)
+    # Who looks at what is no longer there is told so (ESTALE), until the name is looked up again.
+    eventually(lambda: code(os.listdir, place.here / "covered") == "ok", "the directory is found again")
+    assert os.listdir(place.here / "covered") == ["deep"]
+    assert (place.here / "covered/deep/below").read_text() == "below"
+
+
+def test_a_running_program_is_not_overwritten(place):
+    """A local disk refuses the open; here nobody waits for it, and the write or the close is refused."""
+    if "tier=service" in MOUNT_OPTIONS:
+        pytest.skip("the service tier does not hold files open")
+    sleep = (place.there / "sleep")
+    sleep.write_bytes(open("/bin/sleep", "rb").read())
+    sleep.chmod(0o755)
+    eventually(lambda: (place.here / "sleep").exists(), "the file is seen")
+    before = sleep.read_bytes()
+    with subprocess.Popen([sleep, "60"]) as running:
+        try:
+            assert code(lambda: (place.here / "sleep").write_bytes(b"other")) == "ETXTBSY"
+            eventually(lambda: (place.here / "sleep").read_bytes() == before, "the mount shows what is there")
+        finally:
+            running.kill()
+    (place.here / "sleep").write_bytes(b"other")
+    assert sleep.read_bytes() == b"other"
+
+
+def test_the_kernels_own_files_answer_each_write(double):
+    mount = Mount(double, "proc-writes", inside="/proc")
+    try:
+        if "syscall server" not in mount.status()["remote"]:
+            pytest.skip("the service tier cannot write there")
+        server = mount.status()["remote"]["syscall server"].split()[-1]  # a program's name is written by itself only
+        with open(mount.path / server / "comm", "wb", buffering=0) as name:
+            name.write(b"renamed")
+            assert open(f"/proc/{server}/comm").read() == "renamed\n" == (mount.path / server / "comm").read_text()
+        with open(mount.path / server / "oom_score_adj", "wb", buffering=0) as score:
+            assert code(score.write, b"nonsense") == "EINVAL"
+            assert score.write(b"500") == 3
+        assert open(f"/proc/{server}/oom_score_adj").read() == "500\n"
+        assert mount.status()["dirty_bytes"] == 0
     finally:
         mount.close()
 

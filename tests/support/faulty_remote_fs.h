@@ -81,6 +81,7 @@ class FaultyRemoteFs : public transport::RemoteFs {
   Result<transport::Opened> Open(const transport::Node& node, const transport::OpenRequest& request, const OpContext& ctx) override;
   // No fault acts on it: it does not wait for anything.
   transport::Handle OpenSoon(const transport::Node& node, const transport::OpenRequest& request) override;
+  std::optional<Error> OpenFailure(transport::Handle handle) const override { return inner_.OpenFailure(handle); }
   Result<transport::Opened> Create(const transport::Name& name, const transport::CreateRequest& request,
                                    const OpContext& ctx) override;
   Result<std::unique_ptr<transport::ByteStream>> Read(transport::Handle handle, const transport::Node& node,
@@ -99,6 +100,7 @@ class FaultyRemoteFs : public transport::RemoteFs {
                                       const OpContext& ctx) override;
   Result<transport::Attributes> StatHandle(transport::Handle handle, const transport::Node& node, const OpContext& ctx) override;
   Result<void> Sync(transport::Handle handle, const transport::Node& node, const OpContext& ctx) override;
+  void EndWriting(transport::Handle handle) override { inner_.EndWriting(handle); }
   void Close(transport::Handle handle, const OpContext& ctx) override;
   std::vector<std::pair<std::string, std::string>> Status() const override;
 

@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <cerrno>
 #include <cstring>
 
 namespace e2bfs::transport::syscall {
@@ -12,7 +13,8 @@ constexpr std::string_view kReplyMagic = "e2R1";
 constexpr size_t kStatxBytes = 144;
 constexpr size_t kCheckedFrom = 12;
 
-enum AttributeFlag : uint8_t { kSizeless = 1, kXattrNames = 2, kAccess = 4, kWatched = 8, kOnlyType = 16, kBeingWritten = 32 };
+enum AttributeFlag : uint8_t { kSizeless = 1, kXattrNames = 2, kAccess = 4, kWatched = 8, kOnlyType = 16, kBeingWritten = 32, kReadOnly = 64 };
+enum StatxMark : uint64_t { kStatxImmutable = 0x10, kStatxAppend = 0x20 };
 enum ReplyFlag : uint8_t { kMore = 1, kEchoed = 2, kNews = 4 };
 enum NewsKind : uint8_t { kNameChanged = 1, kDirectoryChanged = 2, kUnwatched = 3, kLost = 4 };
 enum NameState : uint8_t { kGone = 0, kThere = 1, kAsk = 2 };
@@ -297,6 +299,9 @@ std::optional<Attributes> DecodeAttributes(Fields& fields, const Actor& actor) {
   attributes.size_unreliable = (flags & kSizeless) != 0;
   attributes.watched = (flags & kWatched) != 0;
   attributes.being_written = (flags & kBeingWritten) != 0;
+  const auto marks = ReadStatx<uint64_t>(statx, 8);
+  attributes.appends_only = (marks & kStatxAppend) != 0;
+  attributes.write_refusal = (flags & kReadOnly) != 0 ? EROFS : (marks & kStatxImmutable) != 0 ? EPERM : 0;
   attributes.access = AccessByMode(attributes, actor.uid, actor.gid, actor.groups);
   if ((flags & kXattrNames) != 0) {
     static const auto none = std::make_shared<const std::vector<std::string>>();

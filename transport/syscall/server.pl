@@ -29,7 +29,7 @@ my %NR;
     [faccessat => 269, 48], [fallocate => 285, 47], [lseek => 8, 62], [pread64 => 17, 67], [pwrite64 => 18, 68],
     [copy_file_range => 326, 285], [fsync => 74, 82], [fcntl => 72, 25], [fstatfs => 138, 44], [setxattr => 188, 5],
     [getxattr => 191, 8], [listxattr => 194, 11], [removexattr => 197, 14], [setfsuid => 122, 151], [setfsgid => 123, 152],
-    [capget => 125, 90], [capset => 126, 91], [prlimit64 => 302, 261], [prctl => 157, 167], [clock_gettime => 228, 113], [exit_group => 231, 94], [read => 0, 63], [getdents64 => 217, 61],
+    [dup3 => 292, 24], [capget => 125, 90], [capset => 126, 91], [prlimit64 => 302, 261], [prctl => 157, 167], [clock_gettime => 228, 113], [exit_group => 231, 94], [read => 0, 63], [write => 1, 64], [getdents64 => 217, 61],
     [inotify_init1 => 294, 26], [inotify_add_watch => 254, 27], [inotify_rm_watch => 255, 28],
   );
   $NR{$_->[0]} = $_->[$ARM ? 2 : 1] for @table;
@@ -42,7 +42,7 @@ my $O_OURS = $O_CLOEXEC | $O_NONBLOCK | $O_NOCTTY;
 my ($AT_FDCWD, $AT_NOFOLLOW, $AT_FOLLOW, $AT_EMPTY_PATH, $AT_REMOVEDIR) = (-100, 0x100, 0x400, 0x1000, 0x200);
 my ($EPERM, $ENOENT, $EINTR, $EIO, $EBADF, $EAGAIN, $EACCES, $EEXIST, $EXDEV, $ENODEV, $ENOTDIR, $EISDIR, $EINVAL, $ENOSPC, $EROFS)
   = (1, 2, 4, 5, 9, 11, 13, 17, 18, 19, 20, 21, 22, 28, 30);
-my ($ENXIO, $EFBIG, $ENAMETOOLONG, $ENOSYS, $ELOOP, $EOPNOTSUPP, $ESTALE, $EDQUOT) = (6, 27, 36, 38, 40, 95, 116, 122);
+my ($ENXIO, $EFBIG, $ESPIPE, $ENAMETOOLONG, $ENOSYS, $ELOOP, $EOPNOTSUPP, $ESTALE, $EDQUOT) = (6, 27, 29, 36, 38, 40, 95, 116, 122);
 my ($S_IFMT, $S_IFREG, $S_IFDIR, $S_IFLNK) = (0170000, 0100000, 0040000, 0120000);
 my ($FALLOC_KEEP_SIZE, $FALLOC_PUNCH_HOLE) = (1, 2);
 
@@ -65,7 +65,7 @@ my $EVENT_PAUSE = 0.01;         # seconds between two looks at the events, if no
 my ($root, $root_path, $silence) = (-1, '', 3600);
 my ($uid, $gid) = ($>, 0 + (split / /, $))[0]);
 my %directories;                # identity -> [fd, when it was last used]
-my %handles;                    # number -> [fd, may write, path of a directory for staging]
+my %handles;                    # number -> [fd, its rights (1: reading, 2: writing), the rights that it was opened with]
 my $next_fd = $FIRST_HANDLE_FD;
 my $max_fd = 1024;
 my ($low, %kept, %running, %barred) = (0);
@@ -74,6 +74,7 @@ my %children;                   # fd of its pipe -> [pid, sequence number, what 
 my ($in, $out, $heard) = ('', '', 0);
 my ($openat2_works, $use_counter) = (1, 0);
 my %sizeless;                   # device -> whether its files have no true size
+my ($mount_table, %mounts, %read_only);    # its file; "number point" of what is mounted -> [device, point]; devices that nobody writes to
 
 # Directories that we hold are watched, so that the client need not ask again what it knows of them.
 my $inotify = -1;
@@ -142,7 +143,7 @@ sub has_no_sizes {
 }
 
 # Attributes as a reply carries them: statx, flags (1: sizeless, 2: names of extended attributes follow, 4: access follows, 8: a
-# directory that is watched, 16: nothing but type, device and number is known, 32: somebody writes to it).
+# directory that is watched, 16: nothing but type, device and number is known, 32: somebody writes to it, 64: its file system is read-only).
 # ($fd, $name) leads to the object.
 sub attributes {
   my ($fd, $name, $statx) = @_;
@@ -159,6 +160,7 @@ sub attributes {
     $told_last{$identity} = $statx if $type == $S_IFREG;
   }
   $flags |= 32 if is_written($identity);
+  $flags |= 64 if $read_only{substr $statx, 136, 8};
   my $path = $name eq '' ? fd_path($fd) : fd_path($fd) . "/$name";
   my $names;
   if ($type == $S_IFLNK && $name ne '') {
@@ -365,7 +367,7 @@ sub with_object {
   if ($kind == 1) {
     my $number = number64($args);
     my $handle = $handles{$number} or fail($EBADF);
-    return $body->($handle->[0], sys_statx($handle->[0], '') // fail(0 + $!), $handle);
+    return $body->($handle->[0], sys_statx($handle->[0], '') // fail(0 + $!), $handle->[1] ? $handle : undef);
   }
   my ($path, $identity, $parent) = (text($args), text($args), text($args));
   ($fd, my $statx) = node($path, $identity, $parent);
@@ -381,8 +383,12 @@ sub open_object {
   my ($fd, $statx, $flags) = @_;
   my $type = type_of($statx);
   fail($type == $S_IFDIR ? $EISDIR : $type == $S_IFLNK ? $ELOOP : $ENXIO) if $type != $S_IFREG;
-  return high_fd(check(sys_openat($AT_FDCWD, fd_path($fd), $flags | $O_OURS)));
+  my $opened = sys_openat($AT_FDCWD, fd_path($fd), $flags | $O_OURS);
+  $opened = sys_openat($AT_FDCWD, fd_path($fd), $flags | $O_APPEND | $O_OURS) if $opened == -1 && $! == $EPERM && appends_only($statx);
+  return high_fd(check($opened));
 }
+
+sub appends_only { return unpack('x8 Q', $_[0]) & 0x20 }    # STATX_ATTR_APPEND
 
 sub high_fd {
   my ($fd) = @_;
@@ -396,20 +402,53 @@ sub high_fd {
 }
 
 sub keep_handle {
-  my ($number, $fd, $may_write) = @_;
+  my ($number, $fd, $rights) = @_;
   close_handle($number);
-  $handles{$number} = [$fd, $may_write];
+  $handles{$number} = [$fd, $rights, $rights];
 }
 
 sub close_handle {
   my $handle = delete $handles{$_[0]} or return;
-  if ($handle->[1] && $inotify != -1) {    # that a file open for writing was closed is an event: no news if it is as a change left it
-    my $statx = sys_statx($handle->[0], '');
-    my $identity = defined $statx ? identity_of($statx) : '';
-    my $told = delete $told_last{$identity};
-    $told_object{$identity} = $statx if defined $told && without_atime($told) eq without_atime($statx);
-  }
+  expect_closed($handle);
   sys_close($handle->[0]);
+}
+
+# That a file open for writing was closed is an event: no news if it is as a change left it.
+sub expect_closed {
+  my ($handle) = @_;
+  return unless $handle->[1] & 2 && $inotify != -1;
+  my $statx = sys_statx($handle->[0], '');
+  my $identity = defined $statx ? identity_of($statx) : '';
+  my $told = delete $told_last{$identity};
+  $told_object{$identity} = $statx if defined $told && without_atime($told) eq without_atime($statx);
+}
+
+# The same number with other rights; false where they are not to be had. With none it can still be opened for each use.
+sub change_rights {
+  my ($handle, $rights) = @_;
+  my $flags = (($O_PATH, $O_RDONLY, $O_WRONLY, $O_RDWR)[$rights]) | ($rights ? $O_OURS : $O_CLOEXEC);
+  my $fd = sys_openat($AT_FDCWD, fd_path($handle->[0]), $flags);
+  return 0 if $fd == -1;
+  expect_closed($handle);
+  my $done = syscall $NR{dup3}, 0 + $fd, 0 + $handle->[0], $O_CLOEXEC;
+  sys_close($fd);
+  $handle->[1] = $rights if $done != -1;
+  return $done != -1;
+}
+
+# Nothing more is expected to be written by it: a program that was written must not be busy (ETXTBSY) until the file is released, which is some
+# time after close(2). Kept where the right could not be had again.
+sub end_writing {
+  my ($handle) = @_;
+  change_rights($handle, $handle->[1] & 1) if $handle->[1] & 2 && syscall($NR{faccessat}, $AT_FDCWD, my $path = fd_path($handle->[0]), 2) != -1;
+}
+
+# Who had it open for writing may write whatever its mode becomes.
+sub keep_writable {
+  my ($identity) = @_;
+  for my $handle (grep { $_->[2] & 2 && !($_->[1] & 2) } values %handles) {
+    change_rights($handle, $handle->[2]) if identity_of(sys_statx($handle->[0], '') // '') eq $identity;
+  }
 }
 
 # --- watching: what changes in the directories that we hold is told without being asked for
@@ -564,6 +603,43 @@ sub look_at_events {
   send_news();
 }
 
+# --- mounts: what is mounted over a directory or taken away from there makes its name lead to something else, and no event tells
+
+sub look_at_mounts {
+  open my $file, '<', '/proc/self/mountinfo' or return;
+  my (%now, %there, %writable);
+  while (defined(my $line = <$file>)) {
+    my ($number, undef, $device, undef, $point, $options, @more) = split ' ', $line;
+    $device = pack 'LL', split /:/, $device;
+    $point =~ s/\\([0-7]{3})/chr oct $1/ge;
+    $now{"$number $point"} = [$device, $point];
+    $there{$device} = 1;
+    $writable{$device} = 1 unless grep { /^ro(?:,|$)/ } $options, $more[-1];
+  }
+  close $file;
+  my %closed = map { $_ => 1 } grep { !$writable{$_} } keys %there;
+  my @changed = ((map { $mounts{$_} } grep { !$now{$_} } keys %mounts), map { $now{$_} } grep { !$mounts{$_} } keys %now);
+  my $others = join(' ', sort keys %closed) ne join ' ', sort keys %read_only;
+  my $first = !%mounts;
+  %mounts = %now;
+  %read_only = %closed;
+  return if $first;
+  for (@changed) {
+    my ($device, $point) = @$_;
+    for my $identity (grep { $_ ne '' } keys %directories) {
+      my $path = readlink(fd_path($directories{$identity}[0])) // '';
+      next unless $path eq $point || index($path, "$point/") == 0 || !$there{$device} && substr($identity, 0, 8) eq $device;
+      unwatch($identity);
+      close_directory($identity);
+    }
+    next unless $point =~ m{^(.*)/([^/]+)\z}s;
+    my $above = sys_statx($AT_FDCWD, $1 eq '' ? '/' : $1) // next;
+    add_news(pack 'C a28 n/a* C', 1, identity_of($above), $2, 2) if $watch_of{identity_of($above)};
+  }
+  add_news(pack 'C', 4) if $others;
+  send_news();
+}
+
 # --- arguments of operations, taken from the front of $$args
 
 sub take { my ($args, $count) = @_; fail($EINVAL) if length $$args < $count; return substr $$args, 0, $count, '' }
@@ -633,6 +709,10 @@ sub write_all {
     my $part = substr $bytes, $done;
     my $wrote = syscall $NR{pwrite64}, 0 + $fd, $part, length $part, 0 + ($offset + $done);
     next if $wrote == -1 && $! == $EINTR;
+    if ($wrote == -1 && $! == $ESPIPE) {    # some of the kernel's own files have no places
+      syscall $NR{lseek}, 0 + $fd, 0 + ($offset + $done), 0;
+      $wrote = syscall $NR{write}, 0 + $fd, $part, length $part;
+    }
     check($wrote);
     fail($EIO) if $wrote == 0;
     $done += $wrote;
@@ -770,7 +850,7 @@ sub set_attributes {
     my $size = number64($args);
     my $type = type_of($statx);
     fail($type == $S_IFDIR ? $EISDIR : $EINVAL) if $type != $S_IFREG;
-    if ($handle && $handle->[1]) { set_size($fd, $size) } else { check(syscall $NR{truncate}, "$path", 0 + $size) }
+    if ($handle && $handle->[1] & 2) { set_size($fd, $size) } else { check(syscall $NR{truncate}, "$path", 0 + $size) }
   }
   if ($mask & 6) {
     my $new_uid = $mask & 2 ? number32($args) : 0xffffffff;
@@ -780,6 +860,7 @@ sub set_attributes {
   if ($mask & 1) {
     my $mode = number32($args);
     fail($EOPNOTSUPP) if type_of($statx) == $S_IFLNK;
+    keep_writable(identity_of($statx)) unless $mode & 0200;
     check(syscall $NR{fchmodat}, $AT_FDCWD, "$path", 0 + $mode);
   }
   if ($mask & 0xf0) {
@@ -799,7 +880,7 @@ sub set_attributes {
 # After new content: the attributes that come with it. When they are refused, the content is there all the same, and \1 says so.
 sub attributes_of_stored {
   my ($fd, $statx, $args) = @_;
-  eval { set_attributes($fd, $statx, [$fd, 1], $args) };
+  eval { set_attributes($fd, $statx, [$fd, 2], $args) };
   fail(ref $@ ? $@->{errno} : $EIO, "\1") if $@;
   return attributes_of_fd($fd);
 }
@@ -825,9 +906,9 @@ sub stage_file {
 # --- children: what can take long
 
 # $work runs in a child and returns bytes or dies; $finish gets them here and returns the operation's result. $always is
-# called at the end, whatever came of it.
+# called at the end, whatever came of it. @uses: the descriptors that it works with.
 sub in_child {
-  my ($work, $finish, $always) = @_;
+  my ($work, $finish, $always, @uses) = @_;
   pipe(my $reader, my $writer) or fail(0 + $!);
   my $parent = $$;
   my $pid = fork;
@@ -836,6 +917,8 @@ sub in_child {
     syscall $NR{prctl}, 1, 9;    # PR_SET_PDEATHSIG, SIGKILL
     leave(1) if getppid() != $parent;
     sys_close($_) for 0 .. 2;
+    my %used = map { $_ => 1 } @uses;
+    sys_close($_->[0]) for grep { $_->[1] & 2 && !$used{$_->[0]} } values %handles;    # what it does not write must not be busy
     my $said = eval { pack('N', 0) . $work->() };
     $said = ref $@ ? pack 'N a*', $@->{errno}, $@->{result} : pack 'N', $EIO if $@;
     my $done = 0;
@@ -1147,7 +1230,7 @@ $OPERATIONS[18] = sub {    # Open: the attributes, the descriptor
   sys_close($fd);
   die $error if $error;
   set_size($opened, 0) if $flags & 4;
-  keep_handle($number, $opened, $flags & 2);
+  keep_handle($number, $opened, $flags & 3);
   return pack('NN', $opened, $flags & 3) . attributes_of_fd($opened);
 };
 
@@ -1177,7 +1260,7 @@ $OPERATIONS[19] = sub {    # Create: exclusively, or what is there as far as it 
   } else {
     $fd = high_fd($fd);
   }
-  keep_handle($number, $fd, $rights & 2);
+  keep_handle($number, $fd, $rights);
   my $attributes = attributes_of_fd($fd);
   $told_name{($descriptor_identity{$directory} // '') . $name} = identity_of($attributes) if $created;
   return pack('NNC', $fd, $rights, $created) . $attributes . (attributes_at($directory, '') // fail($EIO));
@@ -1211,24 +1294,33 @@ $OPERATIONS[20] = sub {    # Read: bytes, the attributes after them
   });
 };
 
-# What Store and Commit do once they know what: by handle, or opened for it. By a child if it takes long. $always: as in_child's.
+# What Store and Commit do once they know what: by handle, or opened for it. By a child if it takes long. $last: the handle's writing ends with it.
+# $stage: the handle of the pieces' source, closed at the end.
 sub store {
-  my ($object, $cut, $size, $pieces, $write, $append_length, $bytes_from, $attributes, $always) = @_;
+  my ($object, $last, $cut, $size, $pieces, $write, $append_length, $bytes_from, $attributes, $stage) = @_;
   my ($fd, $statx, $handle) = @$object;
   my $own = -1;
-  $fd = $own = open_object($fd, $statx, $O_WRONLY) unless $handle && $handle->[1];
+  fail($EPERM) if appends_only($statx) && (@$pieces || $cut >= 0 || $size >= 0);    # its descriptor writes at the end, wherever it is told to
+  $fd = $own = open_object($fd, $statx, $O_WRONLY) unless $handle && $handle->[1] & 2;
   my $work = sub {
     my $end = write_content($fd, $statx, $cut, $size, $pieces, $write, $append_length);
     append_all($fd, $end, $append_length, $bytes_from) if $append_length;
     return '';
   };
-  my $finish = sub { return attributes_of_stored($fd, $statx, \$attributes) };
-  my $close = sub { sys_close($own) if $own != -1; $always->() };
+  my $finish = sub {
+    my $stored = attributes_of_stored($fd, $statx, \$attributes);
+    end_writing($handle) if $last && $handle;
+    return $stored;
+  };
+  my $close = sub {
+    sys_close($own) if $own != -1;
+    close_handle($stage) if defined $stage;
+  };
   my $bytes = $append_length;
   $bytes += $_->[1] for @$pieces;
   my $kept = $size >= 0 && $size < size_of($statx) ? $size : size_of($statx);
   $bytes += $kept - $cut if $cut >= 0 && $cut < $kept;    # for zeros
-  in_child($work, $finish, $close) if $bytes > $INLINE_COPY;
+  in_child($work, $finish, $close, $fd, defined $stage ? $handles{$stage}[0] : ()) if $bytes > $INLINE_COPY;
   my $result = eval { $work->(); $finish->() };
   my $error = $@;
   $close->();
@@ -1236,10 +1328,10 @@ sub store {
   return $result;
 }
 
-$OPERATIONS[21] = sub {    # Store: cut, extents, size, append, attributes
+$OPERATIONS[21] = sub {    # Store: whether it is the last, cut, extents, size, append, attributes
   my ($args) = @_;
   return with_object($args, sub {
-    my ($cut, $size, $count) = (number64($args), number64($args), number32($args));
+    my ($last, $cut, $size, $count) = (number8($args), number64($args), number64($args), number32($args));
     my ($bytes, @pieces) = ('');
     for (1 .. $count) {
       my ($at, $text) = (number64($args), text($args));
@@ -1248,7 +1340,7 @@ $OPERATIONS[21] = sub {    # Store: cut, extents, size, append, attributes
     }
     my $append = text($args);
     my $write = sub { my ($fd, $at, $length, $place) = @_; write_all($fd, substr($bytes, $place, $length), $at) };
-    return store(\@_, $cut, $size, \@pieces, $write, length $append, sub { substr $append, $_[0] }, $$args, sub {});
+    return store(\@_, $last, $cut, $size, \@pieces, $write, length $append, sub { substr $append, $_[0] }, $$args);
   });
 };
 
@@ -1257,7 +1349,7 @@ $OPERATIONS[22] = sub {    # Stage: a nameless file to be filled by the files AP
   my ($number, $path, $identity) = (number64($args), text($args), text($args));
   my $near = eval { directory($path, $identity) } // -1;
   my $fd = high_fd(stage_file($near));
-  keep_handle($number, $fd, 1);
+  keep_handle($number, $fd, 3);
   return pack 'N', $fd;
 };
 
@@ -1267,7 +1359,7 @@ $OPERATIONS[23] = sub {    # Commit: what was staged goes into the file; the sta
   my $staged = $handles{$stage} or fail($EBADF);
   fail($ENODEV) if size_of(sys_statx($staged->[0], '') // fail(0 + $!)) != $expected;    # arrived torn
   return with_object($args, sub {
-    my ($cut, $size, $count) = (number64($args), number64($args), number32($args));
+    my ($last, $cut, $size, $count) = (number8($args), number64($args), number64($args), number32($args));
     my @pieces;    # where, length, place in the stage
     if ($count == 0xffffffff) {    # many: their table is in the stage
       my ($table_at, $rows) = (number64($args), number32($args));
@@ -1283,7 +1375,7 @@ $OPERATIONS[23] = sub {    # Commit: what was staged goes into the file; the sta
       fail($EIO) if copy_range($staged->[0], $place, $fd, $at, $length) != $length;
     };
     my $bytes_from = sub { read_some($staged->[0], $append_place + $_[0], $append - $_[0]) };
-    return store(\@_, $cut, $size, \@pieces, $write, $append, $bytes_from, $$args, sub { close_handle($stage) });
+    return store(\@_, $last, $cut, $size, \@pieces, $write, $append, $bytes_from, $$args, $stage);
   });
 };
 
@@ -1293,7 +1385,7 @@ $OPERATIONS[24] = sub {    # Sync
     my ($fd, $statx, $handle) = @_;
     my $own = -1;
     $fd = $own = open_object($fd, $statx, $O_RDONLY) unless $handle;
-    in_child(sub { check(syscall $NR{fsync}, 0 + $fd); return '' }, sub { return '' }, sub { sys_close($own) if $own != -1 });
+    in_child(sub { check(syscall $NR{fsync}, 0 + $fd); return '' }, sub { return '' }, sub { sys_close($own) if $own != -1 }, $fd);
   });
 };
 
@@ -1320,7 +1412,7 @@ $OPERATIONS[27] = sub {    # Allocate
     my ($fd, $statx, $handle) = @_;
     my ($mode, $offset, $length) = (number32($args), number64($args), number64($args));
     my $own = -1;
-    $fd = $own = open_object($fd, $statx, $O_RDWR) unless $handle && $handle->[1];
+    $fd = $own = open_object($fd, $statx, $O_RDWR) unless $handle && $handle->[1] & 2;
     my $done = syscall $NR{fallocate}, 0 + $fd, 0 + $mode, 0 + $offset, 0 + $length;
     my $error = 0 + $!;
     my $result = $done == -1 ? '' : attributes_of_fd($fd);
@@ -1342,13 +1434,13 @@ $OPERATIONS[28] = sub {    # CopyRange: bytes copied, the target's attributes
       my $close = sub { sys_close($_) for splice @own };
       my $result = eval {
         push @own, $source = open_object($source, $source_statx, $O_RDONLY) unless $source_handle;
-        push @own, $target = open_object($target, $target_statx, $O_WRONLY) unless $target_handle;
+        push @own, $target = open_object($target, $target_statx, $O_WRONLY) unless $target_handle && $target_handle->[1] & 2;
         fail($EINVAL) if overlaps($source, $from_offset, $target, $to_offset, $length);
         my $left = size_of(sys_statx($source, '') // fail(0 + $!)) - $from_offset;
         $length = $left < 0 ? 0 : $left if $left < $length;
         my $copy = sub { return pack 'q>', copy_range($source, $from_offset, $target, $to_offset, $length) };
         my $finish = sub { return $_[0] . attributes_of_fd($target) };
-        in_child($copy, $finish, $close) if $length > $INLINE_COPY;
+        in_child($copy, $finish, $close, $source, $target) if $length > $INLINE_COPY;
         $finish->($copy->());
       };
       my $error = $@;
@@ -1375,6 +1467,8 @@ $OPERATIONS[29] = sub {    # Initialize: where the mount begins, and who we are
   $directories{''} = [$root, 0, identity_of($statx)];
   $descriptor_identity{$root} = identity_of($statx);
   begin_watching();
+  open $mount_table, '<', '/proc/self/mountinfo' or undef $mount_table;    # polled
+  look_at_mounts();
   watch(identity_of($statx), $root);
   my $limits = "\0" x 16;
   if (syscall($NR{prlimit64}, 0, 7, 0, $limits) == 0) {    # RLIMIT_NOFILE: as many as may be
@@ -1391,6 +1485,13 @@ $OPERATIONS[29] = sub {    # Initialize: where the mount begins, and who we are
   my $perl = sprintf '%vd', $^V;
   return pack('NNN', $$, $uid, $gid) . pack('N/(N)', map { 0 + $_ } @groups) .
     pack('N/a* N/a* N/a* N/a*', $name, $home, $root_path, $perl) . attributes_of_fd($root);
+};
+
+$OPERATIONS[30] = sub {    # EndWriting
+  my ($args) = @_;
+  my $handle = $handles{number64($args)};
+  end_writing($handle) if $handle;
+  return '';
 };
 
 # Those that change something: their replies are kept, and they are never done twice.
@@ -1523,7 +1624,7 @@ $SIG{XFSZ} = 'IGNORE';    # EFBIG then
 $heard = seconds();
 my $looked = 0;    # at the events, in seconds with a fraction
 while (1) {
-  my ($readable, $writable) = ('', '');
+  my ($readable, $writable, $remounted) = ('', '', '');
   # A client that takes no replies gets no more of them.
   my $room = length $out < 4 << 20;
   vec($readable, 0, 1) = 1 if $room;
@@ -1531,12 +1632,14 @@ while (1) {
   my $pause = $looked + $EVENT_PAUSE - seconds();
   vec($readable, $inotify, 1) = 1 if $inotify != -1 && $room && $pause <= 0;
   vec($writable, 1, 1) = 1 if length $out;
-  my $ready = select $readable, length $out ? $writable : undef, undef, $pause > 0 && $inotify != -1 ? $pause : $silence < 60 ? $silence : 60;
+  vec($remounted, fileno $mount_table, 1) = 1 if $mount_table && $room;
+  my $ready = select $readable, length $out ? $writable : undef, $remounted, $pause > 0 && $inotify != -1 ? $pause : $silence < 60 ? $silence : 60;
   my $now = seconds();
   exit 0 if $now - $heard > $silence;
   # What is kept open keeps file systems from being unmounted.
   forget_directories(scalar keys %directories) if $ready == 0 && $pause <= 0;
   next if $ready <= 0;
+  look_at_mounts() if $mount_table && vec $remounted, fileno $mount_table, 1;
   child_said($_) for grep { vec $readable, $_, 1 } keys %children;
   if (vec $readable, 0, 1) {
     my $got = sysread STDIN, $in, 65536, length $in;

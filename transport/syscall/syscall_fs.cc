@@ -339,6 +339,12 @@ class SyscallFsImpl final : public RemoteFs {
     return handle;
   }
 
+  std::optional<Error> OpenFailure(Handle handle) const override {
+    std::lock_guard lock(mutex_);
+    auto found = handles_.find(handle);
+    return found == handles_.end() ? std::nullopt : found->second.error;
+  }
+
   Result<Opened> Create(const Name& name, const CreateRequest& request, const OpContext& ctx) override {
     if (options_.read_only) return Errno(EROFS, name.name);
     Node node{JoinPath(name.parent.path, name.name), {}};
@@ -430,6 +436,10 @@ class SyscallFsImpl final : public RemoteFs {
   }
 
   Result<std::unique_ptr<EarlyStore>> BeginStore(Handle handle, const Node& node, const OpContext& ctx) override;
+
+  void EndWriting(Handle handle) override {
+    if (handle != 0) channel_->Post({{Operation::kEndWriting, Arguments().U64(handle).bytes()}}, {});
+  }
 
   Result<int64_t> Seek(Handle handle, const Node& node, int64_t offset, SeekTarget target, const OpContext& ctx) override {
     auto result = Explain(handle, Ask(Operation::kSeek, Arguments().Object(handle, node).I64(offset).U8(target == SeekTarget::kData ? 3 : 4),
@@ -769,7 +779,7 @@ class SyscallFsImpl final : public RemoteFs {
       return bytes;
     };
     Arguments arguments;
-    arguments.Object(handle, node).I64(request.cut_to.value_or(-1)).I64(request.size.value_or(-1)).U32(static_cast<uint32_t>(request.extents.size()));
+    arguments.Object(handle, node).U8(request.last ? 1 : 0).I64(request.cut_to.value_or(-1)).I64(request.size.value_or(-1)).U32(static_cast<uint32_t>(request.extents.size()));
     for (const Extent& extent : request.extents) {
       auto bytes = fetch(extent);
       if (!bytes) return Forward(bytes.error());
@@ -827,7 +837,8 @@ class SyscallFsImpl final : public RemoteFs {
   // Copies what was staged into its place. The stage is gone afterwards.
   Result<Attributes> Commit(Handle stage, Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {
     Arguments arguments;
-    arguments.U64(stage).I64(plan.staged_bytes).Object(handle, node).I64(request.cut_to.value_or(-1)).I64(request.size.value_or(-1));
+    arguments.U64(stage).I64(plan.staged_bytes).Object(handle, node).U8(request.last ? 1 : 0).I64(request.cut_to.value_or(-1));
+    arguments.I64(request.size.value_or(-1));
     if (plan.table_at >= 0) {
       arguments.U32(0xffffffff).I64(plan.table_at).U32(static_cast<uint32_t>(request.extents.size()));
     } else {

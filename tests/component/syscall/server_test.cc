@@ -22,6 +22,7 @@ namespace {
 
 using namespace transport;
 using namespace transport::syscall;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 namespace fs = std::filesystem;
 
@@ -55,7 +56,7 @@ class SyscallServer : public ::testing::Test {
   }
   static Arguments Reading(uint64_t handle, const Node& node) { return std::move(Arguments().Object(handle, node).I64(0).U32(1000)); }
   static Arguments Appending(uint64_t handle, const Node& node, const std::string& bytes) {
-    return std::move(Arguments().Object(handle, node).I64(-1).I64(-1).U32(0).Text(bytes).U32(0));
+    return std::move(Arguments().Object(handle, node).U8(0).I64(-1).I64(-1).U32(0).Text(bytes).U32(0));
   }
   static Arguments Copying(uint64_t from, uint64_t to) {
     return std::move(Arguments().Object(from, {}).I64(0).Object(to, {}).I64(0).I64(64 << 20));
@@ -353,7 +354,7 @@ class SyscallServerStores : public SyscallServer {
   static int Store(ServerProcess& server, const std::string& path, const Stored& store, bool staged, std::string* result = nullptr) {
     Arguments arguments;
     if (!staged) {
-      arguments.Object(0, At(path)).I64(store.cut).I64(store.size).U32(static_cast<uint32_t>(store.pieces.size()));
+      arguments.Object(0, At(path)).U8(0).I64(store.cut).I64(store.size).U32(static_cast<uint32_t>(store.pieces.size()));
       for (const auto& [offset, bytes] : store.pieces) arguments.I64(offset).Text(bytes);
       return server.Ask(Operation::kStore, arguments.Text(store.append).U32(0), result);
     }
@@ -363,7 +364,7 @@ class SyscallServerStores : public SyscallServer {
     for (const auto& [offset, bytes] : store.pieces) all += bytes;
     all += store.append;
     std::ofstream("/proc/" + std::to_string(server.pid()) + "/fd/" + std::to_string(Fields(descriptor).U32())) << all;
-    arguments.U64(7000).I64(static_cast<int64_t>(all.size())).Object(0, At(path)).I64(store.cut).I64(store.size);
+    arguments.U64(7000).I64(static_cast<int64_t>(all.size())).Object(0, At(path)).U8(0).I64(store.cut).I64(store.size);
     arguments.U32(static_cast<uint32_t>(store.pieces.size()));
     int64_t place = 0;
     for (const auto& [offset, bytes] : store.pieces) {
@@ -542,6 +543,45 @@ TEST_F(SyscallServer, OpenFilesAreTakenOverFromAServerThatIsStuck) {
   EXPECT_EQ(next.Ask(Operation::kOpen, Opening(7, kOpenRead, At("gone", id), uint32_t(server().pid()), descriptor + 1)), ENOENT);
 }
 
+TEST_F(SyscallServer, WhatWasWrittenIsNotBusyAfterTheLastStore) {
+  std::string result;
+  auto rights = [&](uint32_t descriptor) {  // as F_GETFL has them, and O_PATH
+    std::ifstream info("/proc/" + std::to_string(server().pid()) + "/fdinfo/" + std::to_string(descriptor));
+    std::string word;
+    while (info >> word && word != "flags:") {
+    }
+    info >> word;
+    return std::stol(word, nullptr, 8) & (O_ACCMODE | O_PATH);
+  };
+  auto append = [](uint64_t handle, uint8_t last, const std::string& bytes) {
+    return std::move(Arguments().Object(handle, {}).U8(last).I64(-1).I64(-1).U32(0).Text(bytes).U32(0));
+  };
+  ASSERT_EQ(server().Ask(Operation::kCreate, Arguments().U64(3).U8(1).Place(In("", "file")).U32(0644).U8(0), &result), 0);
+  const uint32_t both = Fields(result).U32();
+  ASSERT_EQ(server().Ask(Operation::kOpen, Opening(4, kOpenWrite, At("file")), &result), 0);
+  const uint32_t writing = Fields(result).U32();
+  EXPECT_EQ(server().Ask(Operation::kStore, append(3, 0, "1")), 0);
+  EXPECT_EQ(rights(both), O_RDWR);
+  EXPECT_EQ(server().Ask(Operation::kStore, append(3, 1, "2")), 0);
+  EXPECT_EQ(rights(both), O_RDONLY);
+  EXPECT_EQ(rights(writing), O_WRONLY);
+  EXPECT_EQ(server().Ask(Operation::kEndWriting, Arguments().U64(4)), 0);
+  EXPECT_EQ(rights(writing), O_PATH);
+  EXPECT_EQ(server().Ask(Operation::kEndWriting, Arguments().U64(5)), 0);  // closed meanwhile
+  // Neither the name nor the mode is needed for going on.
+  fs::remove(Path("file"));
+  for (const uint64_t handle : {3, 4}) {
+    EXPECT_EQ(server().Ask(Operation::kStore, append(handle, 1, "3")), 0);
+    EXPECT_EQ(server().Ask(Operation::kSync, Arguments().Object(handle, {})), 0);
+    ASSERT_EQ(server().Ask(Operation::kRead, Reading(3, {}), &result), 0);
+  }
+  EXPECT_THAT(result, EndsWith("1233"));
+  EXPECT_EQ(rights(both), O_RDONLY);
+  EXPECT_EQ(server().Ask(Operation::kSetAttributes, Arguments().Object(3, {}).U32(1).U32(0444)), 0);
+  EXPECT_EQ(rights(both), O_RDWR);
+  EXPECT_EQ(rights(writing), O_WRONLY);
+}
+
 TEST_F(SyscallServer, PathsBeyondPathMax) {
   std::string path;
   const std::string name(240, 'n');
@@ -697,6 +737,16 @@ TEST_F(SyscallServer, ErrnosOfNobodySpecial) {
   EXPECT_EQ(server.Ask(Operation::kOpen, Opening(1, kOpenWrite | kOpenTruncate, At("mine"))), EACCES);
   EXPECT_EQ(server.Ask(Operation::kStore, Appending(0, At("mine"), "x")), EACCES);
   EXPECT_EQ(server.Ask(Operation::kSetAttributes, Arguments().Object(At("mine")).U32(1).U32(0666)), EPERM);
+  // The right to write that its mode gives nobody is kept.
+  ASSERT_EQ(chmod(root_.c_str(), 0777), 0);
+  ASSERT_EQ(server.Ask(Operation::kCreate, Arguments().U64(3).U8(1).Place(In("", "read only")).U32(0444).U8(0)), 0);
+  EXPECT_EQ(server.Ask(Operation::kEndWriting, Arguments().U64(3)), 0);
+  EXPECT_EQ(server.Ask(Operation::kStore, Appending(3, {}, "written")), 0);
+  ASSERT_EQ(server.Ask(Operation::kCreate, Arguments().U64(4).U8(1).Place(In("", "made so")).U32(0644).U8(0)), 0);
+  EXPECT_EQ(server.Ask(Operation::kEndWriting, Arguments().U64(4)), 0);
+  EXPECT_EQ(server.Ask(Operation::kSetAttributes, Arguments().Object(4, {}).U32(1).U32(0444)), 0);
+  EXPECT_EQ(server.Ask(Operation::kStore, Appending(4, {}, "written")), 0);
+  EXPECT_EQ(Content("read only") + Content("made so"), "writtenwritten");
   EXPECT_EQ(server.Ask(Operation::kSetAttributes, Arguments().Object(At("mine")).U32(2).U32(65534)), EPERM);
   EXPECT_EQ(server.Ask(Operation::kMakeNode, Arguments().Place(In("", "device")).U32(S_IFCHR | 0600).U32(1).U32(3).U8(0)), EPERM);
   EXPECT_EQ(Content("mine"), "x");

@@ -607,6 +607,37 @@ TEST_F(WritingTest, WhatWasWrittenToAFileThatIsGoneIsPutAside) {
   std::filesystem::remove_all(spool_ + "-unsent");
 }
 
+// What will be refused tomorrow, too, is not shown as if it were there, nor is it lost.
+TEST_F(WritingTest, WhatTheSandboxRefusesIsPutAside) {
+  options_.unsent_directory = spool_ + "-unsent/of-this-mount";
+  remote_->InsideWrite("a", "old content");
+  const FileHandle reader = OpenFor(Find("a"), {true, false, false, false});
+  for (const int refusal : {EROFS, EPERM, EACCES, ETXTBSY, EFBIG}) {
+    SCOPED_TRACE(refusal);
+    const FileHandle handle = OpenWrite("a");
+    const FileHandle other = OpenWrite("a");
+    Write(handle, 0, "new");
+    FailStores(-1, refusal);
+    EXPECT_EQ(Flush(handle), refusal);
+    EXPECT_EQ(fs().Status().dirty_files, 1);  // the other one may be about to write more
+    EXPECT_EQ(Close(other), refusal);
+    EXPECT_EQ(fs().Status().dirty_files, 0);
+    EXPECT_EQ(Flush(handle), refusal);  // of what it wrote
+    faulty_->Clear();
+    EXPECT_EQ(ReadAt(reader, 0, 100), "old content");
+    EXPECT_EQ(Size(Find("a")), 11);
+    Write(handle, 4, "CON");  // without what was refused
+    EXPECT_EQ(Close(handle), 0);
+    EXPECT_EQ(Inside("a"), "old CONtent");
+    remote_->InsideWrite("a", "old content");
+    const std::string list = FileContent(options_.unsent_directory + "/UNSENT.txt");
+    EXPECT_NE(list.find("sandbox: a\n"), std::string::npos) << list;
+    EXPECT_NE(list.find(" 0+3"), std::string::npos) << list;
+    std::filesystem::remove_all(spool_ + "-unsent");
+  }
+  EXPECT_EQ(Close(reader), 0);
+}
+
 // Its stores answer with attributes of something else.
 class LyingStores : public testing::FaultyRemoteFs {
  public:
