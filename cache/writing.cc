@@ -95,13 +95,13 @@ void CachedFsImpl::SendEarly(Node& node) {
     if (!found) return;
     content.early = std::make_shared<EarlySend>(
         // Weak, since the node holds what is made here.
-        [this, weak = std::weak_ptr<Node>(found)](const OpContext& ctx) -> Result<std::unique_ptr<transport::EarlyStore>> {
+        [this, weak = std::weak_ptr<Node>(found), fresh = content.fresh](const OpContext& ctx) -> Result<std::unique_ptr<transport::EarlyStore>> {
           const NodePtr self = weak.lock();
           if (!self) return Errno(ESTALE, "the file is forgotten");
           OpContext within = ctx;
           within.deadline = Clock::now() + options_.operation_timeout;
           return WithHandle(self, true, within, [&](transport::Handle handle, const transport::Node& at) {
-            return remote_.BeginStore(handle, at, within);
+            return remote_.BeginStore(handle, at, fresh, within);
           });
         },
         content.spool, senders_);

@@ -185,8 +185,8 @@ struct Extent {
   friend bool operator==(const Extent&, const Extent&) = default;
 };
 
-// The first bytes of a large Store, brought while the rest is still being written. One thread at a time. Its end gives them up:
-// the file has nothing of them before the Store.
+// The first bytes of a large Store, brought while the rest is still being written. One thread at a time. Its end gives them up: a file that is
+// `fresh` may have some of them, another one has nothing of them before the Store.
 class EarlyStore {
  public:
   virtual ~EarlyStore() = default;
@@ -297,8 +297,8 @@ class RemoteFs {
   // `fresh`, it may be torn. ENOSPC, EDQUOT, EACCES, ESTALE, EIO. Where the content is in place and only `attributes` were refused,
   // the error says content_stored; where a part of the append is there all the same, it says how much (appended).
   virtual Result<Attributes> Store(Handle handle, const Node& node, const StoreRequest& request, const OpContext& ctx) = 0;
-  // For a Store that will bring all of the file's content. Null where it has to wait for the whole.
-  virtual Result<std::unique_ptr<EarlyStore>> BeginStore(Handle /*handle*/, const Node& /*node*/, const OpContext& /*ctx*/) {
+  // For a Store that will bring all of the file's content. `fresh`: as StoreRequest's. Null where it has to wait for the whole.
+  virtual Result<std::unique_ptr<EarlyStore>> BeginStore(Handle /*handle*/, const Node& /*node*/, bool /*fresh*/, const OpContext& /*ctx*/) {
     return std::unique_ptr<EarlyStore>();
   }
   // No more is expected to be written by this handle, which stays open: the file is no longer busy there for who wants to run it (ETXTBSY).

@@ -22,7 +22,7 @@ deny() { judge "$3" "$(grep -HnE "^[[:space:]]*#[[:space:]]*include[[:space:]]*[
 allow 'transport/base/*.h transport/base/*.cc' 'transport/base/' 'base is below everything'
 allow 'transport/http/*.h transport/http/*.cc' 'transport/(base|http)/' 'http knows nothing of envd'
 allow 'transport/envd/*.h transport/envd/*.cc' 'transport/(base|http|envd)/|transport/(remote_fs|retry|sandbox_endpoint)\.h"' 'envd is below the tiers'
-allow 'transport/syscall/*.h transport/syscall/*.cc' 'transport/(base|http|envd|syscall)/|transport/(remote_fs|service_names|service_stream|stage_upload)\.h"' \
+allow 'transport/syscall/*.h transport/syscall/*.cc' 'transport/(base|http|envd|syscall)/|transport/(remote_fs|retry|service_names|service_stream|stage_upload)\.h"' \
   'the syscall tier has little of the other one'
 allow 'transport/*.h transport/*.cc' 'transport/(base|http|envd)/|transport/[a-z_]+\.h"' 'transport does not look up, and the service tier not at the other one'
 allow 'cache/*.h cache/*.cc' 'cache/|transport/base/|transport/remote_fs\.h"' 'cache sees transport through remote_fs.h only'

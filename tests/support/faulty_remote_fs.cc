@@ -337,8 +337,8 @@ Result<transport::Attributes> FaultyRemoteFs::Store(Handle handle, const Node& n
   return Run("Store", node.path, ctx, [&] { return inner_.Store(handle, node, for_inner, ctx); });
 }
 
-Result<std::unique_ptr<transport::EarlyStore>> FaultyRemoteFs::BeginStore(Handle handle, const Node& node, const OpContext& ctx) {
-  auto begun = Run("BeginStore", node.path, ctx, [&] { return inner_.BeginStore(handle, node, ctx); });
+Result<std::unique_ptr<transport::EarlyStore>> FaultyRemoteFs::BeginStore(Handle handle, const Node& node, bool fresh, const OpContext& ctx) {
+  auto begun = Run("BeginStore", node.path, ctx, [&] { return inner_.BeginStore(handle, node, fresh, ctx); });
   if (!begun || !*begun) return begun;
   return std::unique_ptr<transport::EarlyStore>(std::make_unique<Early>(*this, node.path, std::move(*begun)));
 }

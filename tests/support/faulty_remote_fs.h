@@ -90,7 +90,7 @@ class FaultyRemoteFs : public transport::RemoteFs {
   Result<transport::Attributes> Store(transport::Handle handle, const transport::Node& node, const transport::StoreRequest& request,
                                       const OpContext& ctx) override;
   // "EarlyWrite" is its Write.
-  Result<std::unique_ptr<transport::EarlyStore>> BeginStore(transport::Handle handle, const transport::Node& node, const OpContext& ctx) override;
+  Result<std::unique_ptr<transport::EarlyStore>> BeginStore(transport::Handle handle, const transport::Node& node, bool fresh, const OpContext& ctx) override;
   Result<int64_t> Seek(transport::Handle handle, const transport::Node& node, int64_t offset, transport::SeekTarget target,
                        const OpContext& ctx) override;
   Result<transport::Attributes> Allocate(transport::Handle handle, const transport::Node& node, uint32_t mode,

@@ -975,7 +975,7 @@ class MemoryRemoteFs::Early final : public transport::EarlyStore {
   std::string bytes_;
 };
 
-Result<std::unique_ptr<transport::EarlyStore>> MemoryRemoteFs::BeginStore(Handle handle, const Node& node, const OpContext&) {
+Result<std::unique_ptr<transport::EarlyStore>> MemoryRemoteFs::BeginStore(Handle handle, const Node& node, bool, const OpContext&) {
   E2BFS_MEMORY_ENTER("BeginStore");
   if (!tree.options.early_stores) return std::unique_ptr<transport::EarlyStore>();
   auto entry = tree.Target(handle, node);

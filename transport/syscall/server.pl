@@ -45,6 +45,7 @@ my ($EPERM, $ENOENT, $EINTR, $EIO, $EBADF, $EAGAIN, $EACCES, $EEXIST, $EXDEV, $E
 my ($ENXIO, $EFBIG, $ESPIPE, $ENAMETOOLONG, $ENOSYS, $ELOOP, $EOPNOTSUPP, $ESTALE, $EDQUOT) = (6, 27, 29, 36, 38, 40, 95, 116, 122);
 my ($S_IFMT, $S_IFREG, $S_IFDIR, $S_IFLNK) = (0170000, 0100000, 0040000, 0120000);
 my ($FALLOC_KEEP_SIZE, $FALLOC_PUNCH_HOLE) = (1, 2);
+my $F_SETLEASE = 1024;
 
 # --- limits; frame.h has the same
 
@@ -440,8 +441,10 @@ sub change_rights {
 # time after close(2). Kept where the right could not be had again.
 sub end_writing {
   my ($handle) = @_;
-  change_rights($handle, $handle->[1] & 1) if $handle->[1] & 2 && syscall($NR{faccessat}, $AT_FDCWD, my $path = fd_path($handle->[0]), 2) != -1;
+  change_rights($handle, $handle->[1] & 1) if $handle->[1] & 2 && may_write($handle->[0]);
 }
+
+sub may_write { return syscall($NR{faccessat}, $AT_FDCWD, my $path = fd_path($_[0]), 2) != -1 }
 
 # Who had it open for writing may write whatever its mode becomes.
 sub keep_writable {
@@ -1353,6 +1356,44 @@ $OPERATIONS[22] = sub {    # Stage: a nameless file to be filled by the files AP
   return pack 'N', $fd;
 };
 
+# StageInto: the file itself, to be filled by the files API, since it has nothing to lose, but what an earlier try left ($again). EOPNOTSUPP: where envd,
+# which gives the file to the user, would change more than its content, or where Unwritten could not be told.
+$OPERATIONS[31] = sub {
+  my ($args) = @_;
+  my ($number, $again) = (number64($args), number8($args));
+  return with_object($args, sub {
+    my ($fd, $statx) = @_;
+    my ($owner, $group, $mode) = unpack 'x20 L L S', $statx;
+    my $may = $owner == $uid && $group == $gid && !($mode & 06000) && ($again || size_of($statx) == 0) && may_write($fd);
+    fail($EOPNOTSUPP) unless $may;
+    my $own = open_object($fd, $statx, $O_RDWR);
+    if (syscall($NR{fcntl}, 0 + $own, $F_SETLEASE, 0) != -1 || $! != $EAGAIN) {    # a file open for writing gives no read lease
+      sys_close($own);
+      fail($EOPNOTSUPP);
+    }
+    keep_handle($number, $own, 3);
+    return pack 'N', $own;
+  });
+};
+
+$OPERATIONS[32] = sub {    # Unwritten: 1 if nobody has it open for writing but by our handles, else 0
+  my ($args) = @_;
+  return with_object($args, sub {
+    my ($fd, $statx) = @_;
+    return "\0" unless may_write($fd);
+    my $reading = open_object($fd, $statx, $O_RDONLY);
+    my $identity = identity_of($statx);
+    my @ours = grep { $_->[1] & 2 && identity_of(sys_statx($_->[0], '') // '') eq $identity } values %handles;
+    my @rights = map { $_->[1] } @ours;
+    change_rights($_, $_->[1] & 1) for @ours;
+    my $alone = syscall($NR{fcntl}, 0 + $reading, $F_SETLEASE, 0) != -1;    # given if nobody has
+    syscall $NR{fcntl}, 0 + $reading, $F_SETLEASE, 2;
+    sys_close($reading);
+    change_rights($ours[$_], $rights[$_]) for 0 .. $#ours;
+    return chr $alone;
+  });
+};
+
 $OPERATIONS[23] = sub {    # Commit: what was staged goes into the file; the stage is gone afterwards
   my ($args) = @_;
   my ($stage, $expected) = (number64($args), number64($args));
@@ -1370,6 +1411,8 @@ $OPERATIONS[23] = sub {    # Commit: what was staged goes into the file; the sta
       @pieces = map { [number64($args), number64($args), number64($args)] } 1 .. $count;
     }
     my ($append, $append_place) = (number64($args), number64($args));
+    my (undef, $statx) = @_;
+    ($cut, @pieces) = (-1) if identity_of($statx) eq identity_of(sys_statx($staged->[0], ''));    # it is all there
     my $write = sub {
       my ($fd, $at, $length, $place) = @_;
       fail($EIO) if copy_range($staged->[0], $place, $fd, $at, $length) != $length;
@@ -1496,7 +1539,7 @@ $OPERATIONS[30] = sub {    # EndWriting
 
 # Those that change something: their replies are kept, and they are never done twice.
 # An open is one: done again, it would truncate again, and the client would know a descriptor that is closed.
-my %CHANGES = map { $_ => 1 } (6 .. 13, 16 .. 19, 21 .. 23, 27, 28);
+my %CHANGES = map { $_ => 1 } (6 .. 13, 16 .. 19, 21 .. 23, 27, 28, 31);
 
 # --- frames
 
@@ -1616,6 +1659,7 @@ binmode STDOUT;
 $SIG{PIPE} = 'IGNORE';
 $SIG{HUP} = 'IGNORE';
 $SIG{XFSZ} = 'IGNORE';    # EFBIG then
+$SIG{IO} = 'IGNORE';      # somebody opens what we have a lease of, for a moment
 {
   # Standard output must not block the loop; standard input is only read when something is there.
   my $flags = syscall $NR{fcntl}, 1, 3, 0;

@@ -6,10 +6,12 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <set>
 #include <utility>
 
 #include "transport/base/log.h"
 #include "transport/http/rate_limit.h"
+#include "transport/retry.h"
 #include "transport/service_names.h"
 #include "transport/service_stream.h"
 #include "transport/syscall/staging.h"
@@ -28,11 +30,13 @@ namespace {
 // Content up to this goes within the request; more is staged.
 constexpr int64_t kInlineStoreBytes = 24 << 10;
 constexpr size_t kMaxInlineExtents = 256;
+constexpr int64_t kCopiedBytes = 1 << 20;  // of a new file: more is not staged, but sent into it (the server copies more by a child)
 constexpr int kStoreTries = 3;
 constexpr size_t kMaxEntries = 500'000;
 // A queue of events overflows after thousands of them: whoever tells it more often wants us to be busy.
 constexpr int64_t kLossesPerMinute = 300;
 constexpr std::chrono::milliseconds kOpenTime{60'000};
+constexpr std::chrono::milliseconds kUnwrittenTime{20'000};
 
 tl::unexpected<Error> Nonsense(const char* what) {
   return Failure(ErrorKind::kProtocol, EIO, std::string("the syscall server's answer makes no sense: ") + what);
@@ -435,7 +439,7 @@ class SyscallFsImpl final : public RemoteFs {
     }
   }
 
-  Result<std::unique_ptr<EarlyStore>> BeginStore(Handle handle, const Node& node, const OpContext& ctx) override;
+  Result<std::unique_ptr<EarlyStore>> BeginStore(Handle handle, const Node& node, bool fresh, const OpContext& ctx) override;
 
   void EndWriting(Handle handle) override {
     if (handle != 0) channel_->Post({{Operation::kEndWriting, Arguments().U64(handle).bytes()}}, {});
@@ -771,6 +775,7 @@ class SyscallFsImpl final : public RemoteFs {
   }
 
   Result<Attributes> StoreInline(Handle handle, const Node& node, const StoreRequest& request, const OpContext& ctx) {
+    if (auto alone = AwaitUnwritten(handle, node, ctx); !alone) return Forward(alone.error());
     auto fetch = [&](const Extent& extent) -> Result<std::string> {
       std::string bytes(static_cast<size_t>(extent.length), '\0');
       if (extent.length == 0) return bytes;
@@ -798,16 +803,28 @@ class SyscallFsImpl final : public RemoteFs {
     if (DropRecord(handle)) channel_->Post({{Operation::kClose, Arguments().U64(handle).bytes()}}, {});
   }
 
-  // A nameless file beside the node, or one with a name that is swept later: its handle and the path by which the files API gets at it.
+  // What the files API fills: its handle, and the path by which it gets at it.
   struct Stage {
     Handle handle = 0;
     std::string path;
+    bool into = false;  // it is the file itself
   };
+  // A nameless file beside the node, or one with a name that is swept later.
   Result<Stage> NewStage(const Node& node, const OpContext& ctx) {
+    return AskStage(Operation::kStage, Arguments().Text(ParentPath(node.path)).Text({}), ctx);
+  }
+  // The file itself, which is fresh. `again`: what is in it is of an earlier try. Another errno than of the nameless one: it cannot be.
+  Result<Stage> StageInto(Handle handle, const Node& node, bool again, const OpContext& ctx) {
+    auto stage = AskStage(Operation::kStageInto, Arguments().U8(again ? 1 : 0).Object(handle, node), ctx);
+    if (stage) stage->into = true;
+    if (!stage && stage.error().kind == ErrorKind::kErrno) return NewStage(node, ctx);
+    return stage;
+  }
+  Result<Stage> AskStage(Operation operation, const Arguments& arguments, const OpContext& ctx) {
     Stage stage;
     stage.handle = NewHandle({}, syscall::kOpenRead | syscall::kOpenWrite);
     uint32_t pid = 0;
-    auto result = Ask(Operation::kStage, Arguments().U64(stage.handle).Text(ParentPath(node.path)).Text({}).bytes(), Effect::kChange, ctx, &pid);
+    auto result = Ask(operation, Arguments().U64(stage.handle).Raw(arguments.bytes()).bytes(), Effect::kChange, ctx, &pid);
     if (!result) {
       Discard(stage.handle);
       return Forward(result.error());
@@ -817,6 +834,32 @@ class SyscallFsImpl final : public RemoteFs {
     return stage;
   }
 
+  // An upload into the file itself was given up: envd may not know yet, and what it still has of it would be written over what comes now.
+  void MarkWritten(const Node& node) {
+    std::lock_guard lock(mutex_);
+    written_by_others_.insert(node.id.value);
+  }
+  // Whether there was anything to wait for.
+  Result<bool> AwaitUnwritten(Handle handle, const Node& node, const OpContext& ctx) {
+    {
+      std::lock_guard lock(mutex_);
+      if (!written_by_others_.contains(node.id.value)) return false;
+    }
+    const TimePoint until = std::min(ctx.deadline, Clock::now() + kUnwrittenTime);
+    for (std::chrono::milliseconds pause{5};; pause = std::min(2 * pause, std::chrono::milliseconds(500))) {
+      auto unwritten = Explain(handle, Ask(Operation::kUnwritten, Arguments().Object(handle, node), Effect::kNone, ctx));
+      if (!unwritten) return Forward(unwritten.error());
+      if (*unwritten == std::string(1, '\1')) break;
+      if (Clock::now() + pause >= until) {
+        return Failure(ErrorKind::kUnavailable, EIO, node.path + " is open for writing in the sandbox, perhaps by an upload that broke off");
+      }
+      if (auto slept = SleepUntil(Clock::now() + pause, ctx); !slept) return Forward(slept.error());
+    }
+    std::lock_guard lock(mutex_);
+    written_by_others_.erase(node.id.value);
+    return true;
+  }
+
   // The descriptor's process is gone, and there will be another.
   static Error UploadError(Error error) {
     if (error.kind == ErrorKind::kErrno && error.errno_value == ENOENT) return {EIO, ErrorKind::kBroken, "the syscall server was lost", 0, ""};
@@ -824,20 +867,29 @@ class SyscallFsImpl final : public RemoteFs {
   }
 
   Result<Attributes> StoreStaged(Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {
-    auto stage = NewStage(node, ctx);
+    auto again = AwaitUnwritten(handle, node, ctx);
+    if (!again) return Forward(again.error());
+    const bool into = request.fresh && plan.bytes > kCopiedBytes && IsWhole(request, plan) && node.id.known();
+    auto stage = into ? StageInto(handle, node, *again, ctx) : NewStage(node, ctx);
     if (!stage) return Forward(stage.error());
     auto uploaded = syscall::UploadStage(*client_, stage->path, plan, request, ctx);
     if (!uploaded) {
+      if (stage->into) MarkWritten(node);
       Discard(stage->handle);
       return Forward(UploadError(uploaded.error()));
     }
-    return Commit(stage->handle, handle, node, request, plan, ctx);
+    return Commit(*stage, handle, node, request, plan, ctx);
   }
 
-  // Copies what was staged into its place. The stage is gone afterwards.
-  Result<Attributes> Commit(Handle stage, Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {
+  // The file's content as it will be, from its first byte on.
+  static bool IsWhole(const StoreRequest& request, const syscall::StagePlan& plan) {
+    return request.extents.size() == 1 && request.extents[0].offset == 0 && !request.append && plan.table_at < 0;
+  }
+
+  // Copies what was staged into its place, unless it is there. The stage is gone afterwards.
+  Result<Attributes> Commit(const Stage& stage, Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {
     Arguments arguments;
-    arguments.U64(stage).I64(plan.staged_bytes).Object(handle, node).U8(request.last ? 1 : 0).I64(request.cut_to.value_or(-1));
+    arguments.U64(stage.handle).I64(plan.staged_bytes).Object(handle, node).U8(request.last ? 1 : 0).I64(request.cut_to.value_or(-1));
     arguments.I64(request.size.value_or(-1));
     if (plan.table_at >= 0) {
       arguments.U32(0xffffffff).I64(plan.table_at).U32(static_cast<uint32_t>(request.extents.size()));
@@ -851,10 +903,11 @@ class SyscallFsImpl final : public RemoteFs {
     arguments.Change(attributes);
     auto stored = Explain(handle, AskAttributes(Operation::kCommit, arguments, Effect::kChange, ctx.Renewed()));
     if (stored) {
-      DropRecord(stage);
+      DropRecord(stage.handle);
       return stored;
     }
-    Discard(stage);
+    if (stage.into) MarkWritten(node);
+    Discard(stage.handle);
     Error error = stored.error();
     if (error.kind == ErrorKind::kErrno && error.errno_value == ENODEV) return Failure(ErrorKind::kBroken, EIO, "an upload that arrived torn");
     if (error.kind != ErrorKind::kErrno && request.append) error.rpc_code = kCommitted;
@@ -875,6 +928,7 @@ class SyscallFsImpl final : public RemoteFs {
   mutable std::mutex mutex_;  // innermost
   std::condition_variable_any confirmed_;
   std::map<Handle, OpenHandle> handles_;
+  std::set<std::string> written_by_others_;  // identities: see MarkWritten
   Handle next_handle_ = 1;
   uint32_t server_pid_ = 0;  // of the server that knows of all handles, or will
 
@@ -885,18 +939,20 @@ class SyscallFsImpl final : public RemoteFs {
   std::unique_ptr<syscall::Channel> channel_;  // last: its thread uses the others
 };
 
-// An upload into a stage whose length is told at its end. Never into the file itself, not even into a new one: what is still on its way of an upload that
-// was given up may arrive long after the store that was made in its place.
+// An upload whose length is told at its end, into a stage or, `into` it, a fresh file itself: that has a descriptor of its own then, so that a request
+// which comes late finds none, and what a request that is under way still writes is waited for (AwaitUnwritten).
 class SyscallFsImpl::Early final : public EarlyStore {
  public:
-  Early(SyscallFsImpl& fs, Handle stage, std::unique_ptr<envd::Upload> upload) : fs_(fs), stage_(stage), upload_(std::move(upload)) {}
+  Early(SyscallFsImpl& fs, Node node, Stage stage, std::unique_ptr<envd::Upload> upload)
+      : fs_(fs), node_(std::move(node)), stage_(std::move(stage)), upload_(std::move(upload)) {}
   ~Early() override { GiveUp(); }
 
   void GiveUp() {
-    const Handle stage = TakeStage();
-    if (stage == 0) return;
+    const Stage stage = TakeStage();
+    if (stage.handle == 0) return;
+    if (stage.into) fs_.MarkWritten(node_);
     upload_->Cancel();
-    fs_.Discard(stage);
+    fs_.Discard(stage.handle);
   }
 
   Result<void> Write(std::string_view bytes, const OpContext& ctx) override {
@@ -911,28 +967,34 @@ class SyscallFsImpl::Early final : public EarlyStore {
     return {};
   }
   // The upload is complete: whoever asks disposes of the stage.
-  Handle TakeStage() { return std::exchange(stage_, 0); }
+  Stage TakeStage() { return std::exchange(stage_, {}); }
   int64_t sent_bytes() const { return sent_; }
 
  private:
   SyscallFsImpl& fs_;
-  Handle stage_;
+  const Node node_;
+  Stage stage_;
   const std::unique_ptr<envd::Upload> upload_;
   int64_t sent_ = 0;
 };
 
-Result<std::unique_ptr<EarlyStore>> SyscallFsImpl::BeginStore(Handle, const Node& node, const OpContext& ctx) {
+Result<std::unique_ptr<EarlyStore>> SyscallFsImpl::BeginStore(Handle handle, const Node& node, bool fresh, const OpContext& ctx) {
   if (options_.read_only || !client_->capabilities().octet_stream_upload) return std::unique_ptr<EarlyStore>();
-  auto stage = NewStage(node, ctx);
+  {
+    std::lock_guard lock(mutex_);
+    fresh = fresh && node.id.known() && !written_by_others_.contains(node.id.value);
+  }
+  auto stage = fresh ? StageInto(handle, node, false, ctx) : NewStage(node, ctx);
   if (!stage) return Forward(stage.error());
   envd::UploadRequest request;
   request.path = stage->path;
   auto upload = client_->OpenUpload(request, ctx);
   if (!upload) {
+    if (stage->into) MarkWritten(node);
     Discard(stage->handle);
     return Forward(upload.error());
   }
-  return std::unique_ptr<EarlyStore>(std::make_unique<Early>(*this, stage->handle, std::move(*upload)));
+  return std::unique_ptr<EarlyStore>(std::make_unique<Early>(*this, node, std::move(*stage), std::move(*upload)));
 }
 
 Result<Attributes> SyscallFsImpl::FinishEarly(Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan,
@@ -946,9 +1008,7 @@ Result<Attributes> SyscallFsImpl::FinishEarly(Handle handle, const Node& node, c
 Result<Attributes> SyscallFsImpl::SendRest(Early& early, Handle handle, const Node& node, const StoreRequest& request,
                                            const syscall::StagePlan& plan, const OpContext& context) {
   OpContext ctx = context;
-  const bool whole = request.extents.size() == 1 && request.extents[0].offset == 0 && !request.append && plan.table_at < 0 &&
-                     early.sent_bytes() <= request.extents[0].length;
-  if (!whole) return Failure(ErrorKind::kUnavailable, EAGAIN, "it does not fit what is to be stored");
+  if (!IsWhole(request, plan) || early.sent_bytes() > request.extents[0].length) return Failure(ErrorKind::kUnavailable, EAGAIN, "it does not fit what is to be stored");
   const int64_t length = request.extents[0].length;
   std::string piece;
   while (early.sent_bytes() < length) {

@@ -582,6 +582,54 @@ TEST_F(SyscallServer, WhatWasWrittenIsNotBusyAfterTheLastStore) {
   EXPECT_EQ(rights(writing), O_WRONLY);
 }
 
+TEST_F(SyscallServer, ANewFileIsItsOwnStage) {
+  std::string result;
+  auto fill = [&](const std::string& descriptor, const std::string& content) {
+    std::ofstream("/proc/" + std::to_string(server().pid()) + "/fd/" + std::to_string(Fields(descriptor).U32())) << content;
+  };
+  auto into = [](uint64_t stage, uint8_t again, uint64_t handle, const Node& node) {
+    return std::move(Arguments().U64(stage).U8(again).Object(handle, node));
+  };
+  auto commit = [](uint64_t stage, int64_t length) {
+    return std::move(Arguments().U64(stage).I64(length).Object(3, {}).U8(0).I64(0).I64(length).U32(1).I64(0).I64(length).I64(0).I64(0).I64(length).U32(0));
+  };
+  ASSERT_EQ(server().Ask(Operation::kCreate, Arguments().U64(3).U8(1).Place(In("", "file")).U32(0644).U8(0), &result), 0);
+  const FileId made = IdOf("file");
+  ASSERT_EQ(server().Ask(Operation::kStageInto, into(10, 0, 3, {}), &result), 0);
+  fill(result, "content");
+  EXPECT_EQ(server().Ask(Operation::kCommit, commit(10, 8)), ENODEV);  // torn
+  EXPECT_EQ(server().Ask(Operation::kCommit, commit(10, 7)), 0);
+  EXPECT_EQ(Content("file"), "content");
+  EXPECT_EQ(IdOf("file"), made);
+  EXPECT_EQ(server().Ask(Operation::kCommit, commit(10, 7)), EBADF);  // it is gone with it
+
+  // Of a try that broke off.
+  EXPECT_EQ(server().Ask(Operation::kStageInto, into(11, 0, 3, {})), EOPNOTSUPP);
+  EXPECT_EQ(server().Ask(Operation::kUnwritten, Arguments().Object(3, {}), &result), 0);
+  EXPECT_EQ(result, std::string(1, '\1'));
+  {
+    std::ofstream late(Path("file"), std::ios::app);
+    EXPECT_EQ(server().Ask(Operation::kUnwritten, Arguments().Object(3, {}), &result), 0);
+    EXPECT_EQ(result, std::string(1, '\0'));
+  }
+  EXPECT_EQ(server().Ask(Operation::kUnwritten, Arguments().Object(3, {}), &result), 0);
+  EXPECT_EQ(result, std::string(1, '\1'));
+  EXPECT_EQ(server().Ask(Operation::kStageInto, into(11, 1, 3, {}), &result), 0);
+  fill(result, "again");
+  EXPECT_EQ(server().Ask(Operation::kCommit, commit(11, 5)), 0);
+  EXPECT_EQ(Content("file"), "again");
+
+  // envd would take away what they are.
+  Write("set-uid", "");
+  ASSERT_EQ(chmod(Path("set-uid").c_str(), 04755), 0);
+  EXPECT_EQ(server().Ask(Operation::kStageInto, into(12, 0, 0, At("set-uid"))), EOPNOTSUPP);
+  if (getuid() == 0) {
+    Write("another's", "");
+    ASSERT_EQ(chown(Path("another's").c_str(), 4711, 4712), 0);
+    EXPECT_EQ(server().Ask(Operation::kStageInto, into(12, 0, 0, At("another's"))), EOPNOTSUPP);
+  }
+}
+
 TEST_F(SyscallServer, PathsBeyondPathMax) {
   std::string path;
   const std::string name(240, 'n');

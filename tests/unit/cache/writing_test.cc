@@ -1070,8 +1070,8 @@ class EndingLate : public testing::FaultyRemoteFs {
     EndingLate& fs_;
     std::unique_ptr<transport::EarlyStore> inner_;
   };
-  Result<std::unique_ptr<transport::EarlyStore>> BeginStore(transport::Handle handle, const transport::Node& node, const OpContext& ctx) override {
-    auto begun = FaultyRemoteFs::BeginStore(handle, node, ctx);
+  Result<std::unique_ptr<transport::EarlyStore>> BeginStore(transport::Handle handle, const transport::Node& node, bool fresh, const OpContext& ctx) override {
+    auto begun = FaultyRemoteFs::BeginStore(handle, node, fresh, ctx);
     if (!begun) return begun;
     return std::unique_ptr<transport::EarlyStore>(std::make_unique<Late>(*this, std::move(*begun)));
   }
