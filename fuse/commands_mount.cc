@@ -452,7 +452,7 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   auto way = FindSandbox(request, **http, connect_context);
   if (!way) return tl::unexpected(way.error());
   auto client = std::make_shared<envd::Client>(**http, way->endpoint, envd::Capabilities::ForVersion(way->envd_version),
-                                               envd::ClientOptions{.user = request.options.user});
+                                               envd::ClientOptions{.user = request.options.user, .compress = request.options.compress == "auto"});
   std::string tier_reason;
   auto remote = OpenRemote(request, client, connect_context, &tier_reason);
   if (!remote) return tl::unexpected(remote.error());

@@ -101,6 +101,8 @@ const std::vector<OptionRow>& Table() {
        "How operations are done in the sandbox. syscall: by a process there that makes the system calls, which is exact; needs perl there, and a "
        "recent envd. service: by envd's own services, which every sandbox has. auto: the first where it starts, else the second; "
        "e2bfs status says which, and why."},
+      {kConnections, "compress", Form::kChoice, "auto|off", &M::compress, 0, 0, nullptr,
+       "auto: content is compressed on its way to the sandbox where a sample of it shrinks, and the network is slower than gzip; off: never."},
       {kConnections, "protocol", Form::kChoice, "auto|http1", &M::protocol, 0, 0, nullptr,
        "auto: HTTP/2 where the other side offers it; http1: never."},
       {kConnections, "max_connections", Form::kNumber, "N", &M::max_connections, 1, kMaxNumber,

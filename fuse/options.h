@@ -41,6 +41,7 @@ struct OptionValues {
 
   // how the sandbox is asked
   std::string tier = "auto";     // or "service", "syscall"
+  std::string compress = "auto"; // or "off"
 
   // connections
   std::string protocol = "auto";

@@ -1,19 +1,13 @@
 #include "transport/stage_upload.h"
 
 #include <algorithm>
+#include <memory>
 
 namespace e2bfs::transport {
 namespace {
 
 constexpr int64_t kAtOnceBytes = 1 << 20;  // uploaded whole, from memory
 constexpr size_t kChunkBytes = 256 << 10;
-constexpr size_t kSampleBytes = 4096;
-
-bool CompressionPays(const std::string& bytes) {
-  if (bytes.size() < kSampleBytes) return false;
-  const std::string_view sample(bytes.data() + (bytes.size() - kSampleBytes) / 2, kSampleBytes);
-  return http::GzipCompress(sample).size() < kSampleBytes * 7 / 10;
-}
 
 }  // namespace
 
@@ -29,28 +23,41 @@ Result<void> UploadRanges(envd::Client& client, const std::string& path, const s
       filled += static_cast<size_t>(range.length);
     }
     bytes += tail;
-    auto written = client.WriteFile(path, bytes, CompressionPays(bytes), ctx);
+    auto written = client.WriteFile(path, bytes, ctx);
     if (!written) return Forward(written.error());
     return {};
   }
   envd::UploadRequest request;
   request.path = path;
   request.length = total;
-  auto upload = client.OpenUpload(request, ctx);
-  if (!upload) return Forward(upload.error());
+  std::unique_ptr<envd::Upload> upload;
   std::string chunk;
+  // Opened with the first bytes in hand, or there are none but the tail.
+  auto open = [&]() -> Result<void> {
+    request.beginning = chunk;
+    auto opened = client.OpenUpload(request, ctx);
+    if (!opened) return Forward(opened.error());
+    upload = std::move(*opened);
+    return {};
+  };
   for (const Extent& range : ranges) {
     for (int64_t done = 0; done < range.length; done += static_cast<int64_t>(chunk.size())) {
       chunk.resize(static_cast<size_t>(std::min<int64_t>(range.length - done, kChunkBytes)));
       if (auto read = source.ReadAt(range.offset + done, chunk.data(), chunk.size()); !read) return read;
-      if (auto wrote = (*upload)->Write(chunk, ctx); !wrote) return wrote;
+      if (!upload) {
+        if (auto opened = open(); !opened) return opened;
+      }
+      if (auto wrote = upload->Write(chunk, ctx); !wrote) return wrote;
       ctx = ctx.Renewed();
     }
   }
-  if (!tail.empty()) {
-    if (auto wrote = (*upload)->Write(tail, ctx); !wrote) return wrote;
+  if (!upload) {
+    if (auto opened = open(); !opened) return opened;
   }
-  auto finished = (*upload)->Finish(ctx);
+  if (!tail.empty()) {
+    if (auto wrote = upload->Write(tail, ctx); !wrote) return wrote;
+  }
+  auto finished = upload->Finish(ctx);
   if (!finished) return Forward(finished.error());
   return {};
 }

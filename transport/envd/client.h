@@ -135,6 +135,8 @@ struct UploadRequest {
   std::string path;                  // absolute, any bytes (before 0.5.7: as a multipart part; same bytes)
   std::optional<int64_t> length;     // declared and enforced; unset: chunked
   std::map<std::string, std::string> metadata;  // existing metadata is cleared if empty! needs `metadata`
+  // Some of the content's first bytes, from which to tell whether to compress it; empty: it is not. Not used after OpenUpload.
+  std::string_view beginning;
 };
 
 // A file being replaced in place: truncated when the request arrives, so a torn upload leaves a torn file (trap 3). Never repeated once
@@ -153,6 +155,7 @@ struct ClientOptions {
   std::string user;                  // empty: the template's default (or "user" before 0.4.0)
   std::chrono::milliseconds health_timeout{5'000};
   int keepalive_seconds = 50;        // asked of envd for streams
+  bool compress = true;              // uploads, where that pays and envd takes it
 };
 
 class Client {
@@ -211,8 +214,8 @@ class Client {
   // All of a range in memory; EFBIG/kProtocol if it is more than `max_bytes`.
   Result<std::string> ReadFile(const DownloadRequest& request, size_t max_bytes, const OpContext& ctx);
   Result<std::unique_ptr<Upload>> OpenUpload(const UploadRequest& request, const OpContext& ctx);
-  // In one go; gzip where the envd takes it and `compress` is set (the caller knows that it pays).
-  Result<WrittenFile> WriteFile(const std::string& path, std::string_view bytes, bool compress, const OpContext& ctx);
+  // In one go.
+  Result<WrittenFile> WriteFile(const std::string& path, std::string_view bytes, const OpContext& ctx);
   // Joins the sources into a new inode that replaces the name `destination`, and deletes them: mode 0644, owned by the user; UTF-8 paths. ENOTSUP where !compose.
   Result<WrittenFile> Compose(const std::vector<std::string>& sources, const std::string& destination, const OpContext& ctx);
 

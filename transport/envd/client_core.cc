@@ -24,7 +24,8 @@ ClientCore::ClientCore(http::HttpClient& http_client, std::shared_ptr<SandboxEnd
       capabilities(std::move(can)),
       options(std::move(how)),
       // envd < 0.4.0 knows no default user (PROTOCOL.md 2).
-      user(options.user.empty() && !capabilities.default_user ? "user" : options.user) {}
+      user(options.user.empty() && !capabilities.default_user ? "user" : options.user),
+      compression(options.compress && capabilities.octet_stream_upload && capabilities.gzip_upload) {}
 
 http::Request ClientCore::MakeRequest(const char* method, std::string target) const {
   http::Request request;

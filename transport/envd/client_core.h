@@ -12,6 +12,7 @@
 #include "transport/base/context.h"
 #include "transport/base/error.h"
 #include "transport/envd/client.h"
+#include "transport/envd/compression.h"
 #include "transport/envd/connect_codec.h"
 #include "transport/envd/errors.h"
 #include "transport/http/client.h"
@@ -118,6 +119,7 @@ class ClientCore : public std::enable_shared_from_this<ClientCore> {
   const Capabilities capabilities;
   const ClientOptions options;
   const std::string user;  // as sent; empty: the template's default
+  Compression compression;
 
  private:
   std::mutex probe_mutex_;  // guards the following; nothing is called under it

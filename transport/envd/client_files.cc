@@ -10,6 +10,7 @@ namespace e2bfs::transport::envd {
 namespace {
 
 constexpr std::chrono::milliseconds kUploadAnswerTime{10'000};
+constexpr size_t kReadBatchBytes = 128 << 10;
 
 tl::unexpected<Error> FilesNotOffered(const char* what, const ClientCore& core) {
   return Failure(ErrorKind::kBadRequest, ENOTSUP, std::string(what) + " is not offered by envd " + core.capabilities.version_text);
@@ -97,12 +98,14 @@ Result<WrittenFile> CheckWritten(const std::string& body, std::string_view path)
 class EnvdUpload final : public Upload {
  public:
   EnvdUpload(std::shared_ptr<ClientCore> core, std::unique_ptr<http::Exchange> exchange, UploadRequest request, std::string after,
-             uint64_t token_generation)
+             bool zipped, uint64_t token_generation)
       : core_(std::move(core)),
         exchange_(std::move(exchange)),
         request_(std::move(request)),
         after_(std::move(after)),
-        token_generation_(token_generation) {}
+        token_generation_(token_generation) {
+    if (zipped) gzip_.emplace();
+  }
 
   Result<void> Write(std::string_view bytes, const OpContext& ctx) override {
     if (error_) return Forward(*error_);
@@ -110,7 +113,7 @@ class EnvdUpload final : public Upload {
     if (request_.length && static_cast<uint64_t>(*request_.length - written_) < bytes.size()) {
       return Failure(ErrorKind::kBadRequest, EINVAL, "more bytes than the declared length of an upload");
     }
-    auto sent = exchange_->Write(bytes, ctx);
+    auto sent = Send(bytes, false, ctx);
     written_ += static_cast<int64_t>(bytes.size());
     return sent ? sent : Broken(std::move(sent.error()), ctx);
   }
@@ -122,23 +125,45 @@ class EnvdUpload final : public Upload {
       exchange_->Cancel();
       return Failure(ErrorKind::kBadRequest, EINVAL, "fewer bytes than the declared length of an upload");
     }
-    auto sent = after_.empty() ? Result<void>() : exchange_->Write(after_, ctx);
+    auto sent = Send(after_, true, ctx);
     if (sent) sent = exchange_->FinishBody(ctx);
     if (!sent) {
       if (auto judged = Broken(std::move(sent.error()), ctx); !judged) return Forward(std::move(judged.error()));
     }
     if (early_) return std::move(*early_);
+    const TimePoint asked = Clock::now();
     auto head = exchange_->WaitHead(ctx);
+    waited_ += Clock::now() - asked;
     if (!head) {
       error_ = core_->Examine(std::move(head.error()), ctx);
       return Forward(*error_);
     }
-    return Judge(*head, ctx);
+    auto written = Judge(*head, ctx);
+    if (written) core_->compression.Note(wire_bytes_, waited_, compressed_);
+    return written;
   }
 
   void Cancel() override { exchange_->Cancel(); }
 
  private:
+  Result<void> Send(std::string_view bytes, bool last, const OpContext& ctx) {
+    const TimePoint begun = Clock::now();
+    std::string made;
+    if (gzip_) {
+      auto compressed = gzip_->Compress(bytes, last);
+      if (!compressed) return Forward(compressed.error());
+      made = std::move(*compressed);
+      bytes = made;
+    }
+    const TimePoint ready = Clock::now();
+    compressed_ += ready - begun;
+    if (bytes.empty()) return {};
+    auto sent = exchange_->Write(bytes, ctx);
+    waited_ += Clock::now() - ready;
+    wire_bytes_ += static_cast<int64_t>(bytes.size());
+    return sent;
+  }
+
   // The server takes no more bytes: its answer says why (507), if it gave one. Success is the answer of one that counts to the declared
   // length and does not wait for more: then it is kept for Finish.
   Result<void> Broken(Error error, const OpContext& ctx) {
@@ -188,6 +213,9 @@ class EnvdUpload final : public Upload {
   const UploadRequest request_;
   const std::string after_;  // multipart's end
   const uint64_t token_generation_;
+  std::optional<http::GzipWriter> gzip_;
+  int64_t wire_bytes_ = 0;
+  std::chrono::nanoseconds waited_{}, compressed_{};
   int64_t written_ = 0;  // handed over, or tried to be
   std::optional<WrittenFile> early_;
   std::optional<Error> error_;
@@ -213,6 +241,7 @@ Result<std::unique_ptr<Download>> Client::OpenDownload(const DownloadRequest& re
     if (!request.if_unmodified_since.empty()) get.headers.emplace_back("if-unmodified-since", request.if_unmodified_since);
     get.idempotent = true;
     get.window_bytes = request.window_bytes;
+    get.read_batch_bytes = kReadBatchBytes;
     auto exchange = core_->http.Start(std::move(get), ctx);
     if (!exchange) return Forward(std::move(exchange.error()));
     auto head = (*exchange)->WaitHead(ctx);
@@ -266,8 +295,13 @@ Result<std::unique_ptr<Upload>> Client::OpenUpload(const UploadRequest& request,
   post.streamed_body = true;
   post.content_length = request.length;
   std::string before, after;
+  const bool zipped = core_->compression.Pays(request.beginning);
   if (core_->capabilities.octet_stream_upload) {
     post.headers.emplace_back("content-type", "application/octet-stream");
+    if (zipped) {
+      post.headers.emplace_back("content-encoding", "gzip");
+      post.content_length.reset();
+    }
   } else {
     MultipartFrame frame = MultipartFrame::Make();
     post.headers.emplace_back("content-type", std::move(frame.content_type));
@@ -280,13 +314,13 @@ Result<std::unique_ptr<Upload>> Client::OpenUpload(const UploadRequest& request,
   if (!before.empty()) {
     if (auto sent = (*exchange)->Write(before, ctx); !sent) return Forward(core_->Examine(std::move(sent.error()), ctx));
   }
-  return std::make_unique<EnvdUpload>(core_, std::move(*exchange), request, std::move(after), token_generation);
+  return std::make_unique<EnvdUpload>(core_, std::move(*exchange), request, std::move(after), zipped, token_generation);
 }
 
-Result<WrittenFile> Client::WriteFile(const std::string& path, std::string_view bytes, bool compress, const OpContext& ctx) {
+Result<WrittenFile> Client::WriteFile(const std::string& path, std::string_view bytes, const OpContext& ctx) {
   if (path.empty() || path.find('\0') != std::string::npos) return Failure(ErrorKind::kBadRequest, EINVAL, "an impossible upload");
   const bool plain = core_->capabilities.octet_stream_upload;
-  const bool zipped = compress && plain && core_->capabilities.gzip_upload;
+  const bool zipped = core_->compression.Pays(bytes);
   return core_->Try(Repeat::kOnce, ctx, [&](ClientCore::Answer& answer) -> Result<WrittenFile> {
     http::Request post = core_->MakeRequest("POST", core_->FilesTarget(path));
     post.headers.emplace_back("accept", "application/json");

@@ -75,6 +75,8 @@ struct Request {
   bool no_head_timeout = false;
   // Receive window of this response, HTTP/2 (bytes); 0: the client's.
   int window_bytes = 0;
+  // Exchange::Read waits a moment for so many bytes, or as many as it has room for: waking a thread for each frame costs more than the frame.
+  size_t read_batch_bytes = 0;
 };
 
 struct ResponseHead {
@@ -172,7 +174,20 @@ bool IsLoopbackHost(std::string_view host);
 // "a b/ü" → "a%20b/%C3%BC": everything but unreserved characters and '/', for paths and queries.
 std::string PercentEncode(std::string_view text);
 
-// gzip-compresses a request body.
+// gzip-compresses a request body, level 1.
 std::string GzipCompress(std::string_view bytes);
+
+// The same for one that comes in pieces.
+class GzipWriter {
+ public:
+  GzipWriter();
+  ~GzipWriter();
+  // What these bytes, and those before, give by now; with `last` all of it, trailer included. ENOMEM.
+  Result<std::string> Compress(std::string_view bytes, bool last);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 }  // namespace e2bfs::transport::http

@@ -9,6 +9,7 @@ namespace {
 
 // Of a body that waits for its reader.
 constexpr size_t kPieceBytes = size_t{16} << 10;
+constexpr auto kBatchTime = std::chrono::milliseconds(2);
 // What Write takes ahead of the network. Small: the program above has its own copy, and pushing back early is the point.
 constexpr size_t kUploadBufferBytes = size_t{1} << 20;
 
@@ -114,6 +115,11 @@ Result<size_t> ExchangeState::Read(char* buffer, size_t capacity, const OpContex
                                   Failure(ErrorKind::kTimeout, ETIMEDOUT, "the operation's deadline passed before the answer's end").value()));
     }
   }
+  wanted_bytes_ = std::min(capacity, request_.read_batch_bytes);
+  if (body_bytes_ < wanted_bytes_) {
+    WaitLocked(lock, ctx, std::min(ctx.deadline, Clock::now() + kBatchTime), [&] { return body_bytes_ >= wanted_bytes_ || complete_ || error_; });
+  }
+  wanted_bytes_ = 1;
   return TakeBodyLocked(lock, buffer, capacity);
 }
 
@@ -263,7 +269,7 @@ void ExchangeState::AppendBody(std::string_view bytes) {
     }
     body_.back().append(bytes);
     body_bytes_ += bytes.size();
-    changed_.notify_all();
+    if (body_bytes_ >= wanted_bytes_) changed_.notify_all();
   }
   TellListener();
 }

@@ -122,6 +122,7 @@ class ExchangeState : public std::enable_shared_from_this<ExchangeState> {
   size_t body_front_ = 0;      // bytes of body_.front() that were taken
   size_t body_bytes_ = 0;      // in body_, not yet taken
   size_t consumed_bytes_ = 0;  // taken since the last kick
+  size_t wanted_bytes_ = 1;    // the reader is not woken for fewer
   std::deque<std::string> upload_;  // streamed request body, not yet taken by the loop
   size_t upload_front_ = 0;         // bytes of upload_.front() that were taken
   size_t upload_bytes_ = 0;         // in upload_, not yet taken

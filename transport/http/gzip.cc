@@ -65,14 +65,28 @@ Result<size_t> GzipReader::Read(char* buffer, size_t capacity, const OpContext& 
   }
 }
 
-std::string GzipCompress(std::string_view bytes) {
-  z_stream stream{};
+struct GzipWriter::State {
   // Level 1: the network is what is slow, and the processor may be shared with a build.
-  if (deflateInit2(&stream, 1, Z_DEFLATED, kGzipWindowBits, 8, Z_DEFAULT_STRATEGY) != Z_OK) return {};
+  State() { ready = deflateInit2(&stream, 1, Z_DEFLATED, kGzipWindowBits, 8, Z_DEFAULT_STRATEGY) == Z_OK; }
+  ~State() {
+    if (ready) deflateEnd(&stream);
+  }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+
+  z_stream stream{};
+  bool ready = false;
+};
+
+GzipWriter::GzipWriter() : state_(std::make_unique<State>()) {}
+GzipWriter::~GzipWriter() = default;
+
+Result<std::string> GzipWriter::Compress(std::string_view bytes, bool last) {
+  z_stream& stream = state_->stream;
   std::string result;
   std::vector<char> chunk(kGzipChunkBytes);
-  int code = Z_OK;
-  while (code != Z_STREAM_END) {
+  int code = state_->ready ? Z_OK : Z_MEM_ERROR;
+  while (code == Z_OK || code == Z_BUF_ERROR) {
     if (stream.avail_in == 0 && !bytes.empty()) {
       const size_t part = std::min(bytes.size(), size_t{1} << 30);
       stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(bytes.data()));
@@ -81,12 +95,14 @@ std::string GzipCompress(std::string_view bytes) {
     }
     stream.next_out = reinterpret_cast<Bytef*>(chunk.data());
     stream.avail_out = static_cast<uInt>(chunk.size());
-    code = deflate(&stream, bytes.empty() ? Z_FINISH : Z_NO_FLUSH);
+    code = deflate(&stream, last && bytes.empty() ? Z_FINISH : Z_NO_FLUSH);
     result.append(chunk.data(), chunk.size() - stream.avail_out);
-    if (code != Z_OK && code != Z_STREAM_END && code != Z_BUF_ERROR) break;
+    if (!last && bytes.empty() && stream.avail_in == 0 && stream.avail_out > 0) return result;
   }
-  deflateEnd(&stream);
+  if (code != Z_STREAM_END) return Failure(ErrorKind::kLocal, ENOMEM, "zlib has no memory");
   return result;
 }
+
+std::string GzipCompress(std::string_view bytes) { return GzipWriter().Compress(bytes, true).value_or(""); }
 
 }  // namespace e2bfs::transport::http

@@ -83,6 +83,10 @@ bool H2Connection::Begin() {
     return false;
   }
   ScheduleFlush();
+  // What came with the end of the handshake is in OpenSSL's buffer, of which epoll knows nothing.
+  loop_.Defer([this, alive = std::weak_ptr<int>(alive_)] {
+    if (!alive.expired() && !closed_) OnIo(EPOLLIN);
+  });
   return true;
 }
 

@@ -12,6 +12,8 @@
 namespace e2bfs::transport::http {
 namespace {
 
+constexpr size_t kReadBufferBytes = 128 << 10;
+
 // Each name with its length in front, in order of preference (RFC 7301).
 constexpr unsigned char kAlpnNames[] = "\x02h2\x08http/1.1";
 
@@ -37,8 +39,11 @@ Result<std::shared_ptr<TlsContext>> TlsContext::Create(const std::string& ca_fil
   std::shared_ptr<TlsContext> result(new TlsContext(context));
   SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
   SSL_CTX_set_verify(context, SSL_VERIFY_PEER, nullptr);
-  // Buffers may move between a write and its repetition; buffers of idle connections are given back.
-  SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
+  // Buffers may move between a write and its repetition.
+  SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+  // As many records as are there by one read(2), not one by two.
+  SSL_CTX_set_read_ahead(context, 1);
+  SSL_CTX_set_default_read_buffer_len(context, kReadBufferBytes);
   SSL_CTX_set_options(context, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION);
   SSL_CTX_set_alpn_protos(context, kAlpnNames, sizeof kAlpnNames - 1);
   bool trusted = true;

@@ -943,25 +943,33 @@ class SyscallFsImpl final : public RemoteFs {
 // which comes late finds none, and what a request that is under way still writes is waited for (AwaitUnwritten).
 class SyscallFsImpl::Early final : public EarlyStore {
  public:
-  Early(SyscallFsImpl& fs, Node node, Stage stage, std::unique_ptr<envd::Upload> upload)
-      : fs_(fs), node_(std::move(node)), stage_(std::move(stage)), upload_(std::move(upload)) {}
+  Early(SyscallFsImpl& fs, Node node, Stage stage) : fs_(fs), node_(std::move(node)), stage_(std::move(stage)) {}
   ~Early() override { GiveUp(); }
 
   void GiveUp() {
     const Stage stage = TakeStage();
     if (stage.handle == 0) return;
     if (stage.into) fs_.MarkWritten(node_);
-    upload_->Cancel();
+    if (upload_) upload_->Cancel();
     fs_.Discard(stage.handle);
   }
 
   Result<void> Write(std::string_view bytes, const OpContext& ctx) override {
+    if (!upload_) {
+      envd::UploadRequest request;
+      request.path = stage_.path;
+      request.beginning = bytes;
+      auto opened = fs_.client_->OpenUpload(request, ctx);
+      if (!opened) return Forward(opened.error());
+      upload_ = std::move(*opened);
+    }
     auto written = upload_->Write(bytes, ctx);
     if (!written) return Forward(UploadError(written.error()));
     sent_ += static_cast<int64_t>(bytes.size());
     return {};
   }
   Result<void> Finish(const OpContext& ctx) {
+    if (!upload_) return Failure(ErrorKind::kUnavailable, EAGAIN, "nothing was sent early");
     auto finished = upload_->Finish(ctx);
     if (!finished) return Forward(UploadError(finished.error()));
     return {};
@@ -974,7 +982,7 @@ class SyscallFsImpl::Early final : public EarlyStore {
   SyscallFsImpl& fs_;
   const Node node_;
   Stage stage_;
-  const std::unique_ptr<envd::Upload> upload_;
+  std::unique_ptr<envd::Upload> upload_;  // from the first bytes on
   int64_t sent_ = 0;
 };
 
@@ -986,15 +994,7 @@ Result<std::unique_ptr<EarlyStore>> SyscallFsImpl::BeginStore(Handle handle, con
   }
   auto stage = fresh ? StageInto(handle, node, false, ctx) : NewStage(node, ctx);
   if (!stage) return Forward(stage.error());
-  envd::UploadRequest request;
-  request.path = stage->path;
-  auto upload = client_->OpenUpload(request, ctx);
-  if (!upload) {
-    if (stage->into) MarkWritten(node);
-    Discard(stage->handle);
-    return Forward(upload.error());
-  }
-  return std::unique_ptr<EarlyStore>(std::make_unique<Early>(*this, node, std::move(*stage), std::move(*upload)));
+  return std::unique_ptr<EarlyStore>(std::make_unique<Early>(*this, node, std::move(*stage)));
 }
 
 Result<Attributes> SyscallFsImpl::FinishEarly(Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan,

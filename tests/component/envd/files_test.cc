@@ -118,16 +118,16 @@ TEST_P(EnvdFiles, UploadsInPiecesAndWhole) {
       ASSERT_TRUE(finished) << version << ToString(finished.error());
       EXPECT_TRUE(bench.Read(declared ? "a/declared" : "a/chunked") == content) << version;
     }
-    auto small = bench.client().WriteFile(bench.Path("small"), "tiny", false, Ctx());
+    auto small = bench.client().WriteFile(bench.Path("small"), "tiny", Ctx());
     ASSERT_TRUE(small) << version << ToString(small.error());
     EXPECT_EQ(bench.Read("small"), "tiny");
-    auto empty = bench.client().WriteFile(bench.Path("empty"), "", false, Ctx());
+    auto empty = bench.client().WriteFile(bench.Path("empty"), "", Ctx());
     ASSERT_TRUE(empty) << version << ToString(empty.error());
     EXPECT_TRUE(std::filesystem::exists(bench.Path("empty")));
-    auto zipped = bench.client().WriteFile(bench.Path("zipped"), std::string(100'000, 'a'), true, Ctx());
+    auto zipped = bench.client().WriteFile(bench.Path("zipped"), std::string(100'000, 'a'), Ctx());
     ASSERT_TRUE(zipped) << version << ToString(zipped.error());
     EXPECT_EQ(bench.Read("zipped"), std::string(100'000, 'a'));
-    EXPECT_EQ(bench.client().WriteFile(bench.root(), "x", false, Ctx()).error().errno_value, EISDIR) << version;
+    EXPECT_EQ(bench.client().WriteFile(bench.root(), "x", Ctx()).error().errno_value, EISDIR) << version;
   }
 }
 
@@ -158,7 +158,7 @@ TEST_P(EnvdFiles, UploadsKeepTheirPromises) {
   full.status = 507;
   full.body = R"({"code":507,"message":"not enough disk space available"})";
   bench.server().AddFault(full);
-  EXPECT_EQ(bench.client().WriteFile(bench.Path("full1"), "x", false, Ctx()).error().errno_value, ENOSPC);
+  EXPECT_EQ(bench.client().WriteFile(bench.Path("full1"), "x", Ctx()).error().errno_value, ENOSPC);
   bench.server().AddFault(full);
   request.path = bench.Path("full2");
   request.length = 100'000;
@@ -174,7 +174,7 @@ TEST_P(EnvdFiles, UploadsKeepTheirPromises) {
   other.action = "replace_body";
   other.body = R"([{"name":"other","path":"/other","type":"file"}])";
   bench.server().AddFault(other);
-  EXPECT_EQ(bench.client().WriteFile(bench.Path("elsewhere"), "x", false, Ctx()).error().kind, ErrorKind::kProtocol);
+  EXPECT_EQ(bench.client().WriteFile(bench.Path("elsewhere"), "x", Ctx()).error().kind, ErrorKind::kProtocol);
 }
 
 TEST_P(EnvdFiles, ComposeJoinsParts) {

@@ -73,7 +73,7 @@ TEST_P(EnvdResilience, ARefusedTokenIsRenewedOnce) {
     return SandboxTokens{Secret("right"), {}};
   });
   EXPECT_TRUE(bench.client().Stat(bench.root(), Ctx()));
-  EXPECT_TRUE(bench.client().WriteFile(bench.Path("f"), "x", false, Ctx()));
+  EXPECT_TRUE(bench.client().WriteFile(bench.Path("f"), "x", Ctx()));
   EXPECT_EQ(asked, 1);
 }
 

@@ -167,7 +167,7 @@ std::string ServiceBackend::InsideRun(const std::string& script, const std::vect
 }
 
 void ServiceBackend::InsideWrite(const std::string& path, const std::string& content) {
-  auto written = client_->WriteFile(home_ + "/" + path, content, false, ContractContext());
+  auto written = client_->WriteFile(home_ + "/" + path, content, ContractContext());
   ASSERT_TRUE(written) << ToString(written.error());
 }
 
