@@ -139,6 +139,8 @@ TimePoint CachedFsImpl::NodeUntil(const Node& node, uint64_t asked_stamp, TimePo
   if (node.is_directory()) return node.watched && asked_stamp >= node.watched_stamp ? kWatched : unwatched;
   // What is written by another name is told of there.
   if (node.attributes.link_count != 1 || !node.linked || node.places.size() != 1) return unwatched;
+  // That a mark was taken away is told by no kernel.
+  if (node.attributes.write_refusal == EPERM || node.attributes.appends_only) return unwatched;
   const NodePtr directory = tree_.Find(node.places.current().parent);
   const bool covered = directory && directory->watched && (by_directory || asked_stamp >= directory->watched_stamp);
   return covered ? kWatched : unwatched;

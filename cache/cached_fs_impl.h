@@ -275,11 +275,12 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   std::optional<Error> TakeUnreported(OpenFile& file);  // mutex_ held
   void DiscardUnsent(Node& node);                       // mutex_ held
   // One file's share of SaveUnsent; false: nothing was unsent.
-  Result<bool> SaveUnsentOf(const NodePtr& node, const std::string& directory);
+  Result<bool> SaveUnsentOf(const NodePtr& node, const std::string& directory, bool only_refused);
   // The words of UNSENT.txt about a node; mutex_ held.
   std::string DescribeUnsent(const Node& node, const std::string& content_file) const;
   // What can never be sent since its file is gone there, and which nobody has open, leaves the mount: no lock.
   void PutAsideIfRefused(const NodePtr& node);
+  bool IsRefused(const Node& node) const;      // mutex_ held
   static bool IsRefusal(const Error& error);  // of bytes: the sandbox would say the same tomorrow
   // Sends before a rename or link; also fails with an error that nobody was told of.
   Result<void> SendForName(const NodePtr& node, const OpContext& ctx);

@@ -152,6 +152,7 @@ struct Node {
   // Regular files.
   LazyContent content;
   uint32_t open_files = 0, open_writers = 0;
+  bool writing_ended = false;  // the other side was told so of write_handle (RemoteFs::EndWriting)
   transport::Handle read_handle = 0, write_handle = 0;  // may be the same; of the other side, opened when needed
 
   bool is_directory() const { return attributes.type == transport::FileType::kDirectory; }

@@ -193,6 +193,7 @@ void CachedFsImpl::TakeHandle(Node& node, transport::Handle handle, bool read, b
     if (slot != 0 || !(for_writing ? write : read)) continue;
     slot = handle;
     used = true;
+    if (for_writing) node.writing_ended = false;
   }
   if (!used) CloseLater(handle, tree_.Address(node));
 }

@@ -109,6 +109,12 @@ bool CachedFsImpl::IsRefusal(const Error& error) {
   }
 }
 
+// All that is unsent was refused, and nobody is about to write more.
+bool CachedFsImpl::IsRefused(const Node& node) const {
+  const Content& content = *node.content;
+  return content.last_error && IsRefusal(*content.last_error) && !content.untried && WritingEnded(node);
+}
+
 void CachedFsImpl::DiscardUnsent(Node& node) {
   if (!node.content.exists()) return;
   Content& content = *node.content;
@@ -172,17 +178,14 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
                                                       const OpContext& ctx) {
   if (!change.touches_content()) {
     transport::Handle handle;
-    bool last;
     {
       Lock lock(mutex_);
       handle = node->write_handle;
-      last = WritingEnded(*node);
     }
     auto changed = AtNode(node, ctx, [&](const transport::Node& at) {
       return remote_.SetAttributes(at, handle, change.attributes, ctx);
     });
     if (!changed) return Forward(changed.error());
-    if (last) remote_.EndWriting(handle);
     if (changed->object) return *changed->object;
     return AtNode(node, ctx, [&](const transport::Node& at) { return remote_.Stat(at, ctx); });
   }
@@ -208,8 +211,9 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
       request.early = nullptr;  // used up
       return result;
     });
-    if (stored || attempt > 0 || stored.error().errno_value != ESTALE) return stored;
     Lock lock(mutex_);
+    if (stored && request.last && used == node->write_handle) node->writing_ended = true;
+    if (stored || attempt > 0 || stored.error().errno_value != ESTALE) return stored;
     if (node->deleted || used == 0) return stored;
     DropHandle(*node, used);  // the other side may have lost it: once more with a new one
   }
@@ -392,16 +396,14 @@ Result<void> CachedFsImpl::Flush(FileHandle handle, const OpContext& context) {
     Lock lock(mutex_);
     file->flushed = true;
   }
-  bool sends;
-  {
-    Lock lock(mutex_);
-    sends = file->node->content->dirty();
-  }
   auto sent = Send(file->node, file.get(), ForTransfer(context));
   transport::Handle written = 0;
   {
     Lock lock(mutex_);
-    if (!sends && WritingEnded(*file->node)) written = file->node->write_handle;
+    if (!file->node->writing_ended && WritingEnded(*file->node)) {
+      written = file->node->write_handle;
+      file->node->writing_ended = true;
+    }
   }
   remote_.EndWriting(written);
   Lock lock(mutex_);
@@ -503,7 +505,7 @@ std::string CachedFsImpl::DescribeUnsent(const Node& node, const std::string& co
   return text + "\n\n";
 }
 
-Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& directory) {
+Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& directory, bool only_refused) {
   for (size_t slash = directory.find('/', 1);; slash = directory.find('/', slash + 1)) {
     const std::string part = directory.substr(0, slash);
     if (::mkdir(part.c_str(), 0700) != 0 && errno != EEXIST) return Failure(ErrorKind::kLocal, errno, "making " + part);
@@ -512,6 +514,7 @@ Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& 
   std::lock_guard writing(node->content->write_mutex);
   Lock lock(mutex_);
   if (!node->content->dirty() || node->is_gone()) return false;
+  if (only_refused && !IsRefused(*node)) return false;
   Content& content = *node->content;
   // A store that does not end still uses the spool file: a copy then, and nothing is dropped.
   const bool being_sent = content.storing;
@@ -549,7 +552,7 @@ Result<int> CachedFsImpl::SaveUnsent(const std::string& directory) {
   }
   int saved = 0;
   for (const NodePtr& node : nodes) {
-    auto done = SaveUnsentOf(node, directory);
+    auto done = SaveUnsentOf(node, directory, false);
     if (!done) return Forward(done.error());
     if (*done) ++saved;
   }
@@ -565,14 +568,14 @@ void CachedFsImpl::PutAsideIfRefused(const NodePtr& node) {
     const bool gone = content.last_error && content.last_error->kind == ErrorKind::kErrno &&
                       (content.last_error->errno_value == ENOENT || content.last_error->errno_value == ENOTDIR ||
                        content.last_error->errno_value == ESTALE);
-    refused = content.last_error && IsRefusal(*content.last_error);
+    refused = IsRefused(*node);
     if (!gone && !refused && !node->linked_elsewhere) return;
-    if (refused ? !WritingEnded(*node) : node->open_files > 0) return;
+    if (!refused && node->open_files > 0) return;
     if (!content.dirty() || content.storing || options_.unsent_directory.empty()) return;
     path = tree_.PathOf(*node);
     if (content.last_error) why = ToString(*content.last_error);
   }
-  auto saved = SaveUnsentOf(node, options_.unsent_directory);
+  auto saved = SaveUnsentOf(node, options_.unsent_directory, refused);
   if (!saved) {
     log::Error("cache", "{} cannot be stored in the sandbox ({}), and what was written could not be put aside: {}", path, why,
                ToString(saved.error()));

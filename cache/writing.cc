@@ -231,6 +231,7 @@ Result<size_t> CachedFsImpl::Write(FileHandle handle, int64_t offset, std::strin
   if (!written || !file->direct) return written;
   // The kernel's own files take or refuse each write as it comes.
   if (auto sent = Send(file->node, file.get(), ForTransfer(context)); !sent) {
+    std::lock_guard writing(file->node->content->write_mutex);
     Lock lock(mutex_);
     DiscardUnsent(*file->node);
     return Forward(sent.error());

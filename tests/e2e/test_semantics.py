@@ -436,19 +436,23 @@ def test_what_may_not_be_written_is_refused_as_locally(place):
             return "no"
 
     for mark in "ia":
-        for top in (place.there, place.local):
-            (top / mark).write_text("content")
-            run("chattr", f"+{mark}", top / mark)
+        # Before anybody looks: not every kernel tells of marks.
+        name, tops = f"{mark}/file", (place.there, place.local)
+        for top in tops:
+            (top / mark).mkdir()
+            (top / name).write_text("content")
+            run("chattr", f"+{mark}", top / name)
         try:
-            for name, call in attempts.items():
-                assert answer(call, place.here / mark) == answer(call, place.local / mark), (mark, name)
+            for attempt, call in attempts.items():
+                assert answer(call, place.here / name) == answer(call, place.local / name), (mark, attempt)
             if mark == "a":
-                with open(place.here / mark, "a") as file:
+                with open(place.here / name, "a") as file:
                     file.write(" and more")
-            assert (place.there / mark).read_text() == (place.here / mark).read_text() == "content" + " and more" * (mark == "a")
+            assert (place.there / name).read_text() == (place.here / name).read_text() == "content" + " and more" * (mark == "a")
         finally:
-            for top in (place.there, place.local):
-                run("chattr", f"-{mark}", top / mark)
+            for top in tops:
+                run("chattr", f"-{mark}", top / name)
+        eventually(lambda: answer(attempts["write"], place.here / name) == "ok", "it is seen that the mark is gone")
 
 
 @needs_root
@@ -511,6 +515,9 @@ def test_the_kernels_own_files_answer_each_write(double):
         with open(mount.path / server / "oom_score_adj", "wb", buffering=0) as score:
             assert code(score.write, b"nonsense") == "EINVAL"
             assert score.write(b"500") == 3
+        with open(mount.path / server / "timerslack_ns", "ab", buffering=0) as slack:
+            assert slack.write(b"60000") == 5
+        assert open(f"/proc/{server}/timerslack_ns").read() == "60000\n"
         assert open(f"/proc/{server}/oom_score_adj").read() == "500\n"
         assert mount.status()["dirty_bytes"] == 0
     finally:

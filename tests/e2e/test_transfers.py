@@ -3,7 +3,7 @@
 On both tiers. Large content goes by the files API in both. On the syscall tier a file that is all new is sent while it is written
 (cache/early_send.h): a new one into itself, one that had content into a nameless stage. The service tier sends at the close.
 """
-import hashlib, mmap, os, stat, subprocess
+import hashlib, mmap, os, stat, subprocess, threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -644,6 +644,31 @@ def test_an_upload_into_a_new_file_that_breaks_off(mount, sandbox, torn):
     eventually(lambda: requests_in_flight(sandbox) <= in_flight, "the late one has come")
     same(there, file.bytes(2 * MIB))
     there.unlink()
+
+
+def test_nothing_is_stored_while_an_earlier_upload_may_be_written(sandbox):
+    """A program in the sandbox stands for it. Whatever way the next one goes: inline, at once, or while the program still writes."""
+    if sandbox.tier == "service":
+        pytest.skip("it sends at the close")
+    mount = sandbox.mount("reader_idle=59s")  # the others' have no errors
+    there = mount.inside / "held"
+    file = Changing(mount.path / there.name, there)
+    held = os.open(there, os.O_WRONLY)
+    file.begin()
+    wait_until_sent(mount, there, file.length)
+    os.pwrite(file.descriptor, b"another beginning", 0)  # what was sent is of no use any more
+    assert code(os.fsync, file.descriptor) == "EIO"
+    file.write(5 * MIB)
+    closed = []
+    timer = threading.Timer(1.5, lambda: (os.pwrite(held, b"late", 0), closed.append(True), os.close(held)))
+    timer.start()
+    os.close(file.descriptor)
+    assert closed
+    timer.join()
+    expected = file.bytes(6 * MIB) + file.bytes(5 * MIB)
+    same(there, b"another beginning" + expected[17:])
+    there.unlink()
+    check_nothing_is_left(mount, told=True)
 
 
 def test_a_file_that_is_unlinked_while_it_is_sent(mount):

@@ -172,7 +172,7 @@ class EnvdUpload final : public Upload {
     auto head = exchange_->WaitHead(soon);
     if (head) {
       auto judged = Judge(*head, soon);
-      if (judged && request_.length && written_ == *request_.length) {
+      if (judged && !gzip_ && request_.length && written_ == *request_.length) {
         early_ = std::move(*judged);
         return {};
       }

@@ -91,7 +91,6 @@ class PooledClient final : public HttpClient {
     if (ctx.stop.stop_requested()) return Failure(ErrorKind::kCancelled, EINTR, "cancelled");
     if (ctx.deadline <= Clock::now()) return Failure(ErrorKind::kTimeout, ETIMEDOUT, "the operation's deadline has passed");
     const int window = request.window_bytes > 0 ? request.window_bytes : options_.stream_window_bytes;
-    request.read_batch_bytes = std::min(request.read_batch_bytes, static_cast<size_t>(window) / 4);
     const ExchangeState::Settings settings{
         request.head_timeout.count() > 0 ? request.head_timeout : options_.head_timeout,
         request.idle_timeout.count() > 0 ? request.idle_timeout : options_.idle_timeout, ctx.service_class,

@@ -115,7 +115,7 @@ Result<size_t> ExchangeState::Read(char* buffer, size_t capacity, const OpContex
                                   Failure(ErrorKind::kTimeout, ETIMEDOUT, "the operation's deadline passed before the answer's end").value()));
     }
   }
-  wanted_bytes_ = std::min(capacity, request_.read_batch_bytes);
+  wanted_bytes_ = std::min(capacity, read_batch_bytes_);
   if (body_bytes_ < wanted_bytes_) {
     WaitLocked(lock, ctx, std::min(ctx.deadline, Clock::now() + kBatchTime), [&] { return body_bytes_ >= wanted_bytes_ || complete_ || error_; });
   }
@@ -272,6 +272,11 @@ void ExchangeState::AppendBody(std::string_view bytes) {
     if (body_bytes_ >= wanted_bytes_) changed_.notify_all();
   }
   TellListener();
+}
+
+void ExchangeState::LimitReadBatch(size_t bytes) {
+  std::lock_guard lock(mutex_);
+  read_batch_bytes_ = std::min(read_batch_bytes_, bytes);
 }
 
 size_t ExchangeState::buffered_bytes() {

@@ -65,6 +65,8 @@ class ExchangeState : public std::enable_shared_from_this<ExchangeState> {
   void PublishHead(ResponseHead head);
   void AppendBody(std::string_view bytes);
   size_t buffered_bytes();
+  // The other side can send no more than twice that ahead: the reader does not wait for more.
+  void LimitReadBatch(size_t bytes);
   // The server wants no more of the request's body; a writer gets an error.
   void CloseUpload();
   void Complete();
@@ -122,6 +124,7 @@ class ExchangeState : public std::enable_shared_from_this<ExchangeState> {
   size_t body_front_ = 0;      // bytes of body_.front() that were taken
   size_t body_bytes_ = 0;      // in body_, not yet taken
   size_t consumed_bytes_ = 0;  // taken since the last kick
+  size_t read_batch_bytes_ = request_.read_batch_bytes;
   size_t wanted_bytes_ = 1;    // the reader is not woken for fewer
   std::deque<std::string> upload_;  // streamed request body, not yet taken by the loop
   size_t upload_front_ = 0;         // bytes of upload_.front() that were taken

@@ -147,6 +147,7 @@ void H1Client::Configure(Transfer& transfer) {
   CURL* easy = transfer.easy;
   const Request& request = transfer.exchange->request();
   transfer.buffer_limit = static_cast<size_t>(request.window_bytes > 0 ? request.window_bytes : options_.stream_window_bytes);
+  transfer.exchange->LimitReadBatch(transfer.buffer_limit / 2);
 
   ConfigureConnection(easy, *transfer.host);
   curl_easy_setopt(easy, CURLOPT_PRIVATE, &transfer);

@@ -120,6 +120,7 @@ void H2Connection::Start(const ExchangePtr& exchange) {
   stream->service_class = exchange->service_class();
   stream->written_before = written_bytes_;
   stream->window = StreamWindow(request);
+  exchange->LimitReadBatch(static_cast<size_t>(stream->window) / 2);
   const bool with_body = exchange->has_request_body();
   stream->upload_ended = !with_body;
 

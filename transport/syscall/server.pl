@@ -67,6 +67,7 @@ my ($root, $root_path, $silence) = (-1, '', 3600);
 my ($uid, $gid) = ($>, 0 + (split / /, $))[0]);
 my %directories;                # identity -> [fd, when it was last used]
 my %handles;                    # number -> [fd, its rights (1: reading, 2: writing), the rights that it was opened with]
+my %own_writing;                # descriptors that are open for writing for one operation, which may take long
 my $next_fd = $FIRST_HANDLE_FD;
 my $max_fd = 1024;
 my ($low, %kept, %running, %barred) = (0);
@@ -75,7 +76,8 @@ my %children;                   # fd of its pipe -> [pid, sequence number, what 
 my ($in, $out, $heard) = ('', '', 0);
 my ($openat2_works, $use_counter) = (1, 0);
 my %sizeless;                   # device -> whether its files have no true size
-my ($mount_table, %mounts, %read_only);    # its file; "number point" of what is mounted -> [device, point]; devices that nobody writes to
+# Its file; "number point" of what is mounted -> [device, point]; the devices, and those that nobody writes to.
+my ($mount_table, %mounts, %mounted, %read_only);
 
 # Directories that we hold are watched, so that the client need not ask again what it knows of them.
 my $inotify = -1;
@@ -389,6 +391,8 @@ sub open_object {
   return high_fd(check($opened));
 }
 
+sub close_own { my ($fd) = @_; delete $own_writing{$fd}; sys_close($fd) }
+
 sub appends_only { return unpack('x8 Q', $_[0]) & 0x20 }    # STATX_ATTR_APPEND
 
 sub high_fd {
@@ -446,12 +450,10 @@ sub end_writing {
 
 sub may_write { return syscall($NR{faccessat}, $AT_FDCWD, my $path = fd_path($_[0]), 2) != -1 }
 
-# Who had it open for writing may write whatever its mode becomes.
+# Who had it open for writing may write whatever its mode becomes: the handles that have the right again.
 sub keep_writable {
   my ($identity) = @_;
-  for my $handle (grep { $_->[2] & 2 && !($_->[1] & 2) } values %handles) {
-    change_rights($handle, $handle->[2]) if identity_of(sys_statx($handle->[0], '') // '') eq $identity;
-  }
+  return grep { $_->[2] & 2 && !($_->[1] & 2) && identity_of(sys_statx($_->[0], '') // '') eq $identity && change_rights($_, $_->[2]) } values %handles;
 }
 
 # --- watching: what changes in the directories that we hold is told without being asked for
@@ -622,9 +624,10 @@ sub look_at_mounts {
   close $file;
   my %closed = map { $_ => 1 } grep { !$writable{$_} } keys %there;
   my @changed = ((map { $mounts{$_} } grep { !$now{$_} } keys %mounts), map { $now{$_} } grep { !$mounts{$_} } keys %now);
-  my $others = join(' ', sort keys %closed) ne join ' ', sort keys %read_only;
+  my $changed = grep { $mounted{$_} && ($read_only{$_} xor $closed{$_}) } keys %there;
   my $first = !%mounts;
   %mounts = %now;
+  %mounted = %there;
   %read_only = %closed;
   return if $first;
   for (@changed) {
@@ -639,7 +642,7 @@ sub look_at_mounts {
     my $above = sys_statx($AT_FDCWD, $1 eq '' ? '/' : $1) // next;
     add_news(pack 'C a28 n/a* C', 1, identity_of($above), $2, 2) if $watch_of{identity_of($above)};
   }
-  add_news(pack 'C', 4) if $others;
+  add_news(pack 'C', 4) if $changed;
   send_news();
 }
 
@@ -795,6 +798,7 @@ sub append_all {
   while ($done < $length) {
     my $part = eval { $bytes_from->($done) } // '';
     my $wrote = length $part ? syscall($NR{pwrite64}, 0 + $fd, $part, length $part, 0) : 0;    # Linux: O_APPEND wins over the offset
+    $wrote = syscall $NR{write}, 0 + $fd, $part, length $part if $wrote == -1 && $! == $ESPIPE;
     next if $wrote == -1 && $! == $EINTR;
     if ($wrote <= 0) { $error = $wrote == 0 ? $EIO : 0 + $!; last }
     $done += $wrote;
@@ -863,8 +867,11 @@ sub set_attributes {
   if ($mask & 1) {
     my $mode = number32($args);
     fail($EOPNOTSUPP) if type_of($statx) == $S_IFLNK;
-    keep_writable(identity_of($statx)) unless $mode & 0200;
-    check(syscall $NR{fchmodat}, $AT_FDCWD, "$path", 0 + $mode);
+    my @raised = $mode & 0200 ? () : keep_writable(identity_of($statx));
+    my $done = syscall $NR{fchmodat}, $AT_FDCWD, "$path", 0 + $mode;
+    my $error = 0 + $!;
+    end_writing($_) for @raised;
+    fail($error) if $done == -1;
   }
   if ($mask & 0xf0) {
     my ($now, $omit) = ((1 << 30) - 1, (1 << 30) - 2);
@@ -921,7 +928,8 @@ sub in_child {
     leave(1) if getppid() != $parent;
     sys_close($_) for 0 .. 2;
     my %used = map { $_ => 1 } @uses;
-    sys_close($_->[0]) for grep { $_->[1] & 2 && !$used{$_->[0]} } values %handles;    # what it does not write must not be busy
+    # What it does not write must not be busy.
+    sys_close($_) for grep { !$used{$_} } keys %own_writing, map { $_->[0] } grep { $_->[1] & 2 } values %handles;
     my $said = eval { pack('N', 0) . $work->() };
     $said = ref $@ ? pack 'N a*', $@->{errno}, $@->{result} : pack 'N', $EIO if $@;
     my $done = 0;
@@ -1228,12 +1236,17 @@ $OPERATIONS[18] = sub {    # Open: the attributes, the descriptor
   }
   ($fd, $statx) = node($path, $identity, $parent) if !defined $fd || $fd == -1;
   my $mode = $flags & 2 ? ($flags & 1 ? $O_RDWR : $O_WRONLY) : $O_RDONLY;
+  my $rights = $flags & 3;
   my $opened = eval { open_object($fd, $statx, $mode) };
   my $error = $@;
+  # Its writing had ended, and the file runs now.
+  ($opened, $rights) = (eval { open_object($fd, $statx, $O_RDONLY) }, 1) if $error && $old_pid && $rights == 3;
   sys_close($fd);
-  die $error if $error;
+  die $error unless defined $opened;
   set_size($opened, 0) if $flags & 4;
-  keep_handle($number, $opened, $flags & 3);
+  keep_handle($number, $opened, $rights);
+  $handles{$number}[2] = $flags & 3;
+  end_writing($handles{$number}) if $old_pid;
   return pack('NN', $opened, $flags & 3) . attributes_of_fd($opened);
 };
 
@@ -1304,7 +1317,7 @@ sub store {
   my ($fd, $statx, $handle) = @$object;
   my $own = -1;
   fail($EPERM) if appends_only($statx) && (@$pieces || $cut >= 0 || $size >= 0);    # its descriptor writes at the end, wherever it is told to
-  $fd = $own = open_object($fd, $statx, $O_WRONLY) unless $handle && $handle->[1] & 2;
+  $own_writing{$fd = $own = open_object($fd, $statx, $O_WRONLY)} = 1 unless $handle && $handle->[1] & 2;
   my $work = sub {
     my $end = write_content($fd, $statx, $cut, $size, $pieces, $write, $append_length);
     append_all($fd, $end, $append_length, $bytes_from) if $append_length;
@@ -1316,7 +1329,7 @@ sub store {
     return $stored;
   };
   my $close = sub {
-    sys_close($own) if $own != -1;
+    close_own($own) if $own != -1;
     close_handle($stage) if defined $stage;
   };
   my $bytes = $append_length;
@@ -1380,10 +1393,13 @@ $OPERATIONS[32] = sub {    # Unwritten: 1 if nobody has it open for writing but 
   my ($args) = @_;
   return with_object($args, sub {
     my ($fd, $statx) = @_;
-    return "\0" unless may_write($fd);
     my $reading = open_object($fd, $statx, $O_RDONLY);
     my $identity = identity_of($statx);
     my @ours = grep { $_->[1] & 2 && identity_of(sys_statx($_->[0], '') // '') eq $identity } values %handles;
+    if (@ours && !may_write($fd)) {    # they would not get the right again
+      sys_close($reading);
+      return "\0";
+    }
     my @rights = map { $_->[1] } @ours;
     change_rights($_, $_->[1] & 1) for @ours;
     my $alone = syscall($NR{fcntl}, 0 + $reading, $F_SETLEASE, 0) != -1;    # given if nobody has
@@ -1474,10 +1490,10 @@ $OPERATIONS[28] = sub {    # CopyRange: bytes copied, the target's attributes
       my ($target, $target_statx, $target_handle) = @_;
       my ($to_offset, $length) = (number64($args), number64($args));
       my @own;
-      my $close = sub { sys_close($_) for splice @own };
+      my $close = sub { close_own($_) for splice @own };
       my $result = eval {
         push @own, $source = open_object($source, $source_statx, $O_RDONLY) unless $source_handle;
-        push @own, $target = open_object($target, $target_statx, $O_WRONLY) unless $target_handle && $target_handle->[1] & 2;
+        $own_writing{$target = open_object($target, $target_statx, $O_WRONLY)} = 1, push @own, $target unless $target_handle && $target_handle->[1] & 2;
         fail($EINVAL) if overlaps($source, $from_offset, $target, $to_offset, $length);
         my $left = size_of(sys_statx($source, '') // fail(0 + $!)) - $from_offset;
         $length = $left < 0 ? 0 : $left if $left < $length;

@@ -36,7 +36,7 @@ constexpr size_t kMaxEntries = 500'000;
 // A queue of events overflows after thousands of them: whoever tells it more often wants us to be busy.
 constexpr int64_t kLossesPerMinute = 300;
 constexpr std::chrono::milliseconds kOpenTime{60'000};
-constexpr std::chrono::milliseconds kUnwrittenTime{20'000};
+constexpr std::chrono::milliseconds kUnwrittenTime{10'000};
 
 tl::unexpected<Error> Nonsense(const char* what) {
   return Failure(ErrorKind::kProtocol, EIO, std::string("the syscall server's answer makes no sense: ") + what);
@@ -851,7 +851,8 @@ class SyscallFsImpl final : public RemoteFs {
       if (!unwritten) return Forward(unwritten.error());
       if (*unwritten == std::string(1, '\1')) break;
       if (Clock::now() + pause >= until) {
-        return Failure(ErrorKind::kUnavailable, EIO, node.path + " is open for writing in the sandbox, perhaps by an upload that broke off");
+        // Said as what it is: nothing to be tried again at once.
+        return Failure(ErrorKind::kErrno, EIO, node.path + " is open for writing in the sandbox, perhaps by an upload that broke off");
       }
       if (auto slept = SleepUntil(Clock::now() + pause, ctx); !slept) return Forward(slept.error());
     }
@@ -888,6 +889,12 @@ class SyscallFsImpl final : public RemoteFs {
 
   // Copies what was staged into its place, unless it is there. The stage is gone afterwards.
   Result<Attributes> Commit(const Stage& stage, Handle handle, const Node& node, const StoreRequest& request, const syscall::StagePlan& plan, const OpContext& ctx) {
+    if (!stage.into) {
+      if (auto alone = AwaitUnwritten(handle, node, ctx); !alone) {
+        Discard(stage.handle);
+        return Forward(alone.error());
+      }
+    }
     Arguments arguments;
     arguments.U64(stage.handle).I64(plan.staged_bytes).Object(handle, node).U8(request.last ? 1 : 0).I64(request.cut_to.value_or(-1));
     arguments.I64(request.size.value_or(-1));

@@ -69,6 +69,7 @@ ServiceBackend::ServiceBackend(ServiceBackendOptions options) : options_(std::mo
   std::string url = options_.external_url;
   transport::http::ClientOptions http_options;
   transport::envd::ClientOptions client_options;
+  client_options.compress = false;  // faults come at places of the content
   transport::ServiceFsOptions fs_options;
   if (url.empty()) {
     std::string pattern = (std::filesystem::temp_directory_path() / "e2bfs-contract-XXXXXX").string();

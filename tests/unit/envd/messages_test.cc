@@ -258,6 +258,17 @@ TEST(Messages, ProcessEvents) {
   }
 }
 
+TEST(ConnectMessages, OutputIsTheSameHoweverItIsWritten) {
+  for (const char* json : {R"({"event":{"data":{"stdout":"AAEC/w=="}}})", R"({"event":{"data":{"stdout":"AAEC_w"}}})",
+                           R"({ "event": {"data":{"stdout":"AAEC/w=="}}})", R"({"event":{"data":{"stdout":"AAEC\/w=="}}})"}) {
+    const auto event = DecodeProcessMessage(json);
+    ASSERT_TRUE(event && *event) << json;
+    EXPECT_EQ((*event)->kind, ProcessEvent::Kind::kStdout);
+    EXPECT_EQ((*event)->data, std::string("\0\1\2\xff", 4)) << json;
+  }
+  EXPECT_EQ((*DecodeProcessMessage(R"({"event":{"data":{"stdout":"AA","stderr":"A"}}})"))->data, std::string(1, '\0'));
+}
+
 TEST(Messages, WatchEvents) {
   auto start = DecodeWatchMessage(R"({"start":{}})");
   ASSERT_TRUE(start);
