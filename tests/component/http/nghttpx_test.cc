@@ -165,6 +165,7 @@ TEST_F(NghttpxTest, AnEdgeThatStopsForwardingIsASilentNetwork) {
   ASSERT_TRUE(open && (*open)->WaitHead(Soon()));
   // Its sockets stay open and its kernel acknowledges: nothing but the silence says that it is gone.
   ASSERT_EQ(kill(pid_, SIGSTOP), 0);
+  ASSERT_EQ(waitpid(pid_, nullptr, WUNTRACED), pid_);  // a thread that runs may answer before it stops
   Request request = Ask("GET", "/bytes?n=10");
   request.head_timeout = std::chrono::milliseconds(400);
   const auto lost = client_->Fetch(request, Soon(), 100);
