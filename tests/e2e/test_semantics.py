@@ -442,6 +442,7 @@ def test_what_may_not_be_written_is_refused_as_locally(place):
             (top / mark).mkdir()
             (top / name).write_text("content")
             run("chattr", f"+{mark}", top / name)
+        eventually((place.here / mark).is_dir, "the mount has been told of the new directory")
         try:
             for attempt, call in attempts.items():
                 assert answer(call, place.here / name) == answer(call, place.local / name), (mark, attempt)
