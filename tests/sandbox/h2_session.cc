@@ -64,6 +64,8 @@ class H2Session {
   // --- any thread
   // Runs `work` on the session's thread, if it still turns.
   void Post(std::function<void()> work);
+  // The stream's handler has read so much. The session's thread is woken for it only when it is a part of the window that counts.
+  void Consumed(int32_t id, size_t bytes);
 
   // --- for posted work
   nghttp2_session* session() { return session_; }
@@ -115,6 +117,7 @@ class H2Session {
 
   std::mutex mutex_;  // innermost; guards what follows
   std::vector<std::function<void()>> posted_;
+  std::map<int32_t, size_t> consumed_;
   int handlers_ = 0;
   std::condition_variable no_handlers_;
 };
@@ -142,9 +145,7 @@ class H2Exchange : public CoreExchange {
       stream.in_begin = 0;
     }
     if (!stream.closed) {  // at its closing, the connection's window got back all that was unread
-      session_.Post([session = &session_, id = stream.id, got] {
-        nghttp2_session_consume(session->session(), id, got);
-      });
+      session_.Consumed(stream.id, got);
     }
     return got;
   }
@@ -296,11 +297,30 @@ void H2Session::Post(std::function<void()> work) {
   }
 }
 
+void H2Session::Consumed(int32_t id, size_t bytes) {
+  bool much = false;
+  {
+    const std::lock_guard lock(mutex_);
+    size_t& consumed = consumed_[id];
+    const size_t step = static_cast<size_t>(core_.options.initial_window_bytes) / 4;  // nghttp2 gives back what is half of it
+    much = consumed < step && consumed + bytes >= step;
+    consumed += bytes;
+  }
+  if (much) {
+    connection_->Signal(0);
+  }
+}
+
 void H2Session::RunPosted() {
   std::vector<std::function<void()>> work;
+  std::map<int32_t, size_t> consumed;
   {
     const std::lock_guard lock(mutex_);
     work.swap(posted_);
+    consumed.swap(consumed_);
+  }
+  for (const auto& [id, bytes] : consumed) {
+    nghttp2_session_consume(session_, id, bytes);
   }
   for (const auto& piece : work) {
     piece();
@@ -362,7 +382,10 @@ H2Session::Step H2Session::TurnOnce() {
   if (!unsent && !nghttp2_session_want_read(session_) && !nghttp2_session_want_write(session_)) {
     return Step::kEnd;
   }
-  return ReceiveFrames();
+  const Step received = ReceiveFrames();
+  // What was received may have something to send, or the end, for its consequence; mostly it has not.
+  const bool consequence = nghttp2_session_want_write(session_) || !nghttp2_session_want_read(session_);
+  return received == Step::kWait && !unsent && consequence ? Step::kGoOn : received;
 }
 
 bool H2Session::StallsCleared() {
@@ -422,9 +445,8 @@ H2Session::Step H2Session::ReceiveFrames() {
     size_t got = 0;
     const IoStatus status = connection_->Read(buffer, sizeof buffer, got);
     if (status == IoStatus::kBlocked) {
-      // There may be frames to send: answers to what was just read, or more than was taken at once.
       const bool unsent = unsent_begin_ < unsent_.size();
-      return reads > 0 || (!unsent && more_frames_) ? Step::kGoOn : Step::kWait;
+      return !unsent && more_frames_ ? Step::kGoOn : Step::kWait;
     }
     if (status == IoStatus::kEnded) {
       NoteClientLeft();

@@ -264,8 +264,10 @@ void Process::Run() {
         {{output, POLLIN, 0}, {error, POLLIN, 0}, {wake_fd_, POLLIN, 0}, {exited ? -1 : pid_fd_, POLLIN, 0}}};
     const int ready = poll(fds.data(), fds.size(), timeout);
     KillAtDeadline();
-    uint64_t wakes = 0;
-    (void)!read(wake_fd_, &wakes, sizeof(wakes));
+    if (fds[2].revents != 0) {
+      uint64_t wakes = 0;
+      (void)!read(wake_fd_, &wakes, sizeof(wakes));
+    }
     if (pid_fd_ < 0 || fds[3].revents != 0) {
       siginfo_t info{};
       exited = waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&

@@ -354,11 +354,11 @@ void H2Connection::ScheduleFlush() {
 
 void H2Connection::OnIo(uint32_t events) {
   if (closed_) return;
-  if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0 && !ReceiveSome()) return;
+  if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0 && !ReceiveSome(false)) return;
   Flush();
 }
 
-bool H2Connection::ReceiveSome() {
+bool H2Connection::ReceiveSome(bool all) {
   uint8_t buffer[16384];
   for (int i = 0; i < kReadsPerTurn; ++i) {
     ERR_clear_error();
@@ -373,6 +373,7 @@ bool H2Connection::ReceiveSome() {
         }
         return false;
       }
+      if (!all && SSL_has_pending(tls_) == 0) return true;  // epoll tells of what is not in OpenSSL's buffer yet
       continue;
     }
     const int kind = SSL_get_error(tls_, count);
@@ -426,7 +427,7 @@ void H2Connection::Flush() {
     if (kind == SSL_ERROR_WANT_READ) break;
     ERR_clear_error();
     // What the server still said (GOAWAY, answers) is read first; that ends in Close too.
-    if (!ReceiveSome() || closed_) return;
+    if (!ReceiveSome(true) || closed_) return;
     return Close(BrokenError("the connection to " + authority_ + " was closed by the other side"));
   }
   UpdateWatch();

@@ -76,8 +76,8 @@ class H2Connection final : public Carrier {
   friend struct H2Callbacks;  // nghttp2's view of the private parts
 
   void OnIo(uint32_t events);
-  // False when the connection is over.
-  bool ReceiveSome();
+  // all: also what epoll would tell of again. False when the connection is over.
+  bool ReceiveSome(bool all);
   void Flush();
   bool FillOutput();
   void ScheduleFlush();

@@ -1682,6 +1682,7 @@ $SIG{IO} = 'IGNORE';      # somebody opens what we have a lease of, for a moment
   syscall $NR{fcntl}, 1, 4, $flags | $O_NONBLOCK if $flags != -1;
 }
 $heard = seconds();
+my $now = $heard;
 my $looked = 0;    # at the events, in seconds with a fraction
 while (1) {
   my ($readable, $writable, $remounted) = ('', '', '');
@@ -1689,12 +1690,12 @@ while (1) {
   my $room = length $out < 4 << 20;
   vec($readable, 0, 1) = 1 if $room;
   vec($readable, $_, 1) = 1 for keys %children;
-  my $pause = $looked + $EVENT_PAUSE - seconds();
+  my $pause = $looked + $EVENT_PAUSE - $now;
   vec($readable, $inotify, 1) = 1 if $inotify != -1 && $room && $pause <= 0;
   vec($writable, 1, 1) = 1 if length $out;
   vec($remounted, fileno $mount_table, 1) = 1 if $mount_table && $room;
   my $ready = select $readable, length $out ? $writable : undef, $remounted, $pause > 0 && $inotify != -1 ? $pause : $silence < 60 ? $silence : 60;
-  my $now = seconds();
+  $now = seconds();
   exit 0 if $now - $heard > $silence;
   # What is kept open keeps file systems from being unmounted.
   forget_directories(scalar keys %directories) if $ready == 0 && $pause <= 0;
