@@ -34,6 +34,28 @@ std::vector<ReadPiece> PlanRead(const Node& node, transport::Extent wanted) {
   return pieces;
 }
 
+// Tells what comes to be known of the file while it is read.
+class NotedStream final : public transport::ByteStream {
+ public:
+  NotedStream(std::unique_ptr<transport::ByteStream> stream, std::function<void(const transport::Attributes&)> note)
+      : stream_(std::move(stream)), note_(std::move(note)) {}
+
+  Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) override {
+    auto got = stream_->Read(buffer, capacity, ctx);
+    if (const transport::Attributes* read = noted_ ? nullptr : stream_->attributes()) {
+      noted_ = true;
+      note_(*read);
+    }
+    return got;
+  }
+  void Cancel() override { stream_->Cancel(); }
+
+ private:
+  const std::unique_ptr<transport::ByteStream> stream_;
+  const std::function<void(const transport::Attributes&)> note_;
+  bool noted_ = false;
+};
+
 }  // namespace
 
 std::shared_ptr<StreamReader> CachedFsImpl::MakeReader(const NodePtr& node) {
@@ -47,7 +69,9 @@ std::shared_ptr<StreamReader> CachedFsImpl::MakeReader(const NodePtr& node) {
             asked_stamp = stamp_;
           }
           auto stream = remote_.Read(handle, at, version, range, ctx);
-          if (const transport::Attributes* read = stream ? (*stream)->attributes() : nullptr) NoteAccess(node, *read, asked_stamp);
+          if (!stream) return stream;
+          auto note = [this, node, asked_stamp](const transport::Attributes& read) { NoteAccess(node, read, asked_stamp); };
+          stream = std::make_unique<NotedStream>(std::move(*stream), std::move(note));
           return stream;
         });
       },

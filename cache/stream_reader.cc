@@ -16,8 +16,9 @@ constexpr int64_t kFirstRange = 64 << 10;
 constexpr int64_t kPiece = 128 << 10;
 // Between two ranges nothing has to stop, and each of them costs a request.
 constexpr int64_t kMostRange = 8 << 20;
-// Of a stream whose first range was used up; then the most.
+// Of a stream whose first range was used up; then the most. At once where the first read is so long, and at the file's beginning.
 constexpr int64_t kSecondWindow = 2 << 20;
+constexpr size_t kLongRead = 256 << 10;
 // The kernel's pieces come at most so far out of order: two windows of its read-ahead (512 KiB, see RaiseReadAhead) and two reads of
 // as much, with room to spare.
 constexpr int64_t kMostAhead = 4 << 20;
@@ -297,6 +298,7 @@ Result<size_t> StreamReader::Step(Lock& lock, const StreamPtr& stream, int64_t o
     if (!stream->ranges.empty() && offset - stream->ranges.front()->position > kMostAhead) DropRanges(*stream, old);
     stream->next = stream->ranges.empty() ? offset : stream->ranges.front()->position;
   }
+  if (stream->window == 0 && !stream->is_piece && offset == 0 && length >= kLongRead) stream->window = std::min(kSecondWindow, max_window_);
   if (stream->ranges.empty()) PushRange(*stream, offset - stream->next + static_cast<int64_t>(length));
   if (!stream->is_piece) OpenAhead(*stream);
   const RangePtr range = stream->ranges.front();

@@ -165,7 +165,7 @@ class ByteStream {
   // the way; the caller opens a new one where it stopped.
   virtual Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) = 0;
   virtual void Cancel() = 0;  // from any thread
-  // The file as it was after it had been read from, where that came along; else null.
+  // The file as it was after reading had begun, once that is known; else null.
   virtual const Attributes* attributes() const { return nullptr; }
 };
 

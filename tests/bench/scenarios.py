@@ -86,7 +86,7 @@ class Library:
 
     @functools.cached_property
     def warm(self):
-        (self.top / "warm").write_bytes(os.urandom(2 * MIB))
+        (self.top / "warm").write_bytes(os.urandom(MIB) * (self.sizes.size(64 * MIB) // MIB))
         return self.top / "warm"
 
     @functools.cached_property

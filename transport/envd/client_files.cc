@@ -242,6 +242,7 @@ Result<std::unique_ptr<Download>> Client::OpenDownload(const DownloadRequest& re
     get.idempotent = true;
     get.window_bytes = request.window_bytes;
     get.read_batch_bytes = kReadBatchBytes;
+    get.expected_bytes = request.length.value_or(0);
     auto exchange = core_->http.Start(std::move(get), ctx);
     if (!exchange) return Forward(std::move(exchange.error()));
     auto head = (*exchange)->WaitHead(ctx);

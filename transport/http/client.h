@@ -77,6 +77,8 @@ struct Request {
   int window_bytes = 0;
   // Exchange::Read waits a moment for so many bytes, or as many as it has room for: waking a thread for each frame costs more than the frame.
   size_t read_batch_bytes = 0;
+  // Of the answer's body, as far as the caller knows: a large one may go by a connection of its own.
+  int64_t expected_bytes = 0;
 };
 
 struct ResponseHead {

@@ -10,7 +10,7 @@ namespace e2bfs::transport::http {
 namespace {
 
 constexpr int kMaxTries = 3;
-constexpr int64_t kLargeUploadBytes = 1 << 20;
+constexpr int64_t kBigBytes = 1 << 20;
 // Connections that a server closes before it acts on a request are no tries of the request; but it does not wait for ever.
 constexpr int kMaxUnsentTries = 10;
 // After a connection that took no requests at all.
@@ -202,14 +202,15 @@ bool Pool::StartOne(OriginPool& home, ServiceClass service_class) {
       return false;
     }
   } else {
-    connection = Pick(home, service_class);
+    const bool big = IsBig(*queue.front());
+    connection = Pick(home, service_class, big);
     if (connection == nullptr) {
       MaybeDial(home);
       return false;
     }
-    http1 = IsBetterByHttp1(home, *connection, *queue.front());
+    http1 = big && IsBetterByHttp1(home, *connection, *queue.front());
     // The next one finds a connection of its own.
-    if (!http1 && service_class == ServiceClass::kBulk && connection->streams_of(ServiceClass::kStream) > 0) MaybeDial(home);
+    if (!http1 && big && connection->streams_of(ServiceClass::kStream) > 0) MaybeDial(home);
   }
   if (const auto until = rate_.Take(Clock::now())) {
     WaitForRate(*until);
@@ -235,12 +236,19 @@ bool Pool::StartOne(OriginPool& home, ServiceClass service_class) {
   return true;
 }
 
+// Whether others would wait for it, as far as anybody knows.
+bool Pool::IsBig(const ExchangeState& exchange) {
+  if (exchange.service_class() != ServiceClass::kBulk) return false;
+  const int64_t expected = exchange.request().expected_bytes > 0 ? exchange.request().expected_bytes : int64_t{-1};
+  const int64_t bytes = exchange.has_request_body() ? exchange.request_body_length() : expected;
+  return bytes < 0 || bytes >= kBigBytes;
+}
+
 // A large upload is as fast as the server's window for a stream lets it, one window for each round trip (64 KiB at 20 ms: 3 MiB/s); TCP's own
-// windows are larger, and grow.
+// windows are larger, and grow. A large download takes less of both sides' time without frames: of 512 MiB, three quarters of the seconds.
 bool Pool::IsBetterByHttp1(const OriginPool& home, const H2Connection& connection, const ExchangeState& exchange) const {
-  if (exchange.service_class() != ServiceClass::kBulk || !exchange.has_request_body() || home.http1_refused) return false;
-  const int64_t length = exchange.request_body_length();
-  if ((length >= 0 && length < kLargeUploadBytes) || connection.upload_window_bytes() >= kLargeUploadBytes) return false;
+  if (home.http1_refused) return false;
+  if (exchange.has_request_body() ? connection.upload_window_bytes() >= kBigBytes : exchange.request().expected_bytes == 0) return false;
   if (!Http1HasRoom(home, ServiceClass::kBulk)) return false;
   return http1_->HasIdleTo(home.origin) ||
          (ConnectionsTo(home) < options_.max_connections_per_origin && total_connections() < options_.max_connections);
@@ -261,10 +269,10 @@ bool Pool::Http1HasRoom(const OriginPool& home, ServiceClass service_class) cons
 
 // Big copies and what is waited for keep away from each other: on one connection an answer waits behind all the bytes that are under way. Then
 // the fullest, so that others can become idle and close.
-H2Connection* Pool::Pick(OriginPool& home, ServiceClass service_class) const {
+H2Connection* Pool::Pick(OriginPool& home, ServiceClass service_class, bool big) const {
   H2Connection* best = nullptr;
-  const auto disturbed = [service_class](const H2Connection& connection) {
-    return connection.streams_of(service_class == ServiceClass::kBulk ? ServiceClass::kStream : ServiceClass::kBulk);
+  const auto disturbed = [big](const H2Connection& connection) {
+    return connection.streams_of(big ? ServiceClass::kStream : ServiceClass::kBulk);
   };
   for (const auto& connection : home.connections) {
     if (!connection->HasRoom(service_class)) continue;

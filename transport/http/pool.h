@@ -92,9 +92,10 @@ class Pool final : public Carrier, public H2Connection::Listener {
   void Dispatch(OriginPool& home);
   // False: no request of this class can start at this origin now.
   bool StartOne(OriginPool& home, ServiceClass service_class);
+  static bool IsBig(const ExchangeState& exchange);
   bool IsBetterByHttp1(const OriginPool& home, const H2Connection& connection, const ExchangeState& exchange) const;
   bool Http1HasRoom(const OriginPool& home, ServiceClass service_class) const;
-  H2Connection* Pick(OriginPool& home, ServiceClass service_class) const;
+  H2Connection* Pick(OriginPool& home, ServiceClass service_class, bool big) const;
   void WaitForRate(TimePoint until);
 
   void MaybeDial(OriginPool& home);

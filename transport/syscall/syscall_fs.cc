@@ -6,10 +6,12 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <utility>
 
 #include "transport/base/log.h"
+#include "transport/base/waiting.h"
 #include "transport/http/rate_limit.h"
 #include "transport/retry.h"
 #include "transport/service_names.h"
@@ -60,19 +62,6 @@ class HeldStream final : public ByteStream {
   size_t taken_ = 0;
 };
 
-// Of a file whose attributes were asked for after reading it had begun.
-class KnownStream final : public ByteStream {
- public:
-  KnownStream(std::unique_ptr<ByteStream> stream, Attributes attributes) : stream_(std::move(stream)), attributes_(std::move(attributes)) {}
-  Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) override { return stream_->Read(buffer, capacity, ctx); }
-  void Cancel() override { stream_->Cancel(); }
-  const Attributes* attributes() const override { return &attributes_; }
-
- private:
-  const std::unique_ptr<ByteStream> stream_;
-  const Attributes attributes_;
-};
-
 constexpr int64_t kEarlyPieceBytes = 256 << 10;
 
 bool SameTimes(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
@@ -80,6 +69,50 @@ bool SameTimes(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_s
 bool IsVersion(const Attributes& attributes, const Attributes& version) {
   return attributes.size == version.size && SameTimes(attributes.mtime, version.mtime);
 }
+
+// What a file is asked for while it is already read from.
+struct Inquiry {
+  std::mutex mutex;  // a leaf
+  std::condition_variable_any changed;
+  std::optional<Result<Attributes>> answer;  // set once
+};
+
+// A range of `length` bytes, not empty, of a file that is to be `version`. Its attributes are asked for when the files API has it open; reading does not wait for
+// them, but for the last bytes of the range.
+class InquiredStream final : public ByteStream {
+ public:
+  InquiredStream(std::unique_ptr<ByteStream> stream, std::shared_ptr<Inquiry> inquiry, const Attributes& version, int64_t length)
+      : stream_(std::move(stream)), inquiry_(std::move(inquiry)), version_(version), left_(length) {}
+
+  Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) override {
+    auto got = stream_->Read(buffer, capacity, ctx);
+    if (!got) return got;
+    left_ -= static_cast<int64_t>(*got);
+    if (auto same = Check(*got == 0 || left_ <= 0, ctx); !same) return Forward(same.error());
+    return got;
+  }
+  void Cancel() override { stream_->Cancel(); }
+  const Attributes* attributes() const override {
+    std::lock_guard lock(inquiry_->mutex);
+    return inquiry_->answer && *inquiry_->answer ? &**inquiry_->answer : nullptr;
+  }
+
+ private:
+  Result<void> Check(bool wait, const OpContext& ctx) {
+    std::unique_lock lock(inquiry_->mutex);
+    if (wait && !WaitWithin(inquiry_->changed, lock, ctx, [this] { return inquiry_->answer.has_value(); })) return WaitEnded(ctx, "reading");
+    if (!inquiry_->answer) return {};
+    const Result<Attributes>& now = *inquiry_->answer;
+    if (!now) return Failure(ErrorKind::kBroken, EIO, "nobody knows whether it is still that version: " + now.error().message);  // who opens another range is told why
+    if (!IsVersion(*now, version_)) return Errno(ESTALE, "another version");
+    return {};
+  }
+
+  const std::unique_ptr<ByteStream> stream_;
+  const std::shared_ptr<Inquiry> inquiry_;
+  const Attributes version_;
+  int64_t left_;
+};
 
 class SyscallFsImpl;
 
@@ -541,10 +574,13 @@ class SyscallFsImpl final : public RemoteFs {
   }
 
   Result<Attributes> AskAttributes(Operation operation, const Arguments& arguments, Effect effect, const OpContext& ctx) {
-    auto result = Ask(operation, arguments, effect, ctx);
+    return AttributesOf(Ask(operation, arguments, effect, ctx), actor_);
+  }
+
+  static Result<Attributes> AttributesOf(const Result<std::string>& result, const syscall::Actor& actor) {
     if (!result) return Forward(result.error());
     Fields fields(*result);
-    auto attributes = syscall::DecodeAttributes(fields, actor_);
+    auto attributes = syscall::DecodeAttributes(fields, actor);
     if (!attributes || !fields.ended()) return Nonsense("attributes");
     return std::move(*attributes);
   }
@@ -768,10 +804,14 @@ class SyscallFsImpl final : public RemoteFs {
     }
     if (!version) return stream;
     // Last-Modified has whole seconds only.
-    auto now = StatHandle(handle, node, ctx);
-    if (!now) return Forward(now.error());
-    if (!IsVersion(*now, *version)) return Errno(ESTALE, node.path);
-    return std::unique_ptr<ByteStream>(std::make_unique<KnownStream>(std::move(*stream), std::move(*now)));
+    auto inquiry = std::make_shared<Inquiry>();
+    channel_->Post({{Operation::kStat, Arguments().Object(handle, node).bytes()}}, [inquiry, actor = actor_](Result<Outcomes> outcomes) {
+      auto now = AttributesOf(outcomes ? FirstResult(*outcomes) : Result<std::string>(Forward(outcomes.error())), actor);
+      std::lock_guard lock(inquiry->mutex);
+      inquiry->answer = std::move(now);
+      inquiry->changed.notify_all();
+    });
+    return std::unique_ptr<ByteStream>(std::make_unique<InquiredStream>(std::move(*stream), std::move(inquiry), *version, range.length));
   }
 
   Result<Attributes> StoreInline(Handle handle, const Node& node, const StoreRequest& request, const OpContext& ctx) {

@@ -147,6 +147,38 @@ TEST_P(Http2PoolTest, LargeUploadsBesideManyRequestsStayWithinTheLimits) {
   EXPECT_EQ(server().counts().connections_closed_busy, 0);
 }
 
+TEST_P(Http2PoolTest, LargeDownloadsHaveAConnectionOfTheirOwnWithoutFrames) {
+  auto client = MakeClient();
+  EXPECT_EQ(Burst(*client, 1, "/bytes?n=100"), 0) << first_error_;  // the protocol is known
+  const auto protocol_of = [&](int64_t bytes, int64_t expected, ServiceClass service_class) {
+    Request request = Get("/bytes?n=" + std::to_string(bytes));
+    request.expected_bytes = expected;
+    const OpContext ctx = Soon(service_class);
+    auto begun = client->Start(std::move(request), ctx);
+    EXPECT_TRUE(begun) << ToString(begun.error());
+    const auto head = (*begun)->WaitHead(ctx);
+    EXPECT_TRUE(head) << ToString(head.error());
+    char buffer[65536];
+    int64_t got = 0;
+    while (true) {
+      const auto count = (*begun)->Read(buffer, sizeof buffer, ctx);
+      EXPECT_TRUE(count) << ToString(count.error());
+      if (!count || *count == 0) break;
+      got += static_cast<int64_t>(*count);
+    }
+    EXPECT_EQ(got, bytes);
+    return head->protocol;
+  };
+  constexpr int64_t kLarge = 3 << 20;
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(protocol_of(kLarge, kLarge, ServiceClass::kBulk), transport::http::Protocol::kHttp1);
+  EXPECT_EQ(server().counts().connections_opened, 2) << "kept, and used again";
+  // Small, of a length that nobody knows, or waited for.
+  EXPECT_EQ(protocol_of(1000, 1000, ServiceClass::kBulk), transport::http::Protocol::kHttp2);
+  EXPECT_EQ(server().counts().connections_opened, 2);
+  EXPECT_EQ(protocol_of(kLarge, 0, ServiceClass::kBulk), transport::http::Protocol::kHttp2);
+  EXPECT_EQ(protocol_of(kLarge, kLarge, ServiceClass::kForeground), transport::http::Protocol::kHttp2);
+}
+
 TEST_P(PoolTest, RequestsInFlightAreBounded) {
   auto client = MakeClient([](auto& options) { options.max_requests = 7; });
   server().set_latency_ms(5);

@@ -122,6 +122,30 @@ TEST_P(RemoteFsContract, RangesAreRead) {
   EXPECT_EQ(Code(ReadAll(opened->handle, node, nullptr, {0, 10})), EBADF);
 }
 
+TEST_P(RemoteFsContract, NoRangeOfAnotherVersionIsReadToItsEnd) {
+  if (!traits().handles_survive_unlink) GTEST_SKIP() << "not done by the service tier";
+  constexpr size_t kBytes = 3 << 20;
+  backend_->InsideWrite("file", PatternBytes(kBytes, 1));
+  auto opened = fs().Open(At("file"), {}, ctx_);
+  ASSERT_TRUE(opened);
+  const transport::Node node{"file", opened->attributes.id};
+  // The same length, and mostly the same second: what the files API tells is the same.
+  backend_->InsideWrite("file", PatternBytes(kBytes, 2));
+  auto stream = fs().Read(opened->handle, node, &opened->attributes, {0, kBytes}, ctx_);
+  std::vector<char> buffer(64 << 10);
+  size_t all = 0;
+  int code = Code(stream);
+  while (code == 0) {
+    auto got = (*stream)->Read(buffer.data(), buffer.size(), ctx_);
+    code = Code(got);
+    ASSERT_TRUE(!got || *got > 0) << "it came to its end";
+    if (got) all += *got;
+  }
+  EXPECT_EQ(code, ESTALE);
+  EXPECT_LT(all, kBytes);
+  fs().Close(opened->handle, ctx_);
+}
+
 TEST_P(RemoteFsContract, StoreWritesWhatItWasGivenAndKeepsTheRest) {
   std::string expected = PatternBytes(200'000, 2);
   backend_->InsideWrite("file", expected);
