@@ -104,7 +104,7 @@ const std::vector<OptionRow>& Table() {
       {kConnections, "compress", Form::kChoice, "auto|off", &M::compress, 0, 0, nullptr,
        "auto: content is compressed on its way to the sandbox where a sample of it shrinks, and the network is slower than gzip; off: never."},
       {kConnections, "protocol", Form::kChoice, "auto|http1", &M::protocol, 0, 0, nullptr,
-       "auto: HTTP/2 where the other side offers it; http1: never."},
+       "auto: HTTP/2 where the other side offers it, and HTTP/1.1 beside it for large content; http1: no HTTP/2."},
       {kConnections, "max_connections", Form::kNumber, "N", &M::max_connections, 1, kMaxNumber,
        "E2B_MAX_CONNECTIONS, else 2000", "Connections in all."},
       {kConnections, "max_connections_per_host", Form::kNumber, "N", &M::max_connections_per_host, 1, kMaxNumber, "21",
