@@ -26,7 +26,7 @@
 
 namespace e2bfs::cache {
 
-// What content belongs to. Bytes of two versions are never given by one Read.
+// What content belongs to. A range of another version is never read to its end.
 struct ReadVersion {
   transport::Attributes attributes;
   uint64_t epoch = 0;

@@ -118,6 +118,7 @@ class H2Session {
   std::mutex mutex_;  // innermost; guards what follows
   std::vector<std::function<void()>> posted_;
   std::map<int32_t, size_t> consumed_;
+  size_t consumed_bytes_ = 0;  // all of it
   int handlers_ = 0;
   std::condition_variable no_handlers_;
 };
@@ -301,10 +302,13 @@ void H2Session::Consumed(int32_t id, size_t bytes) {
   bool much = false;
   {
     const std::lock_guard lock(mutex_);
+    // nghttp2 gives back what is half of a window: the stream's, and the connection's, which is at least 16 of them.
+    const size_t step = std::max<size_t>(static_cast<size_t>(core_.options.initial_window_bytes) / 4, 1);
     size_t& consumed = consumed_[id];
-    const size_t step = static_cast<size_t>(core_.options.initial_window_bytes) / 4;  // nghttp2 gives back what is half of it
-    much = consumed < step && consumed + bytes >= step;
+    const auto crosses = [bytes](size_t before, size_t limit) { return before < limit && before + bytes >= limit; };
+    much = crosses(consumed, step) || crosses(consumed_bytes_, 16 * step);
     consumed += bytes;
+    consumed_bytes_ += bytes;
   }
   if (much) {
     connection_->Signal(0);
@@ -318,6 +322,7 @@ void H2Session::RunPosted() {
     const std::lock_guard lock(mutex_);
     work.swap(posted_);
     consumed.swap(consumed_);
+    consumed_bytes_ = 0;
   }
   for (const auto& [id, bytes] : consumed) {
     nghttp2_session_consume(session_, id, bytes);

@@ -250,6 +250,11 @@ bool ExchangeState::has_head() {
   return head_.has_value();
 }
 
+int ExchangeState::status() {
+  std::lock_guard lock(mutex_);
+  return head_ ? head_->status : 0;
+}
+
 void ExchangeState::PublishHead(ResponseHead head) {
   std::lock_guard lock(mutex_);
   if (error_) return;

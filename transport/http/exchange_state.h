@@ -62,6 +62,7 @@ class ExchangeState : public std::enable_shared_from_this<ExchangeState> {
   void MarkSent();
   bool over();  // failed, cancelled or complete: nothing more of it is wanted
   bool has_head();
+  int status();  // of its head; 0: there is none
   void PublishHead(ResponseHead head);
   void AppendBody(std::string_view bytes);
   size_t buffered_bytes();

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kMaxTries = 3;
 constexpr int64_t kBigBytes = 1 << 20;
+constexpr auto kHttp1RefusedTime = std::chrono::seconds(60);
 // Connections that a server closes before it acts on a request are no tries of the request; but it does not wait for ever.
 constexpr int kMaxUnsentTries = 10;
 // After a connection that took no requests at all.
@@ -107,6 +108,17 @@ bool Pool::MayRetry(const ExchangePtr& exchange, const TryOutcome& outcome) cons
   return exchange->RewindRequestBody();
 }
 
+// HTTP/1.1 need not be offered beside HTTP/2, nor served where it is.
+void Pool::NoteHttp1(OriginPool& home, int status, const TryOutcome& outcome) {
+  const bool unwanted = status == 421 || status == 426 || status == 505;
+  const bool failed = status == 0 && outcome.error && (outcome.reach == TryOutcome::Reach::kConnectFailed || !home.http1_worked);
+  if (unwanted || failed) {
+    home.http1_refused_until = Clock::now() + kHttp1RefusedTime;
+  } else if (status != 0) {
+    home.http1_worked = true;
+  }
+}
+
 void Pool::OnTryEnded(const ExchangePtr& exchange, TryOutcome outcome) {
   using Reach = TryOutcome::Reach;
   OriginPool& home = *exchange->home;
@@ -115,8 +127,7 @@ void Pool::OnTryEnded(const ExchangePtr& exchange, TryOutcome outcome) {
     --in_flight_;
     if (exchange->on_http1) {
       --home.http1_active[static_cast<size_t>(exchange->service_class())];
-      // It need not be offered.
-      if (outcome.error && (outcome.reach == Reach::kConnectFailed || outcome.reach == Reach::kNeverSent)) home.http1_refused = true;
+      NoteHttp1(home, exchange->status(), outcome);
     }
   }
   const bool untouched = outcome.reach == Reach::kNeverSent || outcome.reach == Reach::kUnsent;
@@ -247,7 +258,8 @@ bool Pool::IsBig(const ExchangeState& exchange) {
 // A large upload is as fast as the server's window for a stream lets it, one window for each round trip (64 KiB at 20 ms: 3 MiB/s); TCP's own
 // windows are larger, and grow. A large download takes less of both sides' time without frames: of 512 MiB, three quarters of the seconds.
 bool Pool::IsBetterByHttp1(const OriginPool& home, const H2Connection& connection, const ExchangeState& exchange) const {
-  if (home.http1_refused) return false;
+  // What failed goes by HTTP/2 the next time.
+  if (exchange.tries > 0 || exchange.unsent_tries > 0 || Clock::now() < home.http1_refused_until) return false;
   if (exchange.has_request_body() ? connection.upload_window_bytes() >= kBigBytes : exchange.request().expected_bytes == 0) return false;
   if (!Http1HasRoom(home, ServiceClass::kBulk)) return false;
   return http1_->HasIdleTo(home.origin) ||

@@ -54,7 +54,8 @@ struct OriginPool {
   std::array<int, kServiceClassCount> http1_active{};
   TimePoint last_progress{};       // when a request last got its connection
   bool dispatch_scheduled = false;
-  bool http1_refused = false;      // of an origin that speaks HTTP/2: not to be tried again
+  bool http1_worked = false;       // of an origin that speaks HTTP/2: it gave an answer by HTTP/1.1, too
+  TimePoint http1_refused_until{}; // it did not, or the connection failed: not to be tried before
 
   bool waiting() const;
   int http1_total() const;
@@ -92,6 +93,7 @@ class Pool final : public Carrier, public H2Connection::Listener {
   void Dispatch(OriginPool& home);
   // False: no request of this class can start at this origin now.
   bool StartOne(OriginPool& home, ServiceClass service_class);
+  static void NoteHttp1(OriginPool& home, int status, const TryOutcome& outcome);
   static bool IsBig(const ExchangeState& exchange);
   bool IsBetterByHttp1(const OriginPool& home, const H2Connection& connection, const ExchangeState& exchange) const;
   bool Http1HasRoom(const OriginPool& home, ServiceClass service_class) const;

@@ -107,8 +107,9 @@ struct Channel::Request {
   std::condition_variable_any answered;  // with the channel's mutex
   std::function<void(Result<Outcomes>)> done;
   bool posted = false;
+  std::optional<std::weak_ptr<void>> owner;  // of a posted one
 
-  bool wanted() const { return !posted || done; }
+  bool wanted() const { return !posted || (done && !(owner && owner->expired())); }
   size_t frame_bytes() const { return kFrameHeaderBytes + kLowWaterBytes + operations.size(); }
   Result<Outcomes> TakeResult() {
     if (error) return Forward(*error);
@@ -390,7 +391,7 @@ Result<void> Channel::Wait(Lock& lock, Request& request, const OpContext& ctx) {
   return {};
 }
 
-void Channel::Post(const std::vector<Call>& calls, std::function<void(Result<Outcomes>)> done) {
+void Channel::Post(const std::vector<Call>& calls, std::function<void(Result<Outcomes>)> done, std::optional<std::weak_ptr<void>> owner) {
   Lock lock(mutex_);
   const bool fits = FitsFrame(calls);
   if (leaving_ || !fits) {
@@ -402,6 +403,7 @@ void Channel::Post(const std::vector<Call>& calls, std::function<void(Result<Out
   auto request = std::make_shared<Request>();
   request->posted = true;
   request->done = std::move(done);
+  request->owner = std::move(owner);
   Enqueue(lock, request, calls);
 }
 

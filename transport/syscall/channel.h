@@ -23,6 +23,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -107,7 +108,8 @@ class Channel {
   // `server_pid`: whose outcomes they are. It may be another server by now.
   Result<Outcomes> Do(const std::vector<Call>& calls, Effect effect, const OpContext& ctx, uint32_t* server_pid = nullptr);
   // Sends and does not wait; without `done`, nobody does, and a lost way is not looked for. `done` is called by the HTTP client's or the channel's thread, or by the destructor, without locks; it must not block.
-  void Post(const std::vector<Call>& calls, std::function<void(Result<Outcomes>)> done);
+  // With `owner`, a lost way is looked for only as long as that lives.
+  void Post(const std::vector<Call>& calls, std::function<void(Result<Outcomes>)> done, std::optional<std::weak_ptr<void>> owner = {});
 
   ChannelCounts counts() const;
 

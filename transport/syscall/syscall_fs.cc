@@ -805,12 +805,15 @@ class SyscallFsImpl final : public RemoteFs {
     if (!version) return stream;
     // Last-Modified has whole seconds only.
     auto inquiry = std::make_shared<Inquiry>();
-    channel_->Post({{Operation::kStat, Arguments().Object(handle, node).bytes()}}, [inquiry, actor = actor_](Result<Outcomes> outcomes) {
+    auto answered = [asked = std::weak_ptr(inquiry), actor = actor_](Result<Outcomes> outcomes) {
+      const auto inquiry = asked.lock();
+      if (!inquiry) return;  // the stream has gone
       auto now = AttributesOf(outcomes ? FirstResult(*outcomes) : Result<std::string>(Forward(outcomes.error())), actor);
       std::lock_guard lock(inquiry->mutex);
       inquiry->answer = std::move(now);
       inquiry->changed.notify_all();
-    });
+    };
+    channel_->Post({{Operation::kStat, Arguments().Object(handle, node).bytes()}}, std::move(answered), inquiry);
     return std::unique_ptr<ByteStream>(std::make_unique<InquiredStream>(std::move(*stream), std::move(inquiry), *version, range.length));
   }
 

@@ -177,6 +177,14 @@ TEST_P(Http2PoolTest, LargeDownloadsHaveAConnectionOfTheirOwnWithoutFrames) {
   EXPECT_EQ(server().counts().connections_opened, 2);
   EXPECT_EQ(protocol_of(kLarge, 0, ServiceClass::kBulk), transport::http::Protocol::kHttp2);
   EXPECT_EQ(protocol_of(kLarge, kLarge, ServiceClass::kForeground), transport::http::Protocol::kHttp2);
+  // What fails goes by HTTP/2; where HTTP/1.1 never worked, all do for a while.
+  server().AddFault(MakeFault("GET /bytes", "close", 0, 1, -1));
+  EXPECT_EQ(protocol_of(kLarge, kLarge, ServiceClass::kBulk), transport::http::Protocol::kHttp2);
+  EXPECT_EQ(protocol_of(kLarge, kLarge, ServiceClass::kBulk), transport::http::Protocol::kHttp1);
+  client = MakeClient();
+  EXPECT_EQ(Burst(*client, 1, "/bytes?n=100"), 0) << first_error_;
+  server().AddFault(MakeFault("GET /bytes", "close", 0, 1, -1));
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(protocol_of(kLarge, kLarge, ServiceClass::kBulk), transport::http::Protocol::kHttp2);
 }
 
 TEST_P(PoolTest, RequestsInFlightAreBounded) {
