@@ -256,7 +256,7 @@ bool Pool::IsBig(const ExchangeState& exchange) {
 }
 
 // A large upload is as fast as the server's window for a stream lets it, one window for each round trip (64 KiB at 20 ms: 3 MiB/s); TCP's own
-// windows are larger, and grow. A large download takes less of both sides' time without frames: of 512 MiB, three quarters of the seconds.
+// windows are larger, and grow. A large download takes less of both sides' time without frames.
 bool Pool::IsBetterByHttp1(const OriginPool& home, const H2Connection& connection, const ExchangeState& exchange) const {
   // What failed goes by HTTP/2 the next time.
   if (exchange.tries > 0 || exchange.unsent_tries > 0 || Clock::now() < home.http1_refused_until) return false;

@@ -103,7 +103,8 @@ class InquiredStream final : public ByteStream {
     if (wait && !WaitWithin(inquiry_->changed, lock, ctx, [this] { return inquiry_->answer.has_value(); })) return WaitEnded(ctx, "reading");
     if (!inquiry_->answer) return {};
     const Result<Attributes>& now = *inquiry_->answer;
-    if (!now) return Failure(ErrorKind::kBroken, EIO, "nobody knows whether it is still that version: " + now.error().message);  // who opens another range is told why
+    // kBroken: another range is opened, and if that is refused its error tells why.
+    if (!now) return Failure(ErrorKind::kBroken, EIO, "nobody knows whether it is still that version: " + now.error().message);
     if (!IsVersion(*now, version_)) return Errno(ESTALE, "another version");
     return {};
   }
