@@ -685,6 +685,35 @@ TEST_P(SyscallChannel, InterruptsEndReadsAndNeverSentChanges) {
   EXPECT_EQ(rig->Servers(), 1);
 }
 
+// Its attributes are asked for while it is read; only its end waits for them.
+TEST_P(SyscallChannel, ARangeEndsWhenItsVersionIsKnown) {
+  auto rig = Rig(syscall::ChannelOptions());
+  constexpr int64_t kBytes = 1 << 20;
+  rig->Write("large", std::string(kBytes, 'x'));
+  auto opened = rig->fs().Open(At("large"), {}, Ctx());
+  ASSERT_TRUE(opened);
+  const pid_t pid = rig->ServerPid();
+  std::vector<char> buffer(64 << 10);
+  for (const bool answers : {false, true}) {
+    kill(pid, SIGSTOP);
+    auto stream = rig->fs().Read(opened->handle, At("large"), &opened->attributes, {0, kBytes}, Ctx());
+    if (answers) kill(pid, SIGCONT);
+    ASSERT_TRUE(stream) << ToString(stream.error());
+    int64_t all = 0;
+    int code = 0;
+    while (code == 0 && all < kBytes) {
+      auto got = (*stream)->Read(buffer.data(), buffer.size(), answers ? Ctx() : Ctx(2s));
+      code = Code(got);
+      if (got) all += static_cast<int64_t>(*got);
+    }
+    kill(pid, SIGCONT);
+    EXPECT_EQ(code, answers ? 0 : ETIMEDOUT);
+    EXPECT_EQ(all == kBytes, answers);
+    EXPECT_GT(all, 0);
+  }
+  EXPECT_EQ(rig->Servers(), 1);
+}
+
 TEST_P(SyscallChannel, DeadlinesEndStalledCalls) {
   auto rig = Rig(syscall::ChannelOptions());
   const pid_t pid = rig->ServerPid();
