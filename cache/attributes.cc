@@ -276,6 +276,19 @@ Result<NodeAttributes> CachedFsImpl::GetAttributes(NodeId id, const OpContext& c
   return BuildAttributes(*node, Clock::now());
 }
 
+Result<NodeAttributes> CachedFsImpl::Stat(NodeId id, const OpContext& context) {
+  NodePtr node;
+  {
+    Lock lock(mutex_);
+    auto found = FindNode(id);
+    if (!found) return Forward(found.error());
+    node = *found;
+  }
+  if (!SendBeforeStat(node, ForNames(context))) return GetAttributes(id, context);
+  Lock lock(mutex_);
+  return BuildAttributes(*node, Clock::now());
+}
+
 Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
                                                    const transport::AttributeChange& asked_change,
                                                    const OpContext& context) {

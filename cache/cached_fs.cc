@@ -36,6 +36,7 @@ CachedFsImpl::~CachedFsImpl() {
   remote_.SetListener(nullptr);
   prefetcher_.Stop();
   senders_.Stop();
+  stat_senders_.Stop();
   // What is unsent stays in the spool directory, and what is open on the other side is closed.
   Lock lock(mutex_);
   for (const auto& [id, node] : tree_.nodes()) {

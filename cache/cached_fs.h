@@ -115,6 +115,9 @@ class CachedFs {
   virtual Result<NodeAttributes> Lookup(NodeId parent, const std::string& name, const OpContext& ctx) = 0;
   virtual void Forget(NodeId node, uint64_t count) = 0;
   virtual Result<NodeAttributes> GetAttributes(NodeId node, const OpContext& ctx) = 0;
+  // stat(2) and fstat(2): as GetAttributes, but what little of the file is unsent is sent first, so that the ctime that is told stays
+  // true. If that fails it is as it was, and sent again at close; nobody waits for it longer than for an operation on names.
+  virtual Result<NodeAttributes> Stat(NodeId node, const OpContext& ctx) = 0;
   // handle: the program's open file if it gave one (ftruncate), else 0.
   virtual Result<NodeAttributes> SetAttributes(NodeId node, FileHandle handle, const transport::AttributeChange& change,
                                                const OpContext& ctx) = 0;

@@ -55,6 +55,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   Result<NodeAttributes> Lookup(NodeId parent, const std::string& name, const OpContext& ctx) override;
   void Forget(NodeId node, uint64_t count) override;
   Result<NodeAttributes> GetAttributes(NodeId node, const OpContext& ctx) override;
+  Result<NodeAttributes> Stat(NodeId node, const OpContext& ctx) override;
   Result<NodeAttributes> SetAttributes(NodeId node, FileHandle handle, const transport::AttributeChange& change,
                                        const OpContext& ctx) override;
   Result<std::string> ReadLink(NodeId node, const OpContext& ctx) override;
@@ -223,6 +224,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // --- reading.cc
   static constexpr size_t kPrefetchThreads = 8;  // each opens a range in one or two round trips
   static constexpr size_t kSenderThreads = 4;    // each has a file; others wait for their close
+  static constexpr size_t kStatThreads = 16;     // each stores a small file for who waits
   std::shared_ptr<StreamReader> ReaderOf(const std::shared_ptr<OpenFile>& file);  // mutex_ held
   std::shared_ptr<StreamReader> MakeReader(const NodePtr& node);
   // Into the spool what an open file has only on the other side, if it is not much: where handles are paths, it could not be
@@ -255,15 +257,18 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void EndContentChange(Node& node, const Result<transport::Attributes>& after, uint64_t asked_stamp, TimePoint asked);
 
   // --- unsent.cc
-  // Sends what is unsent, after a store that is under way. Its error is also latched for the open handles but `teller`.
-  Result<void> Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx);
-  Result<void> SendOnce(const NodePtr& node, const OpenFile* teller, const std::shared_ptr<EarlySend>& early, const OpContext& ctx);
+  // Sends what is unsent, after a store that is under way. Its error is also latched for the open handles but `teller`; if it is only `tried`,
+  // not one that leaves all to be sent by the next flush, which tells its own.
+  Result<void> Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx, bool tried = false);
+  Result<void> SendOnce(const NodePtr& node, const OpenFile* teller, const std::shared_ptr<EarlySend>& early, const OpContext& ctx, bool tried);
+  // Before its attributes are told: whether the send was waited for to its end, so that they are as new as the question. No lock.
+  bool SendBeforeStat(const NodePtr& node, const OpContext& ctx);
   bool WritingEnded(const Node& node) const;  // mutex_ held; everything that may write it was flushed
   Result<transport::Attributes> CallStore(const NodePtr& node, const Change& change, bool fresh, const std::shared_ptr<SpoolFile>& spool,
                                           transport::EarlyStore* early, const OpContext& ctx);
   void StoreSucceeded(const NodePtr& node, const Change& sent, const transport::Attributes& after, uint64_t asked_stamp,
                       TimePoint asked);
-  void StoreFailed(Node& node, const OpenFile* teller, const Error& error);
+  void StoreFailed(Node& node, const OpenFile* teller, const Error& error, bool tried);  // mutex_ held
   // The content arrived, its attributes did not: that is told, and nothing is sent again.
   void AttributesRefused(const NodePtr& node, const OpenFile* teller, const Change& sent, const Error& error,
                          uint64_t asked_stamp, TimePoint asked);
@@ -313,6 +318,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   JobThreads closer_{1, JobThreads::AtEnd::kRun};  // last: their threads use the others
   JobThreads prefetcher_{kPrefetchThreads, JobThreads::AtEnd::kDrop};
   JobThreads senders_{kSenderThreads, JobThreads::AtEnd::kDrop};  // of files that are being written
+  JobThreads stat_senders_{kStatThreads, JobThreads::AtEnd::kDrop};
 };
 
 // The open that a handle stands for was not waited for, and had failed.

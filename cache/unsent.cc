@@ -15,6 +15,8 @@
 namespace e2bfs::cache {
 namespace {
 
+constexpr int64_t kMostSentBeforeStat = 4 << 20;
+
 class SpoolSource final : public transport::ContentSource {
  public:
   SpoolSource(std::shared_ptr<SpoolFile> spool, Content& content) : spool_(std::move(spool)), content_(content) {}
@@ -128,7 +130,7 @@ void CachedFsImpl::DiscardUnsent(Node& node) {
   dirty_.erase(node.id);
 }
 
-Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx) {
+Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx, bool tried) {
   std::shared_ptr<EarlySend> early;
   {
     Lock lock(mutex_);
@@ -153,7 +155,39 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
     early = std::exchange(content.early, nullptr);
     if (early) --node->changes_in_flight;
   }
-  return SendOnce(node, teller, early, ctx);
+  return SendOnce(node, teller, early, ctx, tried);
+}
+
+bool CachedFsImpl::SendBeforeStat(const NodePtr& node, const OpContext& ctx) {
+  Lock lock(mutex_);
+  if (!node->content.exists() || !remote_.description().tells_ctime) return false;
+  const Content& content = *node->content;
+  const transport::AttributeChange& set = content.current.attributes;
+  // Who sets them has not finished with the file: all goes at once with his close. (The kernel asks as stat does before each chown.)
+  const bool being_furnished = set.permissions || set.uid || set.gid || set.atime || (set.mtime && !set.mtime_is_implied);
+  // Old content goes when its writer closes, not when somebody looks. What failed waits for its writers, too; what is long and still being
+  // written would be cut in two.
+  const bool replaced = content.current.cut && !content.fresh;
+  const bool send = content.current.touches_content() && !being_furnished && !replaced && content.untried && !content.last_error &&
+                    !content.early && !node->deleted && content.unsent_bytes() <= kMostSentBeforeStat;
+  if (!send) return false;
+  // By a thread of ours: who waits may be killed, a store may not.
+  auto sent = std::make_shared<std::optional<bool>>();
+  ++node->pins;
+  const bool added = stat_senders_.Add([this, node, sent](std::stop_token stop) {
+    OpContext sending;
+    sending.stop = stop;
+    const auto stored = Send(node, nullptr, ForTransfer(sending), true);
+    Lock locked(mutex_);
+    *sent = stored.has_value();
+    --node->pins;
+    node->content->stored.notify_all();
+  });
+  if (!added) {
+    --node->pins;
+    return false;
+  }
+  return WaitWithin(node->content->stored, lock, ctx, [&] { return sent->has_value(); }) && **sent;
 }
 
 bool CachedFsImpl::WritingEnded(const Node& node) const {
@@ -219,7 +253,8 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
   }
 }
 
-Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller, const std::shared_ptr<EarlySend>& early, const OpContext& context) {
+Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller, const std::shared_ptr<EarlySend>& early, const OpContext& context,
+                                    bool tried) {
   OpContext ctx = context;
   ctx.service_class = ServiceClass::kBulk;
   Change sent;
@@ -264,7 +299,7 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
   if (stored.error().appended > 0) AppendedInPart(*node, stored.error().appended);
   // Attributes alone that were refused are as with chmod: told, and not tried for ever.
   if (!sent.touches_content() && stored.error().kind == ErrorKind::kErrno) node->content->sending = {};
-  StoreFailed(*node, teller, stored.error());
+  StoreFailed(*node, teller, stored.error(), tried);
   lock.unlock();
   PutAsideIfRefused(node);
   return Forward(stored.error());
@@ -356,7 +391,7 @@ void CachedFsImpl::AppendedInPart(Node& node, int64_t done) {
   if (append->length == 0) append.reset();
 }
 
-void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& error) {
+void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& error, bool tried) {
   Content& content = *node.content;
   content.current = MergeChanges(std::exchange(content.sending, {}), std::exchange(content.current, {}),
                                  node.attributes.size);
@@ -366,7 +401,11 @@ void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& 
   node.stamp = ++stamp_;
   content.last_error = error;
   NoteError(tree_.PathOf(node), error);
-  TellWriters(node, teller, error);
+  if (tried && content.dirty()) {
+    content.untried = true;
+  } else {
+    TellWriters(node, teller, error);
+  }
   if (!content.dirty()) dirty_.erase(node.id);
   ChargeSpool(node);
   if (node.open_files == 0) {

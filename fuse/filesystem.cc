@@ -202,8 +202,8 @@ void Filesystem::Forget(NodeId node, uint64_t count) {
   cached_.Forget(at, count);
 }
 
-Result<AttributeReply> Filesystem::GetAttr(NodeId node, const OpContext& ctx) {
-  auto attributes = cached_.GetAttributes(At(node), ctx);
+Result<AttributeReply> Filesystem::GetAttr(NodeId node, bool for_size, const OpContext& ctx) {
+  auto attributes = for_size ? cached_.GetAttributes(At(node), ctx) : cached_.Stat(At(node), ctx);
   if (!attributes) return Forward(std::move(attributes.error()));
   return ToAttributeReply(*attributes);
 }

@@ -93,7 +93,8 @@ class Filesystem {
 
   Result<NodeReply> Lookup(NodeId parent, const std::string& name, const OpContext& ctx);
   void Forget(NodeId node, uint64_t count);
-  Result<AttributeReply> GetAttr(NodeId node, const OpContext& ctx);
+  // for_size: the kernel's own question (of a seek, or a read at the end), which nobody is told anything of but the size.
+  Result<AttributeReply> GetAttr(NodeId node, bool for_size, const OpContext& ctx);
   // `file`: the open file that the program gave (ftruncate), else 0.
   Result<AttributeReply> SetAttr(NodeId node, FileHandle file, const SetAttrRequest& request, const OpContext& ctx);
   // mask: R_OK, W_OK, X_OK, or F_OK. EACCES by what the sandbox's user may do.

@@ -434,7 +434,10 @@ void OpGetAttr(const ReplyPtr& reply, fuse_ino_t node, fuse_file_info* info) {
     reply->AnswerErrno(EACCES);
     return;
   }
-  DispatchNames(reply, "getattr", node, [node](Filesystem& fs, Reply& to, auto& ctx) { to.Attributes(fs.GetAttr(node, ctx)); });
+  // The kernel gives the open file with its own questions, and none with stat(2) and fstat(2).
+  DispatchNames(reply, "getattr", node, [node, for_size = info != nullptr](Filesystem& fs, Reply& to, auto& ctx) {
+    to.Attributes(fs.GetAttr(node, for_size, ctx));
+  });
 }
 
 void OpSetAttr(const ReplyPtr& reply, fuse_ino_t node, struct stat* attributes, int valid, fuse_file_info* info) {

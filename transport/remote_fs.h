@@ -225,6 +225,7 @@ struct Description {
   std::string server_version;   // envd's
   std::vector<std::string> cannot;  // what it cannot do, a line each, for `status`
   bool hard_links_share_identity = false;
+  bool tells_ctime = false;  // Attributes::ctime is the object's own
   bool clears_set_ids = false;  // what is written and truncated loses its set-id bits as it does by the acting user's programs
   bool identities_survive_renames = false;  // so that another identity is another object, whoever renamed what
 };

@@ -2,9 +2,9 @@
 """What moving content through a mount costs, beside curl on the same endpoint and beside the bare disk.
 
   E2BFS_BIN_DIR=build/plain/bin tests/bench/bench.py [--json FILE] [--smoke] [--only NAME,NAME]
-      [--latency 0,20,100] [--tiers syscall,service] [--scale 1] [--dir DIRECTORY]
+      [--latency 0,20,100] [--rate MBIT] [--tiers syscall,service] [--scale 1] [--dir DIRECTORY]
 
-The sandbox is e2bfs-test-sandbox on this machine, over HTTP/2 with TLS; the distance is made by delayproxy.cc. Every scenario has a new mount
+The sandbox is e2bfs-test-sandbox on this machine, over HTTP/2 with TLS; the distance, and with --rate a wire of that bandwidth, is made by delayproxy.cc. Every scenario has a new mount
 (its caches and the kernel's are empty), which has read one file before, so that its connections are there; and the content is looked at
 afterwards. Times say something about one machine only: compare on the same one. Counts are of the scenario alone:
 
@@ -238,6 +238,7 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="a moment of each: that it works, not how fast it is")
     parser.add_argument("--only", metavar="NAME,NAME", default=",".join(SCENARIOS))
     parser.add_argument("--latency", default="0,20,100", help="round trips in milliseconds")
+    parser.add_argument("--rate", type=float, default=0, metavar="MBIT", help="of the wire, each way; default: what this machine moves")
     parser.add_argument("--tiers", default="syscall,service")
     parser.add_argument("--scale", type=float, default=1, help="of files' sizes and of counts")
     parser.add_argument("--dir", help="where the sandbox's files and the spool are made: /dev/shm leaves the disk out; default: $TMPDIR")
@@ -254,13 +255,13 @@ def main():
         print(f"the sandbox's files and the spool: {where['directory']} ({where['file_system']})" + ("" if HAS_CURL else "; no curl here, so no ratio to it"))
         bench = Bench(double, arguments)
         for latency in latencies:
-            with distance(double, latency):
+            with distance(double, latency, arguments.rate):
                 bench.measure(latency, tiers, scenarios)
     print()
     checked = [] if arguments.smoke else check_goals(bench.results)
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps({
-            "machine": machine(), "where": where, "scale": arguments.scale, "results": bench.results, "goals": checked}, indent=1) + "\n")
+            "machine": machine(), "where": where, "rate_mbit": arguments.rate, "scale": arguments.scale, "results": bench.results, "goals": checked}, indent=1) + "\n")
     for each in bench.results:
         assert all(math.isfinite(value) for value in each.values() if isinstance(value, (int, float))) and each["seconds"] > 0, each
     assert len({(each["scenario"], each["latency_ms"], each["who"]) for each in bench.results}) == len(bench.results)

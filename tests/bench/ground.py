@@ -24,13 +24,13 @@ def test_sandbox(directory=None):
 
 
 @contextlib.contextmanager
-def distance(double, round_trip_ms):
-    """Whoever begins to speak with the sandbox is so far away; at 0 nothing is in between."""
-    if not round_trip_ms:
+def distance(double, round_trip_ms, mbit=0):
+    """Whoever begins to speak with the sandbox is so far away, by a wire of that bandwidth if it has one; at 0 nothing is in between."""
+    if not round_trip_ms and not mbit:
         yield
         return
     near = double.tls_url
-    proxy = subprocess.Popen([helper("delayproxy", double.scratch), near.split("//")[1].rstrip("/"), str(round_trip_ms)],
+    proxy = subprocess.Popen([helper("delayproxy", double.scratch), near.split("//")[1].rstrip("/"), str(round_trip_ms), *([str(mbit)] if mbit else [])],
                              stdout=subprocess.PIPE, text=True)
     try:
         double.tls_url = f"https://127.0.0.1:{int(proxy.stdout.readline())}"

@@ -110,10 +110,26 @@ def age_index(clone):
     os.utime(clone / ".git/index", (later, later))
 
 
+def check_index(clone):
+    """git keeps what fstat said after its last write: what lstat says now has to be the same, or it reads the content again."""
+    files, name = {}, None
+    for line in git("ls-files", "--debug", cwd=clone).splitlines():
+        if not line.startswith(" "):
+            files[name := line] = []
+        elif line.strip().startswith(("ctime:", "mtime:")):
+            seconds, nanoseconds = line.split(":")[1:]
+            files[name].append(int(seconds) * 10**9 + int(nanoseconds))
+    assert len(files) == FILES + 2
+    for name, times in files.items():
+        told = os.lstat(clone / name)
+        assert times == [told.st_ctime_ns, told.st_mtime_ns], name
+
+
 def test_git_status_reads_no_content(tiered):
     mount = tiered.mount("git")
     clone = mount.path / "clone"
     git("clone", "-q", bare_repository(tiered.scratch, size=CONTENT), clone)
+    check_index(clone)
     age_index(clone)
     status_costs_no_content(tiered, clone)  # at once
     time.sleep(2)  # attributes have to be asked again

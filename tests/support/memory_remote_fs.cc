@@ -409,6 +409,7 @@ MemoryRemoteFs::MemoryRemoteFs(MemoryRemoteFsOptions options) : tree_(std::make_
   description.hard_links_share_identity = tree_->options.hard_links_share_identity;
   description.clears_set_ids = true;
   description.identities_survive_renames = tree_->options.identities_survive_renames;
+  description.tells_ctime = true;
 }
 
 MemoryRemoteFs::~MemoryRemoteFs() = default;

@@ -69,6 +69,64 @@ TEST_F(WritingTest, CreateWriteSetModeAndTimeCloseIsTwoCalls) {
   EXPECT_EQ(remote_->total_calls(), 2);
 }
 
+// Its ctime, too: the content is sent before it is told, and closing sends nothing more.
+TEST_F(WritingTest, WhatStatSaysOfASmallUnsentFileIsWhatTheOtherSideSays) {
+  const auto made = Made("a");
+  Write(made.handle, 0, "text");
+  const int calls = remote_->total_calls();
+  const auto told = fs().Stat(made.attributes.node, Ctx());
+  ASSERT_TRUE(told);
+  EXPECT_EQ(remote_->total_calls(), calls + 1);
+  const auto inside = remote_->InsideStat("a");
+  EXPECT_EQ(told->attributes.ctime.tv_sec, inside->ctime.tv_sec);
+  EXPECT_EQ(told->attributes.ctime.tv_nsec, inside->ctime.tv_nsec);
+  EXPECT_EQ(told->attributes.mtime.tv_nsec, inside->mtime.tv_nsec);
+  EXPECT_EQ(remote_->InsideRead("a"), "text");
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(remote_->total_calls(), calls + 1);
+  EXPECT_EQ(fs().Stat(made.attributes.node, Ctx())->attributes.ctime.tv_nsec, told->attributes.ctime.tv_nsec);
+}
+
+// A truncation waits for what comes in place of the old content, and what is set with it travels with it.
+TEST_F(WritingTest, AStatSendsNeitherATruncationNorWhatIsBeingFurnished) {
+  remote_->InsideWrite("old", "content");
+  const auto opened = fs().Open(Find("old"), {.write = true, .truncate = true}, Ctx());
+  ASSERT_TRUE(opened);
+  EXPECT_EQ(fs().Stat(opened->attributes.node, Ctx())->attributes.size, 0);
+  Write(opened->handle, 0, "ha");
+  EXPECT_EQ(fs().Stat(opened->attributes.node, Ctx())->attributes.size, 2);
+  EXPECT_EQ(remote_->InsideRead("old"), "content");
+  EXPECT_EQ(Close(opened->handle), 0);
+  EXPECT_EQ(remote_->InsideRead("old"), "ha");
+
+  const auto made = Made("new");
+  Write(made.handle, 0, "text");
+  transport::AttributeChange change;
+  change.mtime = transport::TimeChange{false, {5, 6}};
+  ASSERT_TRUE(fs().SetAttributes(made.attributes.node, made.handle, change, Ctx()));
+  const int64_t calls = remote_->total_calls();
+  EXPECT_EQ(fs().Stat(made.attributes.node, Ctx())->attributes.mtime.tv_sec, 5);
+  EXPECT_EQ(remote_->total_calls(), calls);
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(remote_->total_calls(), calls + 1);
+}
+
+// Whoever only looked is told what is known here; close sends again, and tells what became of that.
+TEST_F(WritingTest, AStatThatCannotSendLosesNothingAndTellsNobody) {
+  const auto made = Made("a");
+  Write(made.handle, 0, "text");
+  FailStores(1, ENOSPC);
+  const auto told = fs().Stat(made.attributes.node, Ctx());
+  ASSERT_TRUE(told);
+  EXPECT_EQ(told->attributes.size, 4);
+  // What failed is not tried for everybody who looks.
+  const int calls = remote_->total_calls();
+  EXPECT_TRUE(fs().Stat(made.attributes.node, Ctx()));
+  EXPECT_EQ(remote_->total_calls(), calls);
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_EQ(remote_->InsideRead("a"), "text");
+}
+
 TEST_F(WritingTest, WhatFstatSaidAfterTheLastWriteIsTrueAfterClose) {
   const auto made = Made("a");
   Write(made.handle, 0, "text");

@@ -95,7 +95,7 @@ TEST_F(FilesystemTest, AttributesAreShownAsTheMountingUsers) {
   const auto link = filesystem_->Lookup(cache::kRoot, "s", ctx_);
   ASSERT_TRUE(link);
   EXPECT_EQ(link->attributes.st_mode, S_IFLNK | 0777u);
-  const auto root = filesystem_->GetAttr(cache::kRoot, ctx_);
+  const auto root = filesystem_->GetAttr(cache::kRoot, false, ctx_);
   ASSERT_TRUE(root);
   EXPECT_TRUE(S_ISDIR(root->attributes.st_mode));
   EXPECT_EQ(root->attributes.st_ino, cache::kRoot);
@@ -248,7 +248,7 @@ TEST_F(FilesystemTest, CreatingAndWritingAndReadingBack) {
   EXPECT_FALSE(created->file.no_flush);
   EXPECT_EQ(memory_.InsideRead("f"), "");  // there, and empty
   EXPECT_EQ(filesystem_->Write(created->file.handle, 0, "content", ctx_).value(), 7u);
-  EXPECT_EQ(filesystem_->GetAttr(created->node.node, ctx_)->attributes.st_size, 7);
+  EXPECT_EQ(filesystem_->GetAttr(created->node.node, false, ctx_)->attributes.st_size, 7);
   EXPECT_EQ(ErrnoOf(filesystem_->Flush(created->file.handle, ctx_)), 0);
   EXPECT_EQ(memory_.InsideRead("f"), "content");
   filesystem_->Release(created->file.handle, ctx_);
@@ -276,9 +276,9 @@ TEST_F(FilesystemTest, TheKernelKeepsPagesOfUnchangedContentOnly) {
   EXPECT_TRUE(invalidated_.empty());
   memory_.AdvanceClock(1'000'000'000);
   memory_.InsideWrite("f", "new");
-  ASSERT_TRUE(filesystem_->GetAttr(node, ctx_));
+  ASSERT_TRUE(filesystem_->GetAttr(node, false, ctx_));
   EXPECT_THAT(invalidated_, ElementsAre(node));  // told once
-  ASSERT_TRUE(filesystem_->GetAttr(node, ctx_));
+  ASSERT_TRUE(filesystem_->GetAttr(node, false, ctx_));
   EXPECT_THAT(invalidated_, ElementsAre(node));
   const auto third = filesystem_->Open(node, O_RDONLY, ctx_);
   ASSERT_TRUE(third);
