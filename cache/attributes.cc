@@ -220,6 +220,7 @@ Result<void> CachedFsImpl::Refresh(const NodePtr& node, bool even_if_fresh, cons
     Lock lock(mutex_);
     if (node->deleted || (!even_if_fresh && Fresh(*node, Clock::now()))) return {};
   }
+  if (!even_if_fresh && RefreshedByListing(node, ctx)) return {};
   auto ask = [&]() -> Result<bool> {
     for (int attempt = 0;; ++attempt) {
       uint64_t asked_stamp;

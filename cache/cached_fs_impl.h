@@ -192,6 +192,9 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   NodePtr WhatLostItsName(const NodePtr& known, const std::optional<transport::Attributes>& told);
   void NodeRemoved(const NodePtr& node, const std::optional<transport::Attributes>& after, const NameChange& change);
   bool WorthListing(const NodePtr& directory) const;  // no lock
+  // Of a directory whose attributes are not fresh: asked for by its first listing, in the same round trip, since whoever looks at a directory
+  // often lists it next. False: they have to be asked for by themselves. No lock; the node is pinned.
+  bool RefreshedByListing(const NodePtr& node, const OpContext& ctx);
   Result<NodePtr> LookupRemote(const NodePtr& parent, const std::string& name, const OpContext& ctx);
   // Its open files keep the object on the other side, if its name or its mode may soon not lead to it any more.
   void OpenHandlesInUse(const NodePtr& node, const OpContext& ctx);

@@ -100,13 +100,27 @@ bool CachedFsImpl::WorthListing(const NodePtr& directory) const {
          directory->attributes.size <= kSmallDirectoryBytes && options_.attribute_ttl.count() > 0;
 }
 
+bool CachedFsImpl::RefreshedByListing(const NodePtr& node, const OpContext& ctx) {
+  {
+    Lock lock(mutex_);
+    if (!node->is_directory() || node->watched || node->listed_until != TimePoint{} || node->deleted || node->places.empty()) return false;
+    // Where nothing is watched it would be listed again and again.
+    const NodePtr parent = tree_.Find(node->places.current().parent);
+    if (!parent || !parent->watched || (node->attributes.access & 5) != 5) return false;
+    if (node->attributes.size > kSmallDirectoryBytes || options_.attribute_ttl.count() == 0) return false;
+  }
+  if (!TakeSnapshot(node, ctx)) return false;
+  Lock lock(mutex_);
+  return Fresh(*node, Clock::now());
+}
+
 Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string& name, const OpContext& context) {
   const OpContext ctx = ForNames(context);
   if (auto good = CheckName(name); !good) return Forward(good.error());
   static Counter& hits = Metrics::Get("cache.name_hits_count");
   static Counter& misses = Metrics::Get("cache.name_misses_count");
   for (int attempt = 0;; ++attempt) {
-    NodePtr parent;
+    NodePtr parent, stale;
     {
       Lock lock(mutex_);
       auto found = FindDirectory(parent_id);
@@ -131,6 +145,8 @@ Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string&
             built.valid_for = std::min(built.valid_for, name_valid_for);
             return built;
           }
+          stale = node;
+          if (stale) ++stale->pins;
         }
       } else if (parent->listed_until > now) {
         hits.Add();
@@ -139,6 +155,15 @@ Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string&
       ++parent->pins;
     }
     misses.Add();
+    if (stale) {
+      const bool refreshed = attempt == 0 && RefreshedByListing(stale, ctx);
+      Lock lock(mutex_);
+      --stale->pins;
+      if (refreshed) {
+        --parent->pins;
+        continue;
+      }
+    }
     // Who looks for one name will look for others: where the answer stays true, all of a small directory costs no more than one of it.
     if (attempt == 0 && WorthListing(parent)) {
       auto listed = TakeSnapshot(parent, ctx);

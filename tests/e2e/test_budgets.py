@@ -5,7 +5,7 @@ service tier the test sandbox counts the longest chain of requests. On the sysca
 long stream: `e2bfs status --json` counts those that were waited for, and transfers of files come on top. The test sandbox
 counts the frames that arrive: as many as e2bfs says that it sent, and no more than may be waited for, with two for each open.
 """
-import os, re, sys
+import os, re, sys, time
 from collections import namedtuple
 
 import pytest
@@ -216,6 +216,18 @@ def test_the_second_time(counted, tier, name):
     with Count(counted, tier) as count:
         row[2](top)
     count.check(limit_of(tier, row), name)
+
+
+@pytest.mark.parametrize("name", ["the first ls -l", "the first listing with stats", "the first ls -l of an empty directory"])
+def test_a_directory_seen_a_while_ago(counted, tier, name):
+    """Its attributes are not believed any more, and come with the listing that is to follow: one round trip. Service: two."""
+    top = prepare(counted, name)
+    time.sleep(1.2)  # attr_timeout is 1 s, of what is not watched
+    for path in top, top / "listed":
+        os.stat(path)
+    with Count(counted, tier) as count:
+        BUDGETS[name][2](top)
+    count.check(Limit(1) if tier == "syscall" else Limit(2), name)
 
 
 def test_removing_a_listed_tree(counted, tier):
