@@ -39,7 +39,7 @@ summary() {
 }
 
 # The tools that the tests use, and nothing that they do not.
-test_packages='libgtest-dev libgmock-dev nghttp2-proxy openssl curl python3 python3-pytest python3-venv git make rsync sqlite3 util-linux e2fsprogs vim busybox'
+test_packages='libgtest-dev libgmock-dev nghttp2-proxy openssl curl python3 python3-pytest python3-venv git make rsync sqlite3 util-linux e2fsprogs vim busybox bindfs'
 # These come from elsewhere on some machines (NodeSource has npm inside nodejs), and Debian's would be in their way.
 command -v node >/dev/null || test_packages+=' nodejs'
 command -v npm >/dev/null || test_packages+=' npm'

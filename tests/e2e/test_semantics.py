@@ -496,6 +496,37 @@ def test_what_is_mounted_inside_over_a_directory_in_use(place):
     assert (place.here / "covered/deep/below").read_text() == "below"
 
 
+@needs_root
+def test_what_changes_where_no_file_system_tells_is_seen_in_time(place, scratch):
+    """Below a FUSE mount inside nobody is told of what is done behind it: there what is known is believed for attr_timeout only, and the kernel's
+    pages go with it."""
+    behind = scratch / f"behind-{place.here.name}"
+    behind.mkdir()
+    (behind / "f").write_text("old content")
+    (place.there / "quiet").mkdir()
+    # direct_io: or who has a file open inside reads its old pages, too.
+    run("bindfs", "-o", "direct_io,attr_timeout=0,entry_timeout=0,negative_timeout=0", behind, place.there / "quiet")
+    try:
+        quiet = place.here / "quiet"
+        eventually(lambda: os.listdir(quiet) == ["f"], "what is mounted there is seen")
+        with open(quiet / "f") as held:
+            assert held.read() == "old content"
+            (behind / "f").write_text("NEW CONTENT")  # in place, of the same size
+            (behind / "g").write_text("g")
+            eventually(lambda: (quiet / "f").read_text() == "NEW CONTENT", "the new content is seen")
+            eventually(lambda: sorted(os.listdir(quiet)) == ["f", "g"], "the new name is seen")
+            held.seek(0)
+            assert held.read() == "NEW CONTENT"
+        with open(quiet / "f", "r+b") as file, mmap.mmap(file.fileno(), 11) as pages:
+            assert pages[:] == b"NEW CONTENT"
+            (behind / "f").write_text("new Content")
+            os.remove(behind / "g")
+            eventually(lambda: (os.stat(quiet / "f"), pages[:])[1] == b"new Content", "the pages are new")
+            eventually(lambda: os.listdir(quiet) == ["f"], "the removal is seen")
+    finally:
+        run("umount", "-l", place.there / "quiet")
+
+
 def test_a_running_program_is_not_overwritten(place):
     """A local disk refuses the open; here nobody waits for it, and the write or the close is refused."""
     if "tier=service" in MOUNT_OPTIONS:
