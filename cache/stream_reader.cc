@@ -16,6 +16,7 @@ constexpr int64_t kFirstRange = 64 << 10;
 constexpr int64_t kPiece = 128 << 10;
 // Between two ranges nothing has to stop, and each of them costs a request.
 constexpr int64_t kMostRange = 8 << 20;
+constexpr int64_t kGrowth = 2;  // a range is at most as long as that part of what was asked for before it
 // Of a stream whose first range was used up; then the most. At once where the first read is so long, and at the file's beginning.
 constexpr int64_t kSecondWindow = 2 << 20;
 constexpr size_t kLongRead = 256 << 10;
@@ -66,10 +67,11 @@ struct StreamReader::Range {
 };
 
 struct StreamReader::Stream {
-  Stream(int64_t offset, int64_t first_window) : next(offset), window(first_window) {}
+  Stream(int64_t offset, int64_t first_window) : begin(offset), next(offset), window(first_window) {}
 
   std::deque<RangePtr> ranges;  // the first is read from
   bool busy = false;            // a thread takes from it
+  int64_t begin;                // where reading began
   int64_t next;                 // where reading goes on
   int64_t window;               // what may be on its way; 0: one range, opened when it is wanted
   bool is_piece = false;        // of a pattern: one range, nothing behind it
@@ -206,8 +208,12 @@ StreamReader::StreamPtr StreamReader::NewStream(int64_t offset, int64_t window, 
   return streams_.back();
 }
 
-// Half of what may be on its way: one range is read while the next one comes.
-int64_t StreamReader::RangeLength(const Stream& stream) { return std::clamp(stream.window / 2, kFirstRange, kMostRange); }
+// At most half of what may be on its way: one range is read while the next one comes. And they grow: those that are on their way at once share it,
+// so if they had begun together and were as long, they would end together, and nothing would come for a round trip.
+int64_t StreamReader::RangeLength(const Stream& stream) {
+  const int64_t grown = std::max((stream.end() - stream.begin) / kGrowth, kSecondWindow / 2);
+  return std::clamp(std::min(stream.window / 2, grown), kFirstRange, kMostRange);
+}
 
 // The stream's next range, of at least so many bytes if the file has them.
 void StreamReader::PushRange(Stream& stream, int64_t least) {
