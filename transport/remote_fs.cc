@@ -12,4 +12,15 @@ uint32_t AccessByMode(const Attributes& attributes, uint32_t uid, uint32_t gid, 
   return in_group ? (bits >> 3) & 7 : bits & 7;
 }
 
+AskedPaths::AskedPaths(const DeepQuestion& question) : directories_(question.directories.begin(), question.directories.end()), depth_(question.depth) {}
+
+bool AskedPaths::contains(std::string_view path) const {
+  for (uint32_t level = 0;; ++level) {
+    if (directories_.contains(path)) return true;
+    if (level == depth_ || path.empty()) return false;
+    const size_t slash = path.rfind('/');
+    path = slash == std::string_view::npos ? std::string_view() : path.substr(0, slash);
+  }
+}
+
 }  // namespace e2bfs::transport

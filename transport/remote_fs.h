@@ -24,7 +24,9 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "transport/base/context.h"
@@ -93,6 +95,32 @@ struct Entry {
 struct Listing {
   Attributes directory;
   std::vector<Entry> entries;  // without "." and ".."; no name twice
+};
+
+// A question for several listings at once. Paths are relative to the directory that it is asked of, and "" is that directory.
+struct DeepQuestion {
+  // Not empty. The first one is wanted whatever it costs, the others are guesses.
+  std::vector<std::string> directories;
+  // So many levels below each of them, too; as a program goes through them: each directory before what is in it, names in the order of their bytes.
+  uint32_t depth = 0;
+  size_t max_directories = 0;
+  size_t max_entries = 0;  // of all but the first
+};
+
+struct DeepListing {
+  std::string path;
+  Listing listing;
+};
+
+// Whether a listing of that path is an answer to the question, which outlives this.
+class AskedPaths {
+ public:
+  explicit AskedPaths(const DeepQuestion& question);
+  bool contains(std::string_view path) const;
+
+ private:
+  std::set<std::string_view> directories_;
+  uint32_t depth_;
 };
 
 // What a change left behind, so that nobody has to ask again. Absent where the implementation does not know.
@@ -257,6 +285,11 @@ class RemoteFs {
   virtual Result<Attributes> Stat(const Node& node, const OpContext& ctx) = 0;
   virtual Result<Attributes> Lookup(const Name& name, const OpContext& ctx) = 0;
   virtual Result<Listing> List(const Node& directory, const OpContext& ctx) = 0;
+  // Several listings by one question, each as good as List's own; asked ahead of a program that goes through a tree. What could not be listed, or is
+  // beyond the limits, is absent, and any may be; no path twice. ENOTSUP: only List can be asked.
+  virtual Result<std::vector<DeepListing>> ListDeep(const Node& /*directory*/, const DeepQuestion& /*question*/, const OpContext& /*ctx*/) {
+    return Errno(ENOTSUP, "several listings at once");
+  }
   virtual Result<std::string> ReadLink(const Node& node, const OpContext& ctx) = 0;
   virtual Result<FsStatistics> StatFs(const OpContext& ctx) = 0;
 

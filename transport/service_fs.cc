@@ -18,6 +18,11 @@ namespace e2bfs::transport {
 
 namespace {
 
+// Of listings that nobody asked for yet: envd cannot be told to stop, so levels and bytes are few.
+constexpr uint32_t kMostGuessedLevels = 4;
+constexpr size_t kMostGuessedBytes = size_t{8} << 20;
+constexpr size_t kMostLinkCommands = 8;
+
 struct ServiceHandle {
   std::string path;  // at the open, for messages
   FileId id;
@@ -97,6 +102,17 @@ class ServiceFsImpl : public RemoteFs {
                                          : ListByCommand(directory.path, *absolute, ctx);
     if (!session_->identities().Leads(directory)) return Errno(ESTALE, directory.path);
     return listing;
+  }
+
+  Result<std::vector<DeepListing>> ListDeep(const Node& directory, const DeepQuestion& question, const OpContext& ctx) override {
+    auto held = session_->path_locks().Use({directory.path}, ctx);
+    if (!held) return Forward(held.error());
+    auto absolute = session_->Locate(directory);
+    if (!absolute) return Forward(absolute.error());
+    if (!IsUtf8Text(*absolute)) return Errno(ENOTSUP, "a listing by commands");
+    auto listings = ListSubtree(directory.path, *absolute, question, ctx);
+    if (!session_->identities().Leads(directory)) return Errno(ESTALE, directory.path);
+    return listings;
   }
 
   Result<std::string> ReadLink(const Node& node, const OpContext& ctx) override {
@@ -413,6 +429,73 @@ class ServiceFsImpl : public RemoteFs {
     }
     if (links) AddLinkTexts(absolute, listing, ctx);
     return listing;
+  }
+
+  // envd lists whole subtrees, and all of one or nothing: so deep that what was asked for is in it.
+  Result<std::vector<DeepListing>> ListSubtree(const std::string& path, const std::string& absolute, const DeepQuestion& question, const OpContext& ctx) {
+    uint32_t levels = 1;
+    for (const std::string& below : question.directories) {
+      const auto steps = static_cast<uint32_t>(std::count(below.begin(), below.end(), '/')) + (below.empty() ? 0 : 1);
+      levels = std::max(levels, 1 + steps);
+    }
+    levels += std::min(question.depth, kMostGuessedLevels);
+    auto entries = session_->client().ListDir(absolute, levels, ctx, kMostGuessedBytes);
+    if (!entries) return Forward(entries.error());
+    const AskedPaths asked(question);
+    std::map<std::string, DeepListing> found;
+    std::vector<std::string> order;
+    auto parent_of = [](const std::string& below) { return below.substr(0, std::max<size_t>(below.rfind('/') + 1, 1) - 1); };
+    for (const envd::EntryInfo& entry : *entries) {
+      const std::string& below = entry.relative_path;
+      if (!entry.complete) return Failure(ErrorKind::kProtocol, EIO, "an entry without attributes");
+      const auto depth = static_cast<uint32_t>(std::count(below.begin(), below.end(), '/')) + 1;
+      if (entry.type != FileType::kDirectory || depth == levels || session_->IsHidden(JoinPath(absolute, below))) continue;
+      const std::string parent = parent_of(below);
+      if (!parent.empty() && found.count(parent) == 0) continue;  // below what the user may not look into
+      Attributes attributes = session_->From(entry, JoinPath(path, below));
+      if ((attributes.access & 5) != 5) continue;
+      found[below] = {below, {std::move(attributes), {}}};
+      order.push_back(below);
+    }
+    for (envd::EntryInfo& entry : *entries) {
+      const std::string& below = entry.relative_path;
+      const auto above = found.find(parent_of(below));
+      if (above == found.end() || session_->IsHidden(JoinPath(absolute, below))) continue;
+      Entry& added = above->second.listing.entries.emplace_back();
+      added.attributes = session_->From(entry, JoinPath(path, below));
+      added.name = std::move(entry.name);
+    }
+    std::vector<DeepListing> listings;
+    size_t guessed = 0;
+    for (const std::string& below : order) {
+      DeepListing& listing = found[below];
+      if (!asked.contains(below) || listings.size() == question.max_directories) continue;
+      if (below != question.directories.front()) {
+        if (guessed + listing.listing.entries.size() > question.max_entries) continue;
+        guessed += listing.listing.entries.size();
+      }
+      listings.push_back(std::move(listing));
+    }
+    // Texts of links cost a command for each directory that has some: of a few, at once. The others are left out.
+    size_t with_links = 0;
+    std::erase_if(listings, [&](const DeepListing& listing) {
+      const auto& all = listing.listing.entries;
+      const bool links = std::any_of(all.begin(), all.end(), [](const Entry& entry) { return entry.attributes.type == FileType::kSymlink; });
+      return links && ++with_links > kMostLinkCommands;
+    });
+    std::vector<std::future<void>> texts;
+    for (DeepListing& listing : listings) {
+      const auto& all = listing.listing.entries;
+      if (std::none_of(all.begin(), all.end(), [](const Entry& entry) { return entry.attributes.type == FileType::kSymlink; })) continue;
+      auto add = [this, &listing, &ctx, place = JoinPath(absolute, listing.path)] { AddLinkTexts(place, listing.listing, ctx); };
+      try {
+        texts.push_back(std::async(std::launch::async, add));
+      } catch (const std::system_error&) {
+        add();
+      }
+    }
+    for (std::future<void>& each : texts) each.get();
+    return listings;
   }
 
   // All links of a directory in one command. Without the texts the listing is as good: they are asked for one by one.

@@ -237,6 +237,11 @@ Result<transport::Listing> FaultyRemoteFs::List(const Node& directory, const OpC
   return Run("List", directory.path, ctx, [&] { return inner_.List(directory, ctx); });
 }
 
+Result<std::vector<transport::DeepListing>> FaultyRemoteFs::ListDeep(const Node& directory, const transport::DeepQuestion& question,
+                                                                     const OpContext& ctx) {
+  return Run("ListDeep", directory.path, ctx, [&] { return inner_.ListDeep(directory, question, ctx); });
+}
+
 Result<std::string> FaultyRemoteFs::ReadLink(const Node& node, const OpContext& ctx) {
   return Run("ReadLink", node.path, ctx, [&] { return inner_.ReadLink(node, ctx); });
 }

@@ -60,6 +60,8 @@ class FaultyRemoteFs : public transport::RemoteFs {
   Result<transport::Attributes> Stat(const transport::Node& node, const OpContext& ctx) override;
   Result<transport::Attributes> Lookup(const transport::Name& name, const OpContext& ctx) override;
   Result<transport::Listing> List(const transport::Node& directory, const OpContext& ctx) override;
+  Result<std::vector<transport::DeepListing>> ListDeep(const transport::Node& directory, const transport::DeepQuestion& question,
+                                                       const OpContext& ctx) override;
   Result<std::string> ReadLink(const transport::Node& node, const OpContext& ctx) override;
   Result<transport::FsStatistics> StatFs(const OpContext& ctx) override;
   Result<transport::Changed> MakeDirectory(const transport::Name& name, uint32_t permissions, const OpContext& ctx) override;

@@ -281,6 +281,17 @@ struct MemoryRemoteFs::Tree {
     return changed;
   }
 
+  Listing ListingOf(const MemoryEntry& directory) const {
+    Listing listing;
+    listing.directory = AttributesOf(directory);
+    for (const auto& [name, child] : directory.inode->children) {
+      transport::Entry entry{name, AttributesOf(child), std::nullopt};
+      if (child.inode->type == FileType::kSymlink && options.listings_carry_link_targets) entry.link_target = child.inode->content;
+      listing.entries.push_back(std::move(entry));
+    }
+    return listing;
+  }
+
   int64_t UsedBytes() const {
     int64_t used = 0;
     std::function<void(const MemoryInode&)> add = [&](const MemoryInode& inode) {
@@ -644,14 +655,30 @@ Result<Listing> MemoryRemoteFs::List(const Node& directory, const OpContext&) {
   const MemoryInode& inode = *place->entry.inode;
   if (inode.type != FileType::kDirectory) return Errno(ENOTDIR, directory.path);
   if ((tree.AccessOf(inode) & 4) == 0) return Errno(EACCES, directory.path);
-  Listing listing;
-  listing.directory = tree.AttributesOf(place->entry);
-  for (const auto& [name, child] : inode.children) {
-    transport::Entry entry{name, tree.AttributesOf(child), std::nullopt};
-    if (child.inode->type == FileType::kSymlink && tree.options.listings_carry_link_targets) entry.link_target = child.inode->content;
-    listing.entries.push_back(std::move(entry));
-  }
-  return listing;
+  return tree.ListingOf(place->entry);
+}
+
+Result<std::vector<transport::DeepListing>> MemoryRemoteFs::ListDeep(const Node& directory, const transport::DeepQuestion& question, const OpContext&) {
+  E2BFS_MEMORY_ENTER("ListDeep");
+  if (!tree.options.lists_deep) return Errno(ENOTSUP, "listings at once");
+  auto base = tree.Find(directory);
+  if (!base) return Forward(base.error());
+  std::vector<transport::DeepListing> listings;
+  size_t guessed = 0;
+  std::function<void(const std::string&, uint32_t)> add = [&](const std::string& path, uint32_t depth) {
+    const std::string whole = path.empty() ? directory.path : directory.path.empty() ? path : directory.path + "/" + path;
+    auto place = tree.Walk(whole, true);
+    if (listings.size() >= question.max_directories || !place || !place->entry.inode || place->entry.inode->type != FileType::kDirectory) return;
+    if ((tree.AccessOf(*place->entry.inode) & 5) != 5) return;
+    Listing listing = tree.ListingOf(place->entry);
+    if (path != question.directories.front() && (guessed += listing.entries.size()) > question.max_entries) return;
+    listings.push_back({path, listing});
+    for (const transport::Entry& entry : listing.entries) {
+      if (depth > 0 && entry.attributes.type == FileType::kDirectory) add(path.empty() ? entry.name : path + "/" + entry.name, depth - 1);
+    }
+  };
+  for (const std::string& path : question.directories) add(path, question.depth);
+  return listings;
 }
 
 Result<std::string> MemoryRemoteFs::ReadLink(const Node& node, const OpContext&) {

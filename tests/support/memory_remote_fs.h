@@ -28,6 +28,7 @@ struct MemoryRemoteFsOptions {
   bool changed_carries_attributes = true;  // else Changed comes back empty
   bool listings_carry_link_targets = true;
   bool attributes_carry_xattr_names = true;
+  bool lists_deep = true;            // else ListDeep is ENOTSUP
   bool ranges = true;                // Seek, Allocate and CopyRange; else ENOTSUP
   int64_t copy_bytes = INT64_MAX;    // CopyRange copies at most so much at once
   bool early_stores = true;          // BeginStore works; else it returns null
@@ -99,6 +100,8 @@ class MemoryRemoteFs : public transport::RemoteFs {
   Result<transport::Attributes> Stat(const transport::Node& node, const OpContext& ctx) override;
   Result<transport::Attributes> Lookup(const transport::Name& name, const OpContext& ctx) override;
   Result<transport::Listing> List(const transport::Node& directory, const OpContext& ctx) override;
+  Result<std::vector<transport::DeepListing>> ListDeep(const transport::Node& directory, const transport::DeepQuestion& question,
+                                                       const OpContext& ctx) override;
   Result<std::string> ReadLink(const transport::Node& node, const OpContext& ctx) override;
   Result<transport::FsStatistics> StatFs(const OpContext& ctx) override;
   Result<transport::Changed> MakeDirectory(const transport::Name& name, uint32_t permissions, const OpContext& ctx) override;

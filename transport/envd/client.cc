@@ -78,12 +78,12 @@ Result<EntryInfo> Client::Stat(const std::string& path, const OpContext& ctx) {
   return entry;
 }
 
-Result<std::vector<EntryInfo>> Client::ListDir(const std::string& path, uint32_t depth, const OpContext& ctx) {
+Result<std::vector<EntryInfo>> Client::ListDir(const std::string& path, uint32_t depth, const OpContext& ctx, size_t max_bytes) {
   const std::string root = CleanAbsolutePath(path);
   if (root.empty() || depth == 0) return Failure(ErrorKind::kBadRequest, EINVAL, "a listing needs an absolute path and a depth");
   auto request = EncodeListDir(path, depth);
   if (!request) return Forward(std::move(request.error()));
-  auto answer = core_->Unary("/filesystem.Filesystem/ListDir", *request, Repeat::kIdempotent, ctx, kMaxListingBytes);
+  auto answer = core_->Unary("/filesystem.Filesystem/ListDir", *request, Repeat::kIdempotent, ctx, max_bytes);
   if (!answer) return Forward(std::move(answer.error()));
   return DecodeListing(*answer, root, {kMaxListingEntries, depth});
 }

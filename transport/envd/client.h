@@ -176,7 +176,7 @@ class Client {
   Result<EntryInfo> Stat(const std::string& path, const OpContext& ctx);
   // `path` absolute. All below it to `depth` (>= 1) levels, in lexical walk order, links not followed (the root itself is). A directory that vanishes
   // meanwhile fails the whole call (trap 8). ENOTDIR. Each name once per directory; entries that were not below `path` are EIO/kProtocol.
-  Result<std::vector<EntryInfo>> ListDir(const std::string& path, uint32_t depth, const OpContext& ctx);
+  Result<std::vector<EntryInfo>> ListDir(const std::string& path, uint32_t depth, const OpContext& ctx, size_t max_bytes = kMaxListingBytes);
   // Makes missing parents too, mode 0755. EEXIST if anything is there. Old envds tell no attributes (`complete` is false).
   Result<EntryInfo> MakeDir(const std::string& path, const OpContext& ctx);
   // rename(2) that replaces silently and makes the destination's parents (trap 2). A directory onto an empty one is refused with EEXIST.

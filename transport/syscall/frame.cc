@@ -81,6 +81,11 @@ Arguments& Arguments::U8(uint8_t value) {
   return *this;
 }
 
+Arguments& Arguments::U16(uint16_t value) {
+  AppendBig(bytes_, value);
+  return *this;
+}
+
 Arguments& Arguments::U32(uint32_t value) {
   AppendBig(bytes_, value);
   return *this;
@@ -93,6 +98,12 @@ Arguments& Arguments::I64(int64_t value) {
 
 Arguments& Arguments::Text(std::string_view bytes) {
   AppendBig(bytes_, static_cast<uint32_t>(bytes.size()));
+  bytes_.append(bytes);
+  return *this;
+}
+
+Arguments& Arguments::ShortText(std::string_view bytes) {
+  AppendBig(bytes_, static_cast<uint16_t>(bytes.size()));
   bytes_.append(bytes);
   return *this;
 }

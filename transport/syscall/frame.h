@@ -40,7 +40,7 @@ inline constexpr size_t kServerIdBytes = 8;
 enum class Operation : uint8_t {
   kStat = 1, kLookup, kList, kReadLink, kStatFs, kMakeDirectory, kMakeNode, kMakeSymlink, kMakeLink, kUnlink, kRemoveDirectory, kRename,
   kSetAttributes, kGetXattr, kListXattrs, kSetXattr, kRemoveXattr, kOpen, kCreate, kRead, kStore, kStage, kCommit, kSync, kClose, kSeek,
-  kAllocate, kCopyRange, kInitialize, kEndWriting, kStageInto, kUnwritten,
+  kAllocate, kCopyRange, kInitialize, kEndWriting, kStageInto, kUnwritten, kListDeep,
 };
 
 enum class RequestKind : uint8_t { kOperations = 0, kEcho = 1, kCancel = 2, kLeave = 3 };
@@ -51,10 +51,12 @@ enum OpenFlag : uint8_t { kOpenRead = 1, kOpenWrite = 2, kOpenTruncate = 4 };
 class Arguments {
  public:
   Arguments& U8(uint8_t value);
+  Arguments& U16(uint16_t value);
   Arguments& U32(uint32_t value);
   Arguments& I64(int64_t value);
   Arguments& U64(uint64_t value) { return I64(static_cast<int64_t>(value)); }
   Arguments& Text(std::string_view bytes);
+  Arguments& ShortText(std::string_view bytes);  // 65,535 bytes at most
   Arguments& Raw(std::string_view bytes);
   // An object by path and identity.
   Arguments& Object(const Node& node);

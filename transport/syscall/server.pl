@@ -59,6 +59,8 @@ my $FIRST_HANDLE_FD = 64;       # handles' numbers only grow, up to the limit: a
 my $KEPT_BYTES = 8 << 20;       # of replies to changes
 my $MAX_WATCHES = 8192;         # and at most a quarter of what the user may have
 my $WRITTEN_FOR = 2;            # seconds after a write that was not followed by a close
+my $STEP_TIME = 0.02;           # seconds that a job works at once: others are answered between its steps
+my $MAX_GUESSED = 2000;         # entries of a directory that is listed only because it may be asked for next
 my $EVENT_PAUSE = 0.01;         # seconds between two looks at the events, if nothing is asked: a busy writer is one event then
 
 # --- state
@@ -75,6 +77,7 @@ my ($kept_bytes, $forgotten) = (0, 0);    # changes up to number $forgotten have
 my %children;                   # fd of its pipe -> [pid, sequence number, what to do with its answer, what it said]
 my ($in, $out, $heard) = ('', '', 0);
 my ($openat2_works, $use_counter) = (1, 0);
+my @jobs;                       # operations that go on in steps: [sequence number, step, what is called at their end]
 my %sizeless;                   # device -> whether its files have no true size
 # Its file; "number point" of what is mounted -> [device, point]; the devices, and those that nobody writes to.
 my ($mount_table, %mounts, %mounted, %read_only);
@@ -234,12 +237,13 @@ sub check_name {
   fail($ENAMETOOLONG) if length $name > 255;
 }
 
-# Opens a path below the root, component links never followed. The path may be longer than one call takes.
+# Opens a path below the root, or below the directory $from; component links are never followed. The path may be longer than one call takes.
 sub open_below {
-  my ($path, $flags) = @_;
+  my ($path, $flags, $from) = @_;
   fail($EINVAL) if $path =~ /\0/ || ($path ne '' && $path =~ m{(?:^|/)(?:\.\.?)?(?:/|\z)});
-  return check(sys_openat($root, '.', $flags | $O_CLOEXEC)) if $path eq '';
-  my $at = $root;
+  $from //= $root;
+  return check(sys_openat($from, '.', $flags | $O_CLOEXEC)) if $path eq '';
+  my $at = $from;
   while (1) {
     my ($part, $rest) = ($path, '');
     if (length $path > 4000) {
@@ -261,7 +265,7 @@ sub open_below {
       $openat2_works = 0 if $! != $EAGAIN;
     }
     my $error = 0 + $!;
-    sys_close($at) if $at != $root;
+    sys_close($at) if $at != $from;
     fail($error == $ELOOP ? $ESTALE : $error) if $fd == -1;
     return $fd if $rest eq '';
     ($at, $path) = ($fd, $rest);
@@ -473,16 +477,22 @@ sub begin_watching {
   $inotify = syscall $NR{inotify_init1}, $O_NONBLOCK | $O_CLOEXEC;
 }
 
-sub watch {
+# Whether the directory is on one of those.
+sub is_silent {
   my ($identity, $fd) = @_;
-  return if $inotify == -1;
-  if (my $known = $watch_of{$identity}) { $known->[1] = $use_counter; return }
   my $device = substr $identity, 0, 8;
   if (!exists $silent{$device}) {
     my $buffer = "\0" x 256;
     $silent{$device} = syscall($NR{fstatfs}, 0 + $fd, $buffer) == -1 || $SILENT{unpack 'Q', $buffer} ? 1 : 0;
   }
-  return if $silent{$device};
+  return $silent{$device};
+}
+
+sub watch {
+  my ($identity, $fd) = @_;
+  return if $inotify == -1;
+  if (my $known = $watch_of{$identity}) { $known->[1] = $use_counter; return }
+  return if is_silent($identity, $fd);
   unwatch_oldest() if keys %watch_of >= $watch_limit;
   my $path = fd_path($fd);
   my $number = syscall $NR{inotify_add_watch}, 0 + $inotify, "$path", $WATCHED_EVENTS;
@@ -651,8 +661,10 @@ sub look_at_mounts {
 sub take { my ($args, $count) = @_; fail($EINVAL) if length $$args < $count; return substr $$args, 0, $count, '' }
 sub number8 { unpack 'C', take($_[0], 1) }
 sub number32 { unpack 'N', take($_[0], 4) }
+sub number16 { unpack 'n', take($_[0], 2) }
 sub number64 { unpack 'q>', take($_[0], 8) }
 sub text { take($_[0], number32($_[0])) }
+sub short_text { take($_[0], number16($_[0])) }
 
 # A name in a directory: (descriptor of the directory, name).
 sub place {
@@ -1553,6 +1565,121 @@ $OPERATIONS[30] = sub {    # EndWriting
   return '';
 };
 
+# ListDeep: several directories below one, and those in them to a depth; in steps. Each directory comes in parts: its path below that one, the number
+# of the part, whether it is the last, with the first the directory's attributes, then entries. The first directory is wanted, and listed as List does;
+# the others are guesses, and left out for any reason: no guess reaches into another file system, or into one that may not answer.
+$OPERATIONS[33] = sub {
+  my ($args) = @_;
+  my ($path, $identity, $depth, $most, $entries_left) = (text($args), text($args), number8($args), number32($args), number32($args));
+  my @queue = map { [short_text($args), $depth] } 1 .. number16($args);
+  fail($EINVAL) unless @queue && $most;
+  my $base = check(syscall $NR{fcntl}, 0 + directory($path, $identity), 1030, 0);    # F_DUPFD_CLOEXEC: ours, whatever is forgotten meanwhile
+  my $device = substr sys_statx($base, '') // fail(0 + $!), 136, 8;
+  my ($wanted, $at) = (1);
+  my $step = sub {
+    my $until = seconds() + $STEP_TIME;
+    my $piece = '';
+    while (1) {
+      if (!$at) {
+        last unless @queue && $most > 0;
+        my $next = shift @queue;
+        $at = eval { begin_listing($base, $device, $next, $wanted, $entries_left) };
+        die $@ if $@ && !ref $@;
+        $wanted = 0;
+        next unless $at;
+        --$most;
+        $entries_left -= @{$at->{names}} unless $at->{wanted};
+      }
+      my $ended = list_some($at, $until);
+      if (!defined $ended) {
+        end_listing($at);
+        undef $at;
+        next;
+      }
+      $piece .= pack('n/a* N C', $at->{path}, $at->{part}, $ended) . ($at->{part} ? '' : $at->{attributes}) . pack('N', $at->{count}) . $at->{entries}
+        if $ended || $at->{count};
+      ++$at->{part} if $at->{count};
+      @$at{'count', 'entries'} = (0, '');
+      if ($ended) {
+        end_listing($at);
+        unshift @queue, map { ["$at->{prefix}$_->[0]", $at->{depth} - 1, $_->[1]] } @{$at->{directories}} if $at->{depth} > 0;
+        undef $at;
+      }
+      return ($piece, 1) if length $piece >= $MAX_READ || seconds() >= $until;
+    }
+    return ($piece, 0);
+  };
+  die {job => [$step, sub { end_listing($at) if $at; sys_close($base) }]};
+};
+
+# A directory that is about to be listed: watched, then its attributes, then its names. Undef, or dies, where it cannot or should not be.
+sub begin_listing {
+  my ($base, $device, $next, $wanted, $entries_left) = @_;
+  my ($path, $depth, $expected) = @$next;
+  my $fd = open_below($path, $O_PATH | $O_DIRECTORY | $O_NOFOLLOW, $base);
+  my $statx = sys_statx($fd, '');
+  my $identity = defined $statx ? identity_of($statx) : '';
+  if (!defined $statx || defined $expected && $expected ne $identity || !$wanted && (substr($statx, 136, 8) ne $device || is_silent($identity, $fd))) {
+    sys_close($fd);
+    return undef;
+  }
+  # Guesses take nothing away from what was asked for.
+  my $own = !$wanted && !$directories{$identity} && keys %directories >= $MAX_DIRECTORIES / 2;
+  $fd = keep_directory($identity, $fd, 1) unless $own;
+  watch($identity, $fd) if $wanted || $watch_of{$identity} || keys %watch_of < $watch_limit / 2;
+  my $copy = $own ? $fd : syscall $NR{fcntl}, 0 + $fd, 1030, 0;    # what is held may be forgotten between two steps
+  return undef if $copy == -1;
+  my $at = {path => $path, prefix => $path eq '' ? '' : "$path/", depth => $depth, wanted => $wanted, fd => $copy, device => substr($statx, 136, 8),
+    part => 0, count => 0, entries => '', directories => [], held => 0};
+  my $begun = eval {
+    opendir(my $stream, fd_path($copy)) or fail(0 + $!);
+    $at->{attributes} = attributes_of_fd($copy);
+    my $most = $MAX_GUESSED < $entries_left ? $MAX_GUESSED : $entries_left;
+    my @names;
+    while (defined(my $name = readdir $stream)) {
+      next if $name eq '.' || $name eq '..';
+      push @names, $name;
+      fail($EFBIG) if !$wanted && @names > $most;
+    }
+    closedir $stream;
+    $at->{names} = [sort @names];
+    1;
+  };
+  return $at if $begun;
+  end_listing($at);
+  return undef;
+}
+
+sub end_listing { sys_close($_[0]{fd}) }
+
+# Entries until the time is over or a piece is full: whether those were all. Undef: a guess that cannot be known whole.
+sub list_some {
+  my ($at, $until) = @_;
+  my $directory = $at->{fd};
+  while (defined(my $name = $at->{names}[$at->{next} // 0])) {
+    ++$at->{next};
+    my $statx = sys_statx($directory, $name);
+    if (defined $statx) {
+      if (type_of($statx) == $S_IFDIR) {
+        push @{$at->{directories}}, [$name, identity_of($statx)] if $at->{depth} > 0;
+        look_into($directory, $name, 1)
+          if $at->{wanted} && same_device($statx, $at->{device}) && $at->{held}++ < $HELD_OF_LISTING && !$directories{identity_of($statx)};
+      }
+      $at->{entries} .= pack('n/a*', $name) . attributes($directory, $name, $statx) . link_text($directory, $name, $statx);
+    } elsif ($! == $ENOENT) {
+      next;    # gone meanwhile
+    } elsif (!$at->{wanted} || $! == $EBADF) {
+      return undef;
+    } else {    # as in List
+      $at->{unsearched} //= types_in($directory);
+      $at->{entries} .= pack('n/a*', $name) . ($at->{unsearched}{$name} // next) . "\0";
+    }
+    ++$at->{count};
+    return 0 if length $at->{entries} >= $MAX_READ || ($at->{count} & 63) == 0 && seconds() >= $until;
+  }
+  return 1;
+}
+
 # Those that change something: their replies are kept, and they are never done twice.
 # An open is one: done again, it would truncate again, and the client would know a descriptor that is closed.
 my %CHANGES = map { $_ => 1 } (6 .. 13, 16 .. 19, 21 .. 23, 27, 28, 31);
@@ -1628,6 +1755,11 @@ sub answer {
       $running{$number} = 1;
       return;
     }
+    if (ref $error && $error->{job}) {    # goes on in the loop; always alone in its frame
+      push @jobs, [$number, @{$error->{job}}];
+      $running{$number} = 1;
+      return;
+    }
     ++$finished;
     if ($error) {
       print STDERR $error unless ref $error;
@@ -1637,6 +1769,24 @@ sub answer {
     $results .= pack 'NN/a*', 0, $result;
   }
   reply($number, $results, $finished, $change);
+}
+
+# The next step of the job that waits for longest. What nobody waits for any more ends.
+sub run_job {
+  my $job = shift @jobs;
+  my ($number, $step, $end) = @$job;
+  my ($piece, $more) = ('', 0);
+  my $wanted = $number > $low && !$barred{$number};
+  if ($wanted) {
+    ($piece, $more) = eval { $step->() };
+    my $error = $@;
+    print STDERR $error if $error && !ref $error;
+    reply($number, $error ? pack('NN', ref $error ? $error->{errno} : $EIO, 0) : pack('NN/a*', 0, $piece), 1, 0, $more) if $error || !$more || length $piece;
+    $more = 0 if $error;
+  }
+  if ($more) { push @jobs, $job; return }
+  $end->();
+  delete $running{$number};
 }
 
 # [number, arguments] of each; none if the request does not hold what it says.
@@ -1694,12 +1844,12 @@ while (1) {
   vec($readable, $inotify, 1) = 1 if $inotify != -1 && $room && $pause <= 0;
   vec($writable, 1, 1) = 1 if length $out;
   vec($remounted, fileno $mount_table, 1) = 1 if $mount_table && $room;
-  my $ready = select $readable, length $out ? $writable : undef, $remounted, $pause > 0 && $inotify != -1 ? $pause : $silence < 60 ? $silence : 60;
+  my $ready = select $readable, length $out ? $writable : undef, $remounted, @jobs && $room ? 0 : $pause > 0 && $inotify != -1 ? $pause : $silence < 60 ? $silence : 60;
   $now = seconds();
   exit 0 if $now - $heard > $silence;
   # What is kept open keeps file systems from being unmounted.
-  forget_directories(scalar keys %directories) if $ready == 0 && $pause <= 0;
-  next if $ready <= 0;
+  forget_directories(scalar keys %directories) if $ready == 0 && $pause <= 0 && !@jobs;
+  next if $ready < 0 || $ready == 0 && !@jobs;
   look_at_mounts() if $mount_table && vec $remounted, fileno $mount_table, 1;
   child_said($_) for grep { vec $readable, $_, 1 } keys %children;
   if (vec $readable, 0, 1) {
@@ -1710,6 +1860,7 @@ while (1) {
       take_frames();
     } elsif ($! != $EAGAIN && $! != $EINTR) { exit 0 }
   }
+  run_job() if @jobs && $room;
   if (length $replies || $inotify != -1 && vec $readable, $inotify, 1) {
     send_all();
     $looked = $now;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <map>
 #include <mutex>
@@ -39,6 +40,8 @@ constexpr size_t kMaxEntries = 500'000;
 constexpr int64_t kLossesPerMinute = 300;
 constexpr std::chrono::milliseconds kOpenTime{60'000};
 constexpr std::chrono::milliseconds kUnwrittenTime{10'000};
+constexpr std::chrono::milliseconds kStatisticsTime{1'000};
+constexpr size_t kStatisticsBytes = 88;
 
 tl::unexpected<Error> Nonsense(const char* what) {
   return Failure(ErrorKind::kProtocol, EIO, std::string("the syscall server's answer makes no sense: ") + what);
@@ -202,8 +205,22 @@ class SyscallFsImpl final : public RemoteFs {
   }
 
   Result<Listing> List(const Node& directory, const OpContext& ctx) override {
-    auto outcomes = channel_->Do({{Operation::kList, Arguments().Text(directory.path).Text(directory.id.value).bytes()}}, Effect::kNone, ctx);
+    // Whoever goes through directories asks about their file system, too.
+    std::vector<Call> calls = {{Operation::kList, Arguments().Text(directory.path).Text(directory.id.value).bytes()}};
+    const uint64_t changes = changes_;
+    const bool with_statistics = !statistics_refused_ && !KnownStatistics();
+    if (with_statistics) calls.push_back({Operation::kStatFs, {}});
+    const TimePoint asked = Clock::now();
+    auto outcomes = channel_->Do(calls, Effect::kNone, ctx);
     if (!outcomes) return Forward(outcomes.error());
+    if (with_statistics && outcomes->size() > 1) {
+      // An error is the listing's, or theirs: then it is asked for without them from now on.
+      if (outcomes->back().errno_value != 0) {
+        statistics_refused_ = true;
+        return List(directory, ctx);
+      }
+      if (NoteStatistics(outcomes->back().result, asked, changes)) outcomes->pop_back();
+    }
     Listing listing;
     for (size_t i = 0; i < outcomes->size(); ++i) {
       const syscall::Reply::Outcome& piece = (*outcomes)[i];
@@ -228,6 +245,24 @@ class SyscallFsImpl final : public RemoteFs {
     return listing;
   }
 
+  Result<std::vector<DeepListing>> ListDeep(const Node& directory, const DeepQuestion& question, const OpContext& ctx) override {
+    Arguments arguments;
+    arguments.Text(directory.path).Text(directory.id.value).U8(static_cast<uint8_t>(std::min<uint32_t>(question.depth, 255)));
+    arguments.U32(static_cast<uint32_t>(std::min<size_t>(question.max_directories, kMaxEntries)));
+    arguments.U32(static_cast<uint32_t>(std::min<size_t>(question.max_entries, kMaxEntries)));
+    Arguments paths;
+    uint16_t count = 0;
+    for (const std::string& path : question.directories) {
+      if (arguments.bytes().size() + paths.bytes().size() + path.size() + 100 > syscall::kMaxRequestBytes || count == UINT16_MAX) break;
+      paths.ShortText(path);
+      ++count;
+    }
+    if (count == 0) return Errno(ENAMETOOLONG, directory.path);
+    const auto outcomes = channel_->Do({{Operation::kListDeep, arguments.U16(count).Raw(paths.bytes()).bytes()}}, Effect::kNone, ctx);
+    if (!outcomes) return Forward(outcomes.error());
+    return DecodeDeep(*outcomes, directory.path, question);
+  }
+
   Result<std::string> ReadLink(const Node& node, const OpContext& ctx) override {
     auto text = Ask(Operation::kReadLink, Arguments().Object(node), Effect::kNone, ctx);
     if (text && (text->empty() || text->size() > 4096 || text->find('\0') != std::string::npos)) return Nonsense("a link's text");
@@ -235,24 +270,12 @@ class SyscallFsImpl final : public RemoteFs {
   }
 
   Result<FsStatistics> StatFs(const OpContext& ctx) override {
+    if (const auto known = KnownStatistics()) return *known;
     auto result = Ask(Operation::kStatFs, Arguments(), Effect::kNone, ctx);
     if (!result) return Forward(result.error());
-    // struct statfs of 64-bit machines, little-endian.
-    if (result->size() < 88) return Nonsense("statfs");
-    auto word = [&](size_t index) {
-      uint64_t value = 0;
-      for (size_t i = 8; i-- > 0;) value = value << 8 | static_cast<uint8_t>((*result)[index * 8 + i]);
-      return value;
-    };
-    FsStatistics statistics;
-    statistics.block_bytes = word(9) != 0 ? word(9) : word(1);  // f_frsize counts the blocks
-    statistics.blocks = word(2);
-    statistics.blocks_free = word(3);
-    statistics.blocks_available = word(4);
-    statistics.files = word(5);
-    statistics.files_free = word(6);
-    statistics.name_max = static_cast<uint32_t>(std::min<uint64_t>(word(8), 255));
-    return statistics;
+    auto statistics = DecodeStatistics(*result);
+    if (!statistics) return Nonsense("statfs");
+    return *statistics;
   }
 
   // --- changes of names
@@ -548,6 +571,42 @@ class SyscallFsImpl final : public RemoteFs {
     return static_cast<uint8_t>((request.read ? syscall::kOpenRead : 0) | (request.write ? syscall::kOpenWrite : 0));
   }
 
+  // struct statfs of 64-bit machines, little-endian.
+  static std::optional<FsStatistics> DecodeStatistics(std::string_view bytes) {
+    if (bytes.size() < kStatisticsBytes) return std::nullopt;
+    auto word = [&](size_t index) {
+      uint64_t value = 0;
+      for (size_t i = 8; i-- > 0;) value = value << 8 | static_cast<uint8_t>(bytes[index * 8 + i]);
+      return value;
+    };
+    FsStatistics statistics;
+    statistics.block_bytes = word(9) != 0 ? word(9) : word(1);  // f_frsize counts the blocks
+    statistics.blocks = word(2);
+    statistics.blocks_free = word(3);
+    statistics.blocks_available = word(4);
+    statistics.files = word(5);
+    statistics.files_free = word(6);
+    statistics.name_max = static_cast<uint32_t>(std::min<uint64_t>(word(8), 255));
+    return statistics;
+  }
+
+  // What a listing brought a moment ago, if nothing was changed here since.
+  std::optional<FsStatistics> KnownStatistics() const {
+    std::lock_guard lock(mutex_);
+    const bool good = statistics_ && Clock::now() < statistics_until_ && statistics_changes_ == changes_;
+    return good ? statistics_ : std::nullopt;
+  }
+  // False: that is something else.
+  bool NoteStatistics(std::string_view bytes, TimePoint asked, uint64_t changes) {
+    auto statistics = bytes.size() == kStatisticsBytes ? DecodeStatistics(bytes) : std::nullopt;
+    if (!statistics) return false;
+    std::lock_guard lock(mutex_);
+    statistics_ = statistics;
+    statistics_until_ = asked + kStatisticsTime;
+    statistics_changes_ = changes;
+    return true;
+  }
+
   static std::string OpenArguments(Handle handle, const Node& node, uint8_t flags, uint32_t old_pid = 0, uint32_t old_descriptor = 0) {
     return Arguments().U64(handle).U8(flags).Text(node.path).Text(node.id.value).Text(node.parent.value).U32(old_pid).U32(old_descriptor).bytes();
   }
@@ -566,8 +625,25 @@ class SyscallFsImpl final : public RemoteFs {
     return std::move(outcomes[0].result);
   }
 
+  static bool ReadsOnly(Operation operation) {
+    switch (operation) {
+      case Operation::kStat:
+      case Operation::kLookup:
+      case Operation::kReadLink:
+      case Operation::kStatFs:
+      case Operation::kGetXattr:
+      case Operation::kListXattrs:
+      case Operation::kRead:
+      case Operation::kSeek: return true;
+      default: return false;
+    }
+  }
+
   Result<std::string> Ask(Operation operation, const std::string& arguments, Effect effect, const OpContext& ctx, uint32_t* server_pid = nullptr) {
+    const bool only_reads = ReadsOnly(operation);
+    if (!only_reads) ++changes_;
     auto outcomes = channel_->Do({{operation, arguments}}, effect, ctx, server_pid);
+    if (!only_reads) ++changes_;
     if (!outcomes) return Forward(outcomes.error());
     return FirstResult(*outcomes);
   }
@@ -610,6 +686,60 @@ class SyscallFsImpl final : public RemoteFs {
     entry.name = std::string(fields.ShortText());
     if (!syscall::DecodeEntryBody(fields, actor_, entry) || CheckName(entry.name) != 0) return std::nullopt;
     return entry;
+  }
+
+  // The parts of each listing come in order; one that is not whole at the end is left out.
+  Result<std::vector<DeepListing>> DecodeDeep(const Outcomes& outcomes, const std::string& path, const DeepQuestion& question) const {
+    const AskedPaths asked(question);
+    struct Partial {
+      Listing listing;
+      uint32_t parts = 0;
+      bool ended = false;
+    };
+    std::map<std::string, Partial> found;
+    std::vector<std::string> order;
+    size_t guessed = 0;
+    for (const syscall::Reply::Outcome& piece : outcomes) {
+      if (piece.errno_value != 0) return Errno(piece.errno_value, path);
+      Fields fields(piece.result);
+      while (!fields.ended()) {
+        std::string below(fields.ShortText());
+        const uint32_t part = fields.U32();
+        const bool ended = fields.U8() != 0;
+        if (!fields.ok() || CheckPath(below) != 0 || !asked.contains(below)) return Nonsense("a listing that was not asked for");
+        const bool wanted = below == question.directories.front();
+        auto [at, fresh] = found.try_emplace(below);
+        Partial& partial = at->second;
+        if (fresh) order.push_back(below);
+        if (order.size() > question.max_directories) return Nonsense("more listings than were asked for");
+        if (part == 0) {
+          if (!fresh) return Nonsense("a listing told twice");
+          auto attributes = syscall::DecodeAttributes(fields, actor_);
+          if (!attributes || attributes->type != FileType::kDirectory) return Nonsense("listing");
+          partial.listing.directory = std::move(*attributes);
+        }
+        if (partial.ended || part != partial.parts++) return Nonsense("a listing's parts");
+        const uint32_t count = fields.U32();
+        if (!wanted) guessed += count;
+        const bool endless = wanted ? partial.listing.entries.size() + count > kMaxEntries : guessed > question.max_entries;
+        if (endless) return Failure(ErrorKind::kProtocol, EFBIG, "a listing without an end");
+        for (uint32_t j = 0; j < count; ++j) {
+          auto entry = DecodeEntry(fields);
+          if (!entry) return Nonsense("entry");
+          partial.listing.entries.push_back(std::move(*entry));
+        }
+        if (!fields.ok()) return Nonsense("entries");
+        partial.ended = ended;
+      }
+    }
+    std::vector<DeepListing> listings;
+    for (std::string& below : order) {
+      Partial& partial = found[below];
+      if (!partial.ended) continue;
+      DropRepeatedNames(partial.listing.entries);
+      listings.push_back({std::move(below), std::move(partial.listing)});
+    }
+    return listings;
   }
 
   bool Tell(const std::string* news) {
@@ -980,6 +1110,11 @@ class SyscallFsImpl final : public RemoteFs {
   mutable std::mutex mutex_;  // innermost
   std::condition_variable_any confirmed_;
   std::map<Handle, OpenHandle> handles_;
+  std::optional<FsStatistics> statistics_;
+  TimePoint statistics_until_{};
+  uint64_t statistics_changes_ = 0;  // changes_, when they were asked for
+  std::atomic<uint64_t> changes_{0};  // begun and ended
+  std::atomic<bool> statistics_refused_{false};
   std::set<std::string> written_by_others_;  // identities: see MarkWritten
   Handle next_handle_ = 1;
   uint32_t server_pid_ = 0;  // of the server that knows of all handles, or will

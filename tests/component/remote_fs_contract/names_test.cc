@@ -53,6 +53,56 @@ TEST_P(RemoteFsContract, StatAndLookupTellTheSame) {
   EXPECT_NE(link.id, MustStat("dir").id);
 }
 
+// Each listing as List gives it, whatever else is there.
+TEST_P(RemoteFsContract, SeveralListingsAtOnceAreAsGoodAsEach) {
+  for (const char* path : {"t", "t/a", "t/a/x", "t/a/x/deep", "t/b", "t/b-", "t/c", "t/closed", "t/closed/in"}) backend_->InsideMakeDirectory(path);
+  for (const char* path : {"t/f", "t/a/f", "t/a/x/f", "t/a/x/deep/f", "t/b-/f", "t/closed/f"}) backend_->InsideWrite(path, path);
+  backend_->InsideMakeSymlink("t/b/link", "../a");
+  backend_->InsideMakeSymlink("t/c/out", "/etc");
+  backend_->InsideMakeFifo("t/c/fifo");
+  backend_->InsideSetPermissions("t/closed", 0);
+  auto ask = [&](std::vector<std::string> paths, uint32_t depth, size_t directories = 100, size_t entries = 1000) {
+    auto listings = fs().ListDeep(At("t"), {std::move(paths), depth, directories, entries}, ctx_);
+    std::vector<std::string> found;
+    if (!listings) return std::vector<std::string>{ToString(listings.error())};
+    for (const auto& each : *listings) {
+      found.push_back(each.path);
+      auto alone = fs().List(At("t/" + each.path), ctx_);
+      EXPECT_TRUE(alone) << each.path;
+      if (!alone) continue;
+      EXPECT_EQ(each.listing.directory.id, alone->directory.id) << each.path;
+      EXPECT_EQ(each.listing.entries.size(), alone->entries.size()) << each.path;
+      for (const auto& entry : each.listing.entries) {
+        const auto same = std::find_if(alone->entries.begin(), alone->entries.end(), [&](const auto& other) { return other.name == entry.name; });
+        EXPECT_NE(same, alone->entries.end()) << entry.name;
+        if (same == alone->entries.end()) continue;
+        EXPECT_EQ(same->attributes.id, entry.attributes.id) << entry.name;
+        EXPECT_EQ(same->attributes.type, entry.attributes.type) << entry.name;
+        EXPECT_EQ(same->attributes.size, entry.attributes.size) << entry.name;
+        EXPECT_EQ(same->attributes.access, entry.attributes.access) << entry.name;
+        EXPECT_TRUE(SameTime(same->attributes.mtime, entry.attributes.mtime)) << entry.name;
+        EXPECT_EQ(same->link_target, entry.link_target) << entry.name;
+        EXPECT_EQ(same->attributes.xattr_names != nullptr, entry.attributes.xattr_names != nullptr) << entry.name;
+      }
+    }
+    return found;
+  };
+  EXPECT_THAT(ask({"a", "b", "c"}, 0), ElementsAre("a", "b", "c"));
+  // In the order of a program that goes through them.
+  EXPECT_THAT(ask({"a", "b", "b-"}, 9), ElementsAre("a", "a/x", "a/x/deep", "b", "b-"));
+  EXPECT_THAT(ask({"a"}, 1), ElementsAre("a", "a/x"));
+  EXPECT_THAT(ask({"a/x/deep", "b"}, 0), ElementsAre("a/x/deep", "b"));
+  EXPECT_THAT(ask({"a", "b", "c"}, 9, 2), ElementsAre("a", "a/x"));
+  // What is wanted comes whatever it costs; of the others nothing but the whole.
+  EXPECT_THAT(ask({"a", "c"}, 0, 100, 0), ElementsAre("a"));
+  EXPECT_THAT(ask({"a", "missing", "f", "b/link", "c/out", "c/fifo", "b"}, 2), ElementsAre("a", "a/x", "a/x/deep", "b"));
+  if (fs().description().uid != 0) {
+    EXPECT_THAT(ask({"a", "closed", "closed/in"}, 0), ElementsAre("a"));
+  }
+  EXPECT_EQ(Code(fs().ListDeep(At("nothing"), {{"a"}, 0, 10, 10}, ctx_)), ENOENT);
+  backend_->InsideSetPermissions("t/closed", 0755);
+}
+
 TEST_P(RemoteFsContract, MissingNamesAndWrongPaths) {
   backend_->InsideWrite("file", "x");
   EXPECT_EQ(Code(fs().Stat(At("nothing"), ctx_)), ENOENT);

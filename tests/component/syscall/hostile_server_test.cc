@@ -149,6 +149,59 @@ TEST(HostileServer, LongAnswersAreHeldOneAtATime) {
   EXPECT_EQ(numbers.size(), 3U);
 }
 
+// A part of one listing: `names` entries.
+std::string Part(const std::string& path, uint32_t part, bool ended, const std::vector<std::string>& names) {
+  syscall::Arguments bytes;
+  bytes.ShortText(path).U32(part).U8(ended ? 1 : 0);
+  if (part == 0) bytes.Raw(Stats());
+  bytes.U32(static_cast<uint32_t>(names.size()));
+  for (const std::string& name : names) bytes.ShortText(name).Raw(Stats()).U8(0);
+  return bytes.bytes();
+}
+
+TEST(HostileServer, ListingsAreThoseThatWereAskedFor) {
+  std::string answer;
+  ScriptedEnvd envd([&](Server& server, const Request& request) {
+    server.Reply(request.number, 0, {request.operation == Operation::kListDeep ? answer : Stats()});
+  });
+  auto fs = Mount(envd);
+  auto ask = [&](std::string pieces, uint32_t depth = 1) {
+    answer = std::move(pieces);
+    return fs->ListDeep(At(""), {{"a", "b"}, depth, 3, 2}, Ctx(20s));
+  };
+  const auto good = ask(Part("a", 0, false, {"x"}) + Part("b", 0, true, {}) + Part("a", 1, true, {"y", "x"}));
+  ASSERT_TRUE(good);
+  ASSERT_EQ(good->size(), 2U);
+  EXPECT_EQ((*good)[0].listing.entries.size(), 2U);
+  // What is not whole is nothing.
+  const auto torn = ask(Part("a", 0, true, {"x"}) + Part("b", 0, false, {"y"}));
+  ASSERT_TRUE(torn);
+  EXPECT_EQ(torn->size(), 1U);
+  const std::pair<const char*, std::string> bad[] = {
+      {"not asked for", Part("c", 0, true, {})},
+      {"the directory itself", Part("", 0, true, {})},
+      {"deeper", Part("a/b/c", 0, true, {})},
+      {"no path", Part("a/../b", 0, true, {})},
+      {"another's", Part("/a", 0, true, {})},
+      {"no name", Part("a", 0, true, {"x/y"})},
+      {"dots", Part("a", 0, true, {".."})},
+      {"a part without the first", Part("a", 1, true, {})},
+      {"parts in the wrong order", Part("a", 0, false, {}) + Part("a", 2, true, {})},
+      {"after its end", Part("a", 0, true, {}) + Part("a", 1, true, {"x"})},
+      {"twice", Part("a", 0, true, {}) + Part("a", 0, true, {})},
+      {"too many", Part("a", 0, true, {}) + Part("a/1", 0, true, {}) + Part("a/2", 0, true, {}) + Part("a/3", 0, true, {})},
+      {"more guesses than asked for", Part("b", 0, true, {"1", "2", "3"})},
+      {"cut", Part("a", 0, true, {"x"}).substr(0, 200)},
+      {"a count that lies", Part("a", 0, true, {}).replace(Part("a", 0, true, {}).size() - 4, 4, "\x7f\xff\xff\xff")},
+      {"rubbish", "rubbish"},
+  };
+  for (const auto& [what, pieces] : bad) {
+    const auto found = ask(pieces);
+    EXPECT_FALSE(found) << what;
+    EXPECT_EQ(found ? ErrorKind::kErrno : found.error().kind, ErrorKind::kProtocol) << what;
+  }
+}
+
 // --- requests that kill
 
 TEST(HostileServer, ARequestThatKillsIsNotSentForEver) {

@@ -100,6 +100,146 @@ TEST_F(SyscallServer, RunsWithPerlBaseAlone) {
   EXPECT_EQ(server().Ask(Operation::kSync, Arguments().Object(At("file"))), 0);
 }
 
+// --- several directories at once
+
+// The paths of the listings that came whole, in the pieces that came.
+struct Deep {
+  std::map<std::string, std::vector<std::string>> names;
+  std::map<std::string, bool> watched;
+  std::vector<std::string> order;
+  size_t pieces = 0;
+  int error = 0;
+};
+
+Arguments Listing(const std::string& path, const std::vector<std::string>& below, uint8_t depth, uint32_t directories = 10'000, uint32_t entries = 100'000) {
+  Arguments arguments;
+  arguments.Text(path).Text("").U8(depth).U32(directories).U32(entries).U16(static_cast<uint16_t>(below.size()));
+  for (const std::string& each : below) arguments.ShortText(each);
+  return arguments;
+}
+
+Deep TakeDeep(const std::vector<Reply>& replies) {
+  Deep deep;
+  std::map<std::string, std::vector<std::string>> partial;
+  for (const Reply& reply : replies) {
+    for (const Reply::Outcome& outcome : reply.outcomes) {
+      ++deep.pieces;
+      if (outcome.errno_value != 0) deep.error = outcome.errno_value;
+      Fields fields(outcome.result);
+      while (!fields.ended()) {
+        const std::string path(fields.ShortText());
+        const uint32_t part = fields.U32();
+        const bool ended = fields.U8() != 0;
+        if (part == 0) {
+          const auto attributes = DecodeAttributes(fields, {});
+          EXPECT_TRUE(attributes) << path;
+          if (attributes) deep.watched[path] = attributes->watched;
+        }
+        for (uint32_t left = fields.U32(); left > 0 && fields.ok(); --left) {
+          Entry entry;
+          entry.name = std::string(fields.ShortText());
+          EXPECT_TRUE(DecodeEntryBody(fields, {}, entry)) << path;
+          partial[path].push_back(entry.name);
+        }
+        EXPECT_TRUE(fields.ok());
+        if (!ended) continue;
+        deep.order.push_back(path);
+        deep.names[path] = std::move(partial[path]);
+      }
+    }
+  }
+  return deep;
+}
+
+TEST_F(SyscallServer, ListsSeveralDirectoriesAtOnce) {
+  fs::create_directories(Path("t/a/x"));
+  fs::create_directories(Path("t/b"));
+  Write("t/a/1", "");
+  Write("t/a/2", "");
+  Write("t/a/x/3", "");
+  const uint64_t number = server().NextNumber();
+  server().Send(number, EncodeOperations(0, {{Operation::kListDeep, Listing("t", {"a", "b"}, 200).bytes()}}));
+  const Deep deep = TakeDeep(server().Receive(number));
+  EXPECT_EQ(deep.order, (std::vector<std::string>{"a", "a/x", "b"}));
+  EXPECT_EQ(deep.names.at("a"), (std::vector<std::string>{"1", "2", "x"}));
+  EXPECT_TRUE(deep.watched.at("a/x"));
+  // What happens in what was listed is told.
+  Write("t/a/x/4", "");
+  EXPECT_TRUE(server().Echo());
+  EXPECT_TRUE(server().HasReply(0));
+}
+
+TEST_F(SyscallServer, ADeepListingIsNeverInAnothersWay) {
+  for (int i = 0; i < 300; ++i) {
+    const std::string directory = "t/d" + std::to_string(1000 + i);
+    fs::create_directories(Path(directory));
+    for (int j = 0; j < 60; ++j) Write(directory + "/f" + std::to_string(j), "");
+  }
+  const uint64_t number = server().NextNumber(), stat = server().NextNumber();
+  server().Send(number, EncodeOperations(0, {{Operation::kListDeep, Listing("t", {""}, 200).bytes()}}));
+  server().Send(stat, EncodeOperations(0, {{Operation::kStat, Arguments().Object(At("t")).bytes()}}));
+  EXPECT_EQ(server().Receive(stat).size(), 1U);
+  EXPECT_TRUE(server().WaitForFirst(number));
+  const Deep deep = TakeDeep(server().Receive(number));
+  EXPECT_EQ(deep.order.size(), 301U);
+  EXPECT_GT(deep.pieces, 5U);
+  for (const auto& [path, names] : deep.names) EXPECT_EQ(names.size(), path.empty() ? 300U : 60U);
+}
+
+TEST_F(SyscallServer, ADeepListingThatNobodyWantsAnyMoreEnds) {
+  for (int i = 0; i < 400; ++i) {
+    fs::create_directories(Path("t/d" + std::to_string(1000 + i)));
+    for (int j = 0; j < 50; ++j) Write("t/d" + std::to_string(1000 + i) + "/f" + std::to_string(j), "");
+  }
+  const uint64_t number = server().NextNumber();
+  server().Send(number, EncodeOperations(0, {{Operation::kListDeep, Listing("t", {""}, 200).bytes()}}));
+  ASSERT_TRUE(server().WaitForFirst(number));
+  server().Send(server().NextNumber(), EncodeCancel(0, {number}));
+  EXPECT_TRUE(server().Echo());
+  const Deep deep = TakeDeep(server().Receive(number, 1'000));
+  EXPECT_LT(deep.order.size(), 300U);
+  EXPECT_TRUE(server().Echo());
+}
+
+TEST_F(SyscallServer, GuessesReachIntoNothingElse) {
+  fs::create_directories(Path("t/large"));
+  fs::create_directories(Path("t/small"));
+  for (int i = 0; i < 2'500; ++i) Write("t/large/f" + std::to_string(i), "");
+  fs::create_directory_symlink("/etc", Path("t/link"));
+  auto list = [&](const std::vector<std::string>& below, uint32_t directories = 100, uint32_t entries = 100'000) {
+    const uint64_t number = server().NextNumber();
+    server().Send(number, EncodeOperations(0, {{Operation::kListDeep, Listing("t", below, 200, directories, entries).bytes()}}));
+    return TakeDeep(server().Receive(number));
+  };
+  EXPECT_EQ(list({"small", "large", "link", "missing", "large/f1"}).order, (std::vector<std::string>{"small"}));
+  EXPECT_EQ(list({"large", "small"}).names.at("large").size(), 2'500U);
+  EXPECT_EQ(list({"", "small"}, 2).order, (std::vector<std::string>{"", "small"}));
+  EXPECT_EQ(list({"small", "large"}, 2, 10).order, (std::vector<std::string>{"small"}));
+  EXPECT_EQ(list({"../t", "small"}).order, (std::vector<std::string>{"small"}));
+  EXPECT_EQ(list({}).error, EINVAL);
+  // Nothing reaches into /proc from outside; from inside it is the other way round.
+  server_ = std::make_unique<ServerProcess>(ServerProcessOptions{"/"});
+  const uint64_t number = server().NextNumber();
+  server().Send(number, EncodeOperations(0, {{Operation::kListDeep, Listing("", {"home", "proc", "proc/1", "sys"}, 0).bytes()}}));
+  for (const std::string& path : TakeDeep(server().Receive(number)).order) EXPECT_FALSE(path.starts_with("proc") || path == "sys") << path;
+}
+
+TEST_F(SyscallServer, GuessesTakeNoWatchFromWhatWasAskedFor) {
+  for (int i = 0; i < 5'000; ++i) fs::create_directories(Path("t/d" + std::to_string(10'000 + i)));
+  const uint64_t number = server().NextNumber();
+  server().Send(number, EncodeOperations(0, {{Operation::kListDeep, Listing("t", {""}, 200).bytes()}}));
+  const Deep deep = TakeDeep(server().Receive(number, 60'000));
+  EXPECT_EQ(deep.order.size(), 5'001U);
+  const auto watched = std::count_if(deep.watched.begin(), deep.watched.end(), [](const auto& each) { return each.second; });
+  EXPECT_LE(watched, 4'096);
+  EXPECT_GT(watched, 0);
+  // The root was asked for before: it still is.
+  std::string result;
+  ASSERT_EQ(server().Ask(Operation::kStat, Arguments().Object(At("")), &result), 0);
+  Fields fields(result);
+  EXPECT_TRUE(DecodeAttributes(fields, {})->watched);
+}
+
 // --- what ends it
 
 TEST_F(SyscallServer, NonsenseEndsItBeforeAnythingFollows) {
