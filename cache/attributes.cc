@@ -156,6 +156,7 @@ bool CachedFsImpl::Absorb(Node& node, const transport::Attributes& attributes, u
   if (asked_stamp < node.stamp || node.changes_in_flight > 0 || node.deleted) return false;
   // Of another object, whatever was asked.
   if (attributes.type != node.attributes.type) return false;
+  if (attributes.watched && IsOvertaken(attributes.id, asked_stamp)) return false;
   if (attributes.id.known() && node.file_id.known() && attributes.id != node.file_id) return false;
   // Where our appends lie depends on the size: only the store's answer moves them.
   if (node.content.exists() && (node.content->sending.append || node.content->current.append)) return false;

@@ -11,6 +11,7 @@
 #include "cache/cached_fs.h"
 #include "cache/memory_budget.h"
 #include "cache/job_threads.h"
+#include "cache/prefetch.h"
 #include "cache/single_flight.h"
 #include "cache/spool.h"
 #include "cache/stream_reader.h"
@@ -203,8 +204,35 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   struct Pinned;                // holds a node in the tree
 
   // --- directories.cc
-  Result<std::shared_ptr<const DirectorySnapshot>> TakeSnapshot(const NodePtr& node, const OpContext& ctx);
+  Result<std::shared_ptr<const DirectorySnapshot>> TakeSnapshot(const NodePtr& node, ListedFor why, const OpContext& ctx);
+  // What the other side says, with more than was asked for where a program seems to go through a tree. No lock.
+  Result<std::shared_ptr<const DirectorySnapshot>> AskListing(const NodePtr& node, ListedFor why, const OpContext& ctx);
   void AbsorbListing(Node& directory, const transport::Listing& listing, uint64_t asked_stamp, TimePoint asked);
+
+  // --- prefetch.cc
+  // mutex_ held: what to ask for when the directory has to be listed; nothing but itself where no walk is recognised.
+  std::optional<WalkQuestion> AskAhead(Node& directory, ListedFor why);
+  Walk* WalkAbove(const Node& directory);
+  bool IsNextIn(const Node& in, const Node& directory, size_t* others) const;
+  // Of what was guessed, what the program has passed by that path; null: all.
+  void JudgeWalk(Walk& walk, const std::string* reached);
+  struct ListedAhead {  // a question on its way: who wants what was asked in it waits
+    ListedAhead(CachedFsImpl& owner, WalkQuestion asked);  // mutex_ held
+    ~ListedAhead();                                        // mutex_ not held
+    ListedAhead(const ListedAhead&) = delete;
+    ListedAhead& operator=(const ListedAhead&) = delete;
+    CachedFsImpl& fs;
+    WalkQuestion ahead;
+  };
+  void AddFrontier(const Node& top, const Node& first, bool descends, WalkQuestion& question) const;
+  // mutex_ held: takes all in but the wanted one. The names on the way are those that led there when it was asked.
+  void AbsorbAhead(const WalkQuestion& question, const std::vector<transport::DeepListing>& listings, uint64_t asked_stamp, TimePoint asked);
+  void WalkFailed(const WalkQuestion& question);  // it cannot be asked there
+  NodePtr FindBelow(const NodePtr& top, const std::string& path, uint64_t asked_stamp) const;
+  void ListingUsed(Node& directory);  // mutex_ held
+  // mutex_ held: news came of a directory that nobody knew here, so that an answer which is on its way says nothing of it.
+  void NoteUnknown(const transport::FileId& id);
+  bool IsOvertaken(const transport::FileId& id, uint64_t asked_stamp) const;
 
   // --- opening.cc
   OpenedFile Register(const NodePtr& node, OpenFlags flags, bool created);  // mutex_ held
@@ -306,6 +334,13 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   uint64_t stamp_ = 1;        // grows with each change made here
   uint64_t generation_ = 1;
   uint64_t lost_stamp_ = 0;   // answers to questions asked before are covered by no watch
+  std::vector<Walk> walks_;                   // the last used first
+  uint32_t last_walk_ = 0;
+  Trust trust_in_walks_;
+  std::set<NodeId> listed_ahead_;             // directories whose listings are on their way as guesses
+  std::condition_variable_any ahead_arrived_;
+  std::unordered_map<std::string, uint64_t> news_of_unknown_;  // identity -> stamp
+  uint64_t unknown_stamp_ = 0;                // answers to questions asked before may be overtaken by news of anything unknown
   std::vector<KernelNews> kernel_news_;       // for kernel_, which is called without this lock
   std::mutex kernel_mutex_;                   // a leaf: held while the kernel's notifier is told
   std::function<void(const std::vector<KernelNews>&)> kernel_;

@@ -1,4 +1,5 @@
 // Directories: listings, what they tell about names and attributes, and snapshots with stable positions.
+#include <algorithm>
 #include <utility>
 
 #include "cache/cached_fs_impl.h"
@@ -39,11 +40,12 @@ void CachedFsImpl::AbsorbListing(Node& directory, const transport::Listing& list
   if (complete && directory.forgotten_stamp <= asked_stamp) directory.listed_until = fresh_until;
 }
 
-Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(const NodePtr& node,
-                                                                            const OpContext& ctx) {
+Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(const NodePtr& node, ListedFor why, const OpContext& ctx) {
   {
     Lock lock(mutex_);
+    if (!WaitWithin(ahead_arrived_, lock, ctx, [&] { return !listed_ahead_.contains(node->id); })) return WaitEnded(ctx, "listing");
     const TimePoint now = Clock::now();
+    if (why == ListedFor::kReading) node->read_at = now;
     if (node->listed_until > now) {
       auto cached = std::make_shared<DirectorySnapshot>();
       cached->entries.reserve(node->linked_children);
@@ -60,37 +62,78 @@ Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(cons
         }
         cached->entries.push_back({name, entry->id, entry->attributes.type, entry->attributes.device, entry->attributes.inode});
       }
-      if (complete) return std::shared_ptr<const DirectorySnapshot>(std::move(cached));
+      if (complete) {
+        ListingUsed(*node);
+        return std::shared_ptr<const DirectorySnapshot>(std::move(cached));
+      }
     }
   }
-  auto ask = [&]() -> Result<std::shared_ptr<const DirectorySnapshot>> {
-    uint64_t asked_stamp;
-    {
-      Lock lock(mutex_);
+  auto ask = [&] { return AskListing(node, why, ctx); };
+  if (options_.attribute_ttl.count() == 0) return ask();
+  auto taken = listings_.Do(std::to_string(node->id), ctx, ask);
+  Lock lock(mutex_);
+  if (why == ListedFor::kReading) node->read_at = Clock::now();  // what comes next may be in it
+  return taken;
+}
+
+Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::AskListing(const NodePtr& node, ListedFor why, const OpContext& ctx) {
+  uint64_t asked_stamp;
+  std::optional<ListedAhead> ahead;
+  {
+    Lock lock(mutex_);
+    asked_stamp = stamp_;
+    if (auto question = AskAhead(*node, why)) ahead.emplace(*this, std::move(*question));
+  }
+  TimePoint asked = Clock::now();
+  std::optional<Result<transport::Listing>> listing;
+  std::vector<transport::DeepListing> more;
+  if (ahead) {
+    const WalkQuestion& question = ahead->ahead;
+    auto answer = AtNode(question.top, ctx, [&](const transport::Node& at) { return remote_.ListDeep(at, question.question, ctx); });
+    Lock lock(mutex_);
+    if (answer) {
+      more = std::move(*answer);
+      for (transport::DeepListing& each : more) {
+        std::erase_if(each.listing.entries, [](const transport::Entry& entry) { return !IsName(entry.name); });
+        if (each.path != question.wanted || each.listing.directory.id != node->file_id) continue;
+        if (FindBelow(question.top, question.wanted, asked_stamp) == node) listing = std::move(each.listing);
+      }
+    } else {
+      WalkFailed(question);
+    }
+    if (!listing) {  // by itself, then
+      AbsorbAhead(question, more, asked_stamp, asked);
+      lock.unlock();
+      ahead.reset();
+      lock.lock();
       asked_stamp = stamp_;
     }
-    const TimePoint asked = Clock::now();
-    auto listing = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.List(at, ctx); });
-    if (!listing) return Forward(listing.error());
-    // The kernel would fail a whole listing for one.
-    const size_t bad = std::erase_if(listing->entries, [](const transport::Entry& entry) { return !IsName(entry.name); });
-    if (bad > 0) log::Warning("cache", "{} names that no file can have are left out of a listing", bad);
-    auto taken = std::make_shared<DirectorySnapshot>();
-    taken->entries.reserve(listing->entries.size());
-    Lock lock(mutex_);
-    tree_.SweepIfLarge(Clock::now());  // not after it, or what was listed would go before the kernel has it
-    AbsorbListing(*node, *listing, asked_stamp, asked);
-    for (transport::Entry& entry : listing->entries) {
-      const Child* child = Tree::FindChild(*node, entry.name);
-      const transport::Attributes& attributes = entry.attributes;
-      const NodePtr listed = child && child->node ? tree_.Find(child->node) : nullptr;
-      const bool same = listed && (!attributes.id.known() || listed->file_id == attributes.id);
-      taken->entries.push_back({std::move(entry.name), same ? listed->id : 0, attributes.type, attributes.device, attributes.inode});
-    }
-    return std::shared_ptr<const DirectorySnapshot>(std::move(taken));
-  };
-  if (options_.attribute_ttl.count() == 0) return ask();
-  return listings_.Do(std::to_string(node->id), ctx, ask);
+  }
+  if (!listing) {
+    asked = Clock::now();
+    listing = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.List(at, ctx); });
+    if (!*listing) return Forward(listing->error());
+  }
+  // The kernel would fail a whole listing for one.
+  std::vector<transport::Entry>& entries = (*listing)->entries;
+  const size_t bad = std::erase_if(entries, [](const transport::Entry& entry) { return !IsName(entry.name); });
+  if (bad > 0) log::Warning("cache", "{} names that no file can have are left out of a listing", bad);
+  // In the order in which what is known is shown, so that a program meets directories and files in the order in which they are asked for ahead.
+  std::sort(entries.begin(), entries.end(), [](const transport::Entry& a, const transport::Entry& b) { return a.name < b.name; });
+  auto taken = std::make_shared<DirectorySnapshot>();
+  taken->entries.reserve(entries.size());
+  Lock lock(mutex_);
+  tree_.SweepIfLarge(Clock::now());  // not after it, or what was listed would go before the kernel has it
+  AbsorbListing(*node, **listing, asked_stamp, asked);
+  if (ahead) AbsorbAhead(ahead->ahead, more, asked_stamp, asked);
+  for (transport::Entry& entry : entries) {
+    const Child* child = Tree::FindChild(*node, entry.name);
+    const transport::Attributes& attributes = entry.attributes;
+    const NodePtr listed = child && child->node ? tree_.Find(child->node) : nullptr;
+    const bool same = listed && (!attributes.id.known() || listed->file_id == attributes.id);
+    taken->entries.push_back({std::move(entry.name), same ? listed->id : 0, attributes.type, attributes.device, attributes.inode});
+  }
+  return std::shared_ptr<const DirectorySnapshot>(std::move(taken));
 }
 
 Result<DirectoryHandle> CachedFsImpl::OpenDirectory(NodeId id, const OpContext&) {
@@ -129,7 +172,7 @@ Result<void> CachedFsImpl::ReadDirectory(DirectoryHandle handle, uint64_t positi
     if (opened->node->deleted) return {};
   }
   if (!snapshot) {
-    auto taken = TakeSnapshot(opened->node, ctx);
+    auto taken = TakeSnapshot(opened->node, ListedFor::kReading, ctx);
     if (!taken) return Forward(taken.error());
     snapshot = *taken;
     Lock lock(mutex_);

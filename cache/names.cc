@@ -129,6 +129,7 @@ Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string&
       const TimePoint now = Clock::now();
       // What is known of it is nothing to who may not search.
       if ((parent->attributes.access & 1) == 0 && Fresh(*parent, now)) return Errno(EACCES, tree_.PathOf(*parent));
+      if (parent->guess != 0) ListingUsed(*parent);
       if (Child* child = Tree::FindChild(*parent, name)) {
         if (child->fresh_until > now) {
           if (child->node == 0) {
@@ -166,7 +167,7 @@ Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string&
     }
     // Who looks for one name will look for others: where the answer stays true, all of a small directory costs no more than one of it.
     if (attempt == 0 && WorthListing(parent)) {
-      auto listed = TakeSnapshot(parent, ctx);
+      auto listed = TakeSnapshot(parent, ListedFor::kLookups, ctx);
       Lock lock(mutex_);
       --parent->pins;
       if (listed) continue;

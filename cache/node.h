@@ -147,6 +147,10 @@ struct Node {
   uint32_t linked_children = 0;     // children with a node
   TimePoint listed_until{};         // until then what is not in `children` does not exist
   uint64_t forgotten_stamp = 0;     // the newest stamp of a child entry that was dropped
+  uint32_t guess = 0;               // its listing was asked for ahead by that walk, and nobody used it yet
+  TimePoint read_at{};              // a program read its names
+  TimePoint walked_at{};            // one of its directories was listed that was not known
+  uint32_t walked = 0;              // so many, one soon after the other
   uint64_t parked_children = 0;     // nodes whose only place is here but that the name no longer leads to
 
   // Regular files.

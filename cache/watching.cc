@@ -39,7 +39,7 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
   if (!IsName(name)) return;
   Lock lock(mutex_);
   const NodePtr directory = tree_.FindIdentity(id);
-  if (!directory || !directory->is_directory()) return;
+  if (!directory || !directory->is_directory()) return NoteUnknown(id);
   Child* child = Tree::FindChild(*directory, name);
   const NodePtr before = child && child->node ? tree_.Find(child->node) : nullptr;
   const uint64_t stamp = ++stamp_;
@@ -74,7 +74,7 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
 void CachedFsImpl::DirectoryChanged(const transport::Attributes& now) {
   Lock lock(mutex_);
   const NodePtr directory = tree_.FindIdentity(now.id);
-  if (!directory || !directory->is_directory()) return;
+  if (!directory || !directory->is_directory()) return NoteUnknown(now.id);
   Outdated(*directory);
   Absorb(*directory, now, stamp_, Clock::now(), Origin::kAsked);
   TellKernel(lock);
@@ -98,7 +98,8 @@ void CachedFsImpl::NotWatched(Node& directory, TimePoint until) {
 void CachedFsImpl::Unwatched(const transport::FileId& id) {
   Lock lock(mutex_);
   const NodePtr directory = tree_.FindIdentity(id);
-  if (directory && directory->is_directory()) NotWatched(*directory, Clock::now() + options_.attribute_ttl);
+  if (!directory || !directory->is_directory()) return NoteUnknown(id);
+  NotWatched(*directory, Clock::now() + options_.attribute_ttl);
 }
 
 void CachedFsImpl::ChangesLost() {

@@ -1,6 +1,6 @@
 """The round trips that operations may cost, counted at the test sandbox through a real mount: names, attributes, small files.
 
-Prefetch of whole trees and -o writeback are not there yet. Both numbers are of round trips in sequence. On the
+-o writeback is not there yet. Both numbers are of round trips in sequence. On the
 service tier the test sandbox counts the longest chain of requests. On the syscall tier the operations are frames in one
 long stream: `e2bfs status --json` counts those that were waited for, and transfers of files come on top. The test sandbox
 counts the frames that arrive: as many as e2bfs says that it sent, and no more than may be waited for, with two for each open.
@@ -11,7 +11,7 @@ from collections import namedtuple
 import pytest
 
 from conftest import ENVD_URL, eventually, run
-from tiers import mount_on, round_trips, tier
+from tiers import mount_on, round_trips, tier, tiered
 
 KIB = 1 << 10
 TREE_FILES, TREE_DIRECTORIES = 40, 5
@@ -254,3 +254,49 @@ def test_untar(counted, tier, scratch):
         run("tar", "xf", scratch / f"{tier}.tar", "-C", top)
     assert (counted.inside / top.name / "d1/f1").read_bytes() == SMALL
     count.check(Limit(int(2.3 * files) + 2 * directories if tier == "syscall" else sys.maxsize, opens=files), "untar")
+
+
+# --- trees: what is asked for ahead
+
+def make_tree(top, shape, files_in_each=0, content=b""):
+    """Directories in directories, so many at each level; files in each of the last level."""
+    top.mkdir()
+    level = [top]
+    for width in shape:
+        level = [each / f"d{number:03}" for each in level for number in range(width)]
+        for path in level:
+            path.mkdir()
+    for path in level:
+        for number in range(files_in_each):
+            (path / f"f{number:03}").write_bytes(content + f"{path} {number}\n".encode() if content else b"")
+
+
+def cold(tier, double, name, inside, options=()):
+    """A mount that knows nothing of that directory but its name."""
+    mount = mount_on(tier, double, name, ["attr_timeout=600", "negative_timeout=600", *options] if tier == "service" else list(options), inside)
+    os.stat(mount.path / "top")
+    return mount
+
+
+def prefetched(mount):
+    counters = mount.status()["counters"]
+    return {name.removeprefix("cache.prefetched_").removesuffix("_count"): value for name, value in counters.items() if "prefetched" in name}
+
+
+TREES = {"flat": (1000,), "of three levels": (10, 10, 10), "wide": (32, 31), "narrow": (4, 4, 4, 4, 4)}
+
+
+@pytest.mark.parametrize("shape", TREES)
+def test_find(tiered, tier, shape):
+    inside = tiered.root / "find"
+    inside.mkdir()
+    make_tree(inside / "top", TREES[shape], 1)
+    mount = tiered.mount("find", ["attr_timeout=600", "negative_timeout=600"] if tier == "service" else [], inside)
+    tiered.control("POST", "/_test/latency?ms=15")
+    with Count(mount, tier) as count:
+        found = run("find", mount.path / "top").stdout.splitlines()
+    assert sorted(line.replace(str(mount.path), str(inside)) for line in found) == sorted(run("find", inside / "top").stdout.splitlines())
+    print(prefetched(mount))
+    count.check(Limit(4) if tier == "syscall" else Limit(20), f"find in a tree that is {shape}")
+    guesses = prefetched(mount)
+    assert guesses["listings"] == guesses["listings_used"] > 900, guesses
