@@ -121,6 +121,7 @@ bool CachedFsImpl::Fresh(const Node& node, TimePoint now) const {
 }
 
 void CachedFsImpl::ContentChanged(Node& node, bool for_the_kernel) {
+  node.held.reset();
   if (node.content.exists()) ++node.content->base_epoch;
   if (!for_the_kernel) return;
   node.content_generation = ++generation_;
@@ -176,6 +177,7 @@ bool CachedFsImpl::Absorb(Node& node, const transport::Attributes& attributes, u
 }
 
 void CachedFsImpl::TakeAttributes(Node& node, const transport::Attributes& attributes, TimePoint asked) {
+  if (node.held && !transport::IsSameVersion(node.held->version, attributes)) node.held.reset();
   auto names = node.attributes.xattr_names;
   node.attributes = attributes;
   if (attributes.xattr_names) {
@@ -186,6 +188,7 @@ void CachedFsImpl::TakeAttributes(Node& node, const transport::Attributes& attri
 }
 
 void CachedFsImpl::BeginChange(Node& node) {
+  node.held.reset();
   node.stamp = ++stamp_;
   ++node.changes_in_flight;
 }

@@ -23,6 +23,7 @@ CachedFsImpl::CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options,
     : remote_(remote),
       options_(std::move(options)),
       memory_(options_.memory_bytes),
+      held_memory_(std::min(kMostHeldBytes, options_.memory_bytes / 4)),
       spool_(options_.spool_directory, options_.spool_bytes),
       tree_(root) {
   tree_.root()->watched = root.watched;

@@ -39,6 +39,7 @@ struct CachedFsOptions {
   std::chrono::milliseconds reader_idle{60'000};         // a stream nobody reads from is cancelled after it
   int64_t memory_bytes = 48 << 20;          // read-ahead of the whole mount
   int64_t max_window_bytes = 32 << 20;      // read-ahead of one reader
+  bool prefetch = true;                     // of listings and small files that a program seems to come to
   std::string spool_directory;              // must exist, 0700, ours; files in it are removed at exit unless they hold unsent data
   int64_t spool_bytes = int64_t{10} << 30;  // limit; a write beyond it sends dirty files first, then ENOSPC
   bool read_only = false;

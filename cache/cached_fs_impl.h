@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <condition_variable>
+#include <deque>
 #include <mutex>
 #include <set>
 #include <unordered_map>
@@ -230,6 +231,21 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void WalkFailed(const WalkQuestion& question);  // it cannot be asked there
   NodePtr FindBelow(const NodePtr& top, const std::string& path, uint64_t asked_stamp) const;
   void ListingUsed(Node& directory);  // mutex_ held
+  // mutex_ held: what to ask for together with the small file that has to be read; nothing where no row of them is recognised. Counts it as read.
+  std::optional<FilesQuestion> AskFilesAhead(const NodePtr& node);
+  void AddFiles(const Node& top, const NodePtr& first, size_t most_files, int64_t most_bytes, FilesQuestion& question) const;
+  // The file is small, and its content is the sandbox's, which tells when it changes.
+  bool MayHold(const Node& node) const;
+  bool JudgeRun(ReadRun& run, const std::string* reached);  // false: the last question has yet to prove itself
+  void FetchFiles(const FilesQuestion& question, const OpContext& ctx);  // no lock
+  void Hold(const NodePtr& node, transport::FileContent content, uint32_t run, TimePoint asked);  // mutex_ held
+  std::shared_ptr<const HeldContent> UseHeld(Node& node, int64_t bytes);         // mutex_ held: so many are read from it; null if there is none
+  void DropOldHeld(TimePoint before);                                            // mutex_ held
+  struct FilesAhead {  // a question on its way: who wants one of the files waits until it ends
+    ~FilesAhead();     // mutex_ not held
+    CachedFsImpl& fs;
+    const FilesQuestion& question;
+  };
   // mutex_ held: news came of a directory that nobody knew here, so that an answer which is on its way says nothing of it.
   void NoteUnknown(const transport::FileId& id);
   bool IsOvertaken(const transport::FileId& id, uint64_t asked_stamp) const;
@@ -254,6 +270,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
 
   // --- reading.cc
   static constexpr size_t kPrefetchThreads = 8;  // each opens a range in one or two round trips
+  static constexpr int64_t kMostHeldBytes = 8 << 20;
   static constexpr size_t kSenderThreads = 4;    // each has a file; others wait for their close
   static constexpr size_t kStatThreads = 16;     // each stores a small file for who waits
   std::shared_ptr<StreamReader> ReaderOf(const std::shared_ptr<OpenFile>& file);  // mutex_ held
@@ -324,6 +341,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   transport::RemoteFs& remote_;
   const CachedFsOptions options_;
   MemoryBudget memory_;
+  MemoryBudget held_memory_;  // of content that was asked for ahead; taken from memory_, too
   Spool spool_;
   SingleFlight<NodePtr> lookups_;
   SingleFlight<bool> refreshes_;
@@ -339,6 +357,11 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   Trust trust_in_walks_;
   std::set<NodeId> listed_ahead_;             // directories whose listings are on their way as guesses
   std::condition_variable_any ahead_arrived_;
+  std::vector<ReadRun> runs_;
+  uint32_t last_run_ = 0;
+  Trust trust_in_runs_;
+  std::set<NodeId> read_ahead_;               // files whose content is on its way as a guess
+  std::deque<std::pair<NodeId, TimePoint>> held_;  // the oldest first; what was used or dropped is still named
   std::unordered_map<std::string, uint64_t> news_of_unknown_;  // identity -> stamp
   uint64_t unknown_stamp_ = 0;                // answers to questions asked before may be overtaken by news of anything unknown
   std::vector<KernelNews> kernel_news_;       // for kernel_, which is called without this lock

@@ -16,6 +16,7 @@
 #include "cache/cached_fs.h"
 #include "cache/early_send.h"
 #include "cache/extent_map.h"
+#include "cache/memory_budget.h"
 #include "cache/spool.h"
 
 namespace e2bfs::cache {
@@ -117,6 +118,27 @@ class LazyContent {
   std::unique_ptr<Content> content_;
 };
 
+// The whole content of a small file, asked for ahead: the file's, as long as the node has it. It goes with any news of the file and any change here.
+struct HeldContent {
+  HeldContent(std::string content, MemoryBudget& own, MemoryBudget& all, int64_t charged)
+      : bytes(std::move(content)), own_memory(own), all_memory(all), charge(charged) {}
+  ~HeldContent() {
+    own_memory.Give(charge);
+    all_memory.Give(charge);
+  }
+  HeldContent(const HeldContent&) = delete;
+  HeldContent& operator=(const HeldContent&) = delete;
+
+  transport::Attributes version;
+  const std::string bytes;
+  uint32_t run = 0;       // whose guess it was, until it is used; 0: it was wanted
+  int64_t served = 0;     // bytes; once it was all, the kernel has it
+  TimePoint since{};
+  MemoryBudget& own_memory;
+  MemoryBudget& all_memory;
+  const int64_t charge;  // of both
+};
+
 struct Node {
   NodeId id = 0;
   transport::FileId file_id;
@@ -155,6 +177,7 @@ struct Node {
 
   // Regular files.
   LazyContent content;
+  std::shared_ptr<HeldContent> held;
   uint32_t open_files = 0, open_writers = 0;
   bool writing_ended = false;  // the other side was told so of write_handle (RemoteFs::EndWriting)
   transport::Handle read_handle = 0, write_handle = 0;  // may be the same; of the other side, opened when needed

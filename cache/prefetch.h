@@ -1,4 +1,4 @@
-// What is asked for ahead of a program: listings of a walk. Guarded by CachedFsImpl's mutex; prefetch.cc decides, and says how.
+// What is asked for ahead of a program: listings of a walk, and content of small files. Guarded by CachedFsImpl's mutex; prefetch.cc decides, and says how.
 //
 // A walk begins when a program that has just read a directory reads one in it which has to be listed. A few of its neighbours come with that listing, by the same
 // question. If the program uses them, the next question brings all that it comes to, to some thousand directories, and their directories, too, once
@@ -7,7 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <set>
+#include <map>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -59,7 +59,28 @@ struct Walk {
   int level = 1;              // of the next question's size; 0: nothing is asked ahead
   bool asked = false;         // something was asked ahead, or would have been if there was more
   int64_t alone = 0;          // listings since it was 0
+  int64_t fetched = 0, used = 0, passed = 0;  // guesses since the last judgement; passed by, the used ones included
   std::vector<std::pair<std::string, NodeId>> guessed;  // below the top; not judged yet
+};
+
+// A program that reads one small file after the other: in one directory, or on its way through a tree.
+struct ReadRun {
+  uint32_t number = 0;
+  NodeId top = 0;
+  TimePoint last{};
+  int level = 0;             // of the next question's size; 0: nothing is asked ahead
+  int64_t alone = 0;         // files read since the last question, or since the level was 0
+  int64_t fetched = 0, used = 0, passed = 0;  // guesses of the last question; passed by without being used
+  std::map<NodeId, std::string> guessed;  // not used yet: paths below the top
+};
+
+struct FilesQuestion {
+  std::vector<transport::KnownFiles> files;
+  std::vector<std::vector<NodePtr>> nodes;         // theirs; the first is wanted
+  std::vector<std::vector<std::string>> below_top;
+  std::vector<NodeId> asked;
+  uint32_t run = 0;
+  uint64_t asked_stamp = 0;
 };
 
 struct WalkQuestion {

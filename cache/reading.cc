@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kTriesOfAVersion = 4;
 constexpr int64_t kMostRescued = 8 << 20;
+constexpr auto kHeldFor = std::chrono::seconds(10);  // content that nobody read yet
 
 // A part of a read and where it comes from.
 struct ReadPiece {
@@ -154,6 +155,10 @@ void CachedFsImpl::ReleaseIdleReaders() {
       if (file->reader) readers.push_back(file->reader);
     }
   }
+  {
+    Lock lock(mutex_);
+    DropOldHeld(Clock::now() - std::min<std::chrono::milliseconds>(kHeldFor, options_.reader_idle));
+  }
   const TimePoint since = Clock::now() - options_.reader_idle;
   for (const auto& reader : readers) reader->ReleaseIfIdle(since);
 }
@@ -172,8 +177,11 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
   if (!file->flags.read) return Errno(EBADF, "not open for reading");
   if (offset < 0) return Errno(EINVAL, "read");
   const NodePtr& node = file->node;
+  bool asked_ahead = false;
   for (int attempt = 0;; ++attempt) {
     std::vector<ReadPiece> pieces;
+    std::optional<FilesQuestion> ahead;
+    std::shared_ptr<const HeldContent> held;
     ReadVersion version;
     std::shared_ptr<SpoolFile> spool;
     std::shared_ptr<StreamReader> reader;
@@ -181,6 +189,7 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
     {
       Lock lock(mutex_);
       if (!WaitWithin(node->content->stored, lock, ctx, [&] { return !node->content->moving; })) return WaitEnded(ctx, "reading");
+      if (!WaitWithin(ahead_arrived_, lock, ctx, [&] { return !read_ahead_.contains(node->id); })) return WaitEnded(ctx, "reading");
       reader = ReaderOf(file);
       if (!file->direct || node->content->dirty()) {
         wanted = static_cast<size_t>(std::clamp<int64_t>(node->size() - offset, 0, static_cast<int64_t>(length)));
@@ -188,6 +197,15 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
       }
       version = ReadVersion{node->attributes, node->content->base_epoch};
       spool = node->content->spool;
+      int64_t remote = 0;
+      for (const ReadPiece& piece : pieces) remote += piece.from == ReadPiece::From::kRemote ? piece.extent.length : 0;
+      if (remote > 0) held = UseHeld(*node, remote);
+      if (remote > 0 && !held && offset == 0 && !std::exchange(asked_ahead, true)) ahead = AskFilesAhead(node);
+    }
+    if (ahead) {
+      FetchFiles(*ahead, ctx);
+      --attempt;
+      continue;
     }
     if (file->direct && pieces.empty()) return reader->ReadToTheEnd(offset, buffer, length, ctx);
     // After some tries the file is one that changes all the time: what is there then has to do.
@@ -207,6 +225,8 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
         const auto still = content.present.Within(piece.extent);
         if (content.spool != spool || content.moving || still != std::vector<transport::Extent>{piece.extent}) moved = true;
         if (moved) break;
+      } else if (held) {
+        std::memcpy(to, held->bytes.data() + piece.extent.offset, bytes);
       } else {
         auto read = checked ? reader->Read(version, piece.extent.offset, to, bytes, ctx)
                             : reader->ReadUnchecked(piece.extent.offset, to, bytes, ctx);

@@ -13,6 +13,7 @@ namespace e2bfs::cache {
 void CachedFsImpl::Outdated(Node& node) {
   node.fresh_until = {};
   node.stamp = ++stamp_;
+  node.held.reset();
   kernel_news_.push_back({.node = node.id});
 }
 
@@ -58,6 +59,7 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
     if (!child || child->node != node->id) child = &tree_.Attach(*directory, name, *node);
     child->fresh_until = NameUntil(*directory, stamp, at, options_.attribute_ttl);
     node->stamp = stamp;
+    node->held.reset();
     if (!Absorb(*node, now->attributes, stamp, at, Origin::kAsked, true)) Outdated(*node);
     if (now->link_target) {
       node->link_text = now->link_target;
@@ -89,6 +91,7 @@ void CachedFsImpl::NotWatched(Node& directory, TimePoint until) {
     child.fresh_until = std::min(child.fresh_until, until);
     const NodePtr node = child.node ? tree_.Find(child.node) : nullptr;
     if (!node || node->is_directory()) continue;
+    node->held.reset();
     node->fresh_until = std::min(node->fresh_until, until);
     node->link_fresh_until = std::min(node->link_fresh_until, until);
     node->xattr_names_until = std::min(node->xattr_names_until, until);
@@ -106,6 +109,7 @@ void CachedFsImpl::ChangesLost() {
   Lock lock(mutex_);
   lost_stamp_ = ++stamp_;
   for (const auto& [id, node] : tree_.nodes()) {
+    node->held.reset();
     if (node->is_directory()) {
       NotWatched(*node, {});
     } else if (node->fresh_until == kWatched) {

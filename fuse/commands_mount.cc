@@ -362,6 +362,7 @@ cache::CachedFsOptions CacheOptions(const OptionValues& options, std::string spo
   result.reader_idle = options.reader_idle;
   result.memory_bytes = options.memory;
   result.max_window_bytes = options.read_ahead;
+  result.prefetch = options.prefetch == "auto";
   result.spool_bytes = options.spool_size;
   result.spool_directory = std::move(spool_directory);
   result.read_only = options.read_only;

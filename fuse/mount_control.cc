@@ -134,6 +134,13 @@ std::string MountControl::Status() const {
   json["connections_opened"] = transport.connections_opened;
   json["cache_hits"] = SumOfCounters(counters, "_hits_count");
   json["cache_misses"] = SumOfCounters(counters, "_misses_count");
+  auto prefetched = [&](const char* what) {
+    const auto found = counters.find(std::string("cache.prefetched_") + what);
+    return found == counters.end() ? int64_t{0} : found->second;
+  };
+  json["prefetch"] = {{"listings", prefetched("listings_count")}, {"listings_used", prefetched("listings_used_count")},
+                      {"files", prefetched("files_count")},       {"files_used", prefetched("files_used_count")},
+                      {"bytes", prefetched("files_bytes")},       {"bytes_used", prefetched("files_used_bytes")}};
   json["memory_bytes"] = cache.memory_bytes;
   json["known_objects"] = cache.known_nodes;
   json["open_files"] = cache.open_files;

@@ -124,6 +124,9 @@ const std::vector<OptionRow>& Table() {
        "For content that was read ahead, all files together."},
       {kSpace, "read_ahead", Form::kBytes, "SIZE", &M::read_ahead, 128 * kKiB, int64_t{1} << 30, nullptr,
        "How far at most one file is read ahead."},
+      {kSpace, "prefetch", Form::kChoice, "auto|off", &M::prefetch, 0, 0, nullptr,
+       "auto: listings and small files that a program comes to next, as find and grep -r do, are asked for ahead, less so where they are not used; "
+       "off: never. Small files are asked for on the syscall tier only."},
       {kSpace, "spool_dir", Form::kPath, "DIR", &M::spool_directory, 0, 0, "spool in the state directory",
        "Where data waits until it is sent. Has to belong to the mounting user, with nobody else allowed in."},
       {kSpace, "spool_size", Form::kBytes, "SIZE", &M::spool_size, int64_t{1} << 20, kMaxBytes, nullptr,

@@ -51,6 +51,7 @@ struct OptionValues {
 
   // memory and disk, in bytes
   int64_t memory = int64_t{48} << 20;
+  std::string prefetch = "auto";  // or "off"
   int64_t read_ahead = int64_t{32} << 20;
   int64_t spool_size = int64_t{10} << 30;
   std::string spool_directory;

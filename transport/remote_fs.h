@@ -112,6 +112,24 @@ struct DeepListing {
   Listing listing;
 };
 
+// Some files of a directory, with the versions that are known of them.
+struct KnownFiles {
+  struct File {
+    std::string name;
+    Attributes version;
+  };
+  Node directory;
+  std::vector<File> files;
+};
+
+struct FileContent {
+  size_t directory = 0, file = 0;  // which one of those that were asked for
+  Attributes attributes;           // after it was read
+  std::string bytes;               // all of it
+};
+
+bool IsSameVersion(const Attributes& attributes, const Attributes& other);  // of one object: identity, size, mtime, ctime
+
 // Whether a listing of that path is an answer to the question, which outlives this.
 class AskedPaths {
  public:
@@ -327,6 +345,12 @@ class RemoteFs {
   // `version`: attributes (mtime, size) that the content has to belong to, ESTALE otherwise; null: whatever is there.
   virtual Result<std::unique_ptr<ByteStream>> Read(Handle handle, const Node& node, const Attributes* version, Extent range,
                                                    const OpContext& ctx) = 0;
+  // The content of several small files by one question, asked ahead of a program that reads one after the other. Each is a regular file of that
+  // version (identity, size, mtime, ctime), and was from before the first byte was read until after the last. Others are absent, and any may be.
+  // It is as large as their sizes together. ENOTSUP: only Read can be asked.
+  virtual Result<std::vector<FileContent>> ReadFiles(const std::vector<KnownFiles>& /*files*/, const OpContext& /*ctx*/) {
+    return Errno(ENOTSUP, "several files at once");
+  }
   // Afterwards the sandbox has it all (attributes as they then are are returned), or the old content is untouched, or, on an error of a file that is
   // `fresh`, it may be torn. ENOSPC, EDQUOT, EACCES, ESTALE, EIO. Where the content is in place and only `attributes` were refused,
   // the error says content_stored; where a part of the append is there all the same, it says how much (appended).

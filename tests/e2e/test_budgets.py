@@ -259,7 +259,7 @@ def test_untar(counted, tier, scratch):
 # --- trees: what is asked for ahead
 
 def make_tree(top, shape, files_in_each=0, content=b""):
-    """Directories in directories, so many at each level; files in each of the last level."""
+    """Directories in directories, so many at each level; files in each of the last."""
     top.mkdir()
     level = [top]
     for width in shape:
@@ -271,21 +271,10 @@ def make_tree(top, shape, files_in_each=0, content=b""):
             (path / f"f{number:03}").write_bytes(content + f"{path} {number}\n".encode() if content else b"")
 
 
-def cold(tier, double, name, inside, options=()):
-    """A mount that knows nothing of that directory but its name."""
-    mount = mount_on(tier, double, name, ["attr_timeout=600", "negative_timeout=600", *options] if tier == "service" else list(options), inside)
-    os.stat(mount.path / "top")
-    return mount
-
-
-def prefetched(mount):
-    counters = mount.status()["counters"]
-    return {name.removeprefix("cache.prefetched_").removesuffix("_count"): value for name, value in counters.items() if "prefetched" in name}
-
-
 TREES = {"flat": (1000,), "of three levels": (10, 10, 10), "wide": (32, 31), "narrow": (4, 4, 4, 4, 4)}
 
 
+# With the lookup of the tree's top, and find's statfs.
 @pytest.mark.parametrize("shape", TREES)
 def test_find(tiered, tier, shape):
     inside = tiered.root / "find"
@@ -296,7 +285,51 @@ def test_find(tiered, tier, shape):
     with Count(mount, tier) as count:
         found = run("find", mount.path / "top").stdout.splitlines()
     assert sorted(line.replace(str(mount.path), str(inside)) for line in found) == sorted(run("find", inside / "top").stdout.splitlines())
-    print(prefetched(mount))
     count.check(Limit(4) if tier == "syscall" else Limit(20), f"find in a tree that is {shape}")
-    guesses = prefetched(mount)
+    guesses = mount.status()["prefetch"]
     assert guesses["listings"] == guesses["listings_used"] > 900, guesses
+
+
+@pytest.mark.parametrize("shape", [(50,), (5, 10)], ids=["flat", "of two levels"])
+@pytest.mark.parametrize("size", [10, 3000], ids=["tiny", "of 3 KB"])
+def test_grep(tiered, tier, shape, size):
+    if tier == "service":
+        pytest.skip("content of several files by one request is the syscall tier's")
+    inside = tiered.root / "grep"
+    inside.mkdir()
+    make_tree(inside / "top", shape, 20, b"x" * size)
+    mount = tiered.mount("grep", [], inside)
+    tiered.control("POST", "/_test/latency?ms=15")
+    with Count(mount, tier) as count:
+        found = run("grep", "-r", "", mount.path / "top", env={"LC_ALL": "C"}).stdout
+    assert sorted(found.replace(str(mount.path), str(inside)).splitlines()) == sorted(run("grep", "-r", "", inside / "top", env={"LC_ALL": "C"}).stdout.splitlines())
+    count.check(Limit(10, opens=1000), f"grep -r over files that are {size} bytes long")
+    guesses = mount.status()["prefetch"]
+    assert guesses["files"] == guesses["files_used"] > 900, guesses
+    assert guesses["bytes"] == guesses["bytes_used"] > 900 * size, guesses
+
+
+def test_nothing_is_asked_ahead_where_that_is_off(tiered, tier):
+    inside = tiered.root / "off"
+    inside.mkdir()
+    make_tree(inside / "top", (30,), 10, b"x")
+    mount = tiered.mount("off", ["prefetch=off"], inside)
+    run("grep", "-r", "", mount.path / "top")
+    assert set(mount.status()["prefetch"].values()) == {0}, mount.status()["prefetch"]
+    if tier == "syscall":
+        assert round_trips(mount) > 330
+
+
+def test_a_program_that_reads_at_random_is_asked_for_little(tiered, tier):
+    """Files here and there in a tree: no more than some dozens of guesses."""
+    inside = tiered.root / "random"
+    inside.mkdir()
+    make_tree(inside / "top", (40, 5), 10, b"x" * 500)
+    mount = tiered.mount("random", [], inside)
+    files = sorted(path.relative_to(inside) for path in inside.rglob("f*"))
+    for number in range(400):
+        name = files[number * 1237 % len(files)]
+        assert read_all(mount.path / name) == (inside / name).read_bytes()
+    guesses = mount.status()["prefetch"]
+    print(guesses)
+    assert guesses["files"] - guesses["files_used"] < 200 and guesses["listings"] - guesses["listings_used"] < 100, guesses

@@ -1,5 +1,5 @@
 """What system calls answer on a mount, beside what they answer on a local directory."""
-import errno, mmap, os, stat, subprocess
+import errno, mmap, os, stat, subprocess, threading, time
 
 import pytest
 
@@ -586,5 +586,70 @@ def test_read_only(double):
         assert code(os.mkdir, mount.path / "d") == "EROFS"
         line = [line for line in open("/proc/self/mounts") if f" {mount.path} " in line][0]
         assert {"ro", "nosuid", "nodev"} <= set(line.split()[3].split(","))
+    finally:
+        mount.close()
+
+
+def test_files_that_change_while_a_row_of_them_is_read(double, scratch):
+    """Programs inside change small files in place and by rename, while one here reads them one after the other, again and again: each is
+    one version, none older than one that was read before, and what was told of is never shown as it was."""
+    mount = Mount(double, "row", MOUNT_OPTIONS)
+    try:
+        (mount.inside / "d").mkdir()
+        names = [f"f{number:03}" for number in range(120)]
+        written = dict.fromkeys(names, 0)
+
+        def write(name, replace):
+            written[name] += 1
+            content = f"{name} {written[name]:08}\n" * 20
+            path = mount.inside / "d" / name
+            if replace:
+                (mount.inside / "new").write_text(content)
+                os.rename(mount.inside / "new", path)
+            else:
+                file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+                os.pwrite(file, content.encode(), 0)
+                os.close(file)
+
+        for name in names:
+            write(name, False)
+        seen = dict.fromkeys(names, 0)
+
+        def content(name):
+            while True:
+                try:
+                    return (mount.path / "d" / name).read_text()
+                except OSError as problem:  # replaced between the open, which is not waited for, and its use
+                    assert problem.errno in (errno.ESTALE, errno.ENOENT), problem
+
+        def read(name):
+            lines = set(content(name).splitlines())
+            assert len(lines) == 1, (name, lines)
+            found = lines.pop()
+            assert found.startswith(name) and seen[name] <= int(found[5:]) <= written[name], (name, found, seen[name], written[name])
+            seen[name] = int(found[5:])
+
+        os.listdir(mount.path / "d")
+        stop = threading.Event()
+
+        def change():
+            number = 0
+            while not stop.is_set():
+                number += 1
+                write(names[number * 37 % len(names)], number % 3 == 0)
+                time.sleep(0.001)
+
+        changing = threading.Thread(target=change)
+        changing.start()
+        try:
+            for _ in range(15):
+                for name in names:
+                    read(name)
+        finally:
+            stop.set()
+            changing.join()
+        eventually(lambda: [read(name) for name in names] and seen == written, "what was written last is read")
+        if mount.status()["tier"] == "syscall":
+            assert mount.status()["prefetch"]["files_used"] > 0
     finally:
         mount.close()

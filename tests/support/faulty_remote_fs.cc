@@ -242,6 +242,10 @@ Result<std::vector<transport::DeepListing>> FaultyRemoteFs::ListDeep(const Node&
   return Run("ListDeep", directory.path, ctx, [&] { return inner_.ListDeep(directory, question, ctx); });
 }
 
+Result<std::vector<transport::FileContent>> FaultyRemoteFs::ReadFiles(const std::vector<transport::KnownFiles>& files, const OpContext& ctx) {
+  return Run("ReadFiles", files.empty() ? std::string() : files[0].directory.path, ctx, [&] { return inner_.ReadFiles(files, ctx); });
+}
+
 Result<std::string> FaultyRemoteFs::ReadLink(const Node& node, const OpContext& ctx) {
   return Run("ReadLink", node.path, ctx, [&] { return inner_.ReadLink(node, ctx); });
 }

@@ -89,6 +89,7 @@ class FaultyRemoteFs : public transport::RemoteFs {
   Result<std::unique_ptr<transport::ByteStream>> Read(transport::Handle handle, const transport::Node& node,
                                                       const transport::Attributes* version, transport::Extent range,
                                                       const OpContext& ctx) override;
+  Result<std::vector<transport::FileContent>> ReadFiles(const std::vector<transport::KnownFiles>& files, const OpContext& ctx) override;
   Result<transport::Attributes> Store(transport::Handle handle, const transport::Node& node, const transport::StoreRequest& request,
                                       const OpContext& ctx) override;
   // "EarlyWrite" is its Write.

@@ -980,6 +980,23 @@ Result<std::unique_ptr<transport::ByteStream>> MemoryRemoteFs::Read(Handle handl
   return std::unique_ptr<transport::ByteStream>(std::make_unique<MemoryStream>(range, read));
 }
 
+Result<std::vector<transport::FileContent>> MemoryRemoteFs::ReadFiles(const std::vector<transport::KnownFiles>& files, const OpContext&) {
+  E2BFS_MEMORY_ENTER("ReadFiles");
+  if (!tree.options.reads_files) return Errno(ENOTSUP, "files at once");
+  std::vector<transport::FileContent> contents;
+  for (size_t i = 0; i < files.size(); ++i) {
+    for (size_t j = 0; j < files[i].files.size(); ++j) {
+      auto place = tree.Find(Name{files[i].directory, files[i].files[j].name}, false);
+      if (!place || !place->entry.inode || place->entry.inode->type != FileType::kRegular) continue;
+      const Attributes attributes = tree.AttributesOf(place->entry);
+      if (!IsSameVersion(attributes, files[i].files[j].version) || attributes.size_unreliable || (attributes.access & 4) == 0) continue;
+      contents.push_back({i, j, attributes, place->entry.inode->content});
+      tree.bytes_read += int64_t(place->entry.inode->content.size());
+    }
+  }
+  return contents;
+}
+
 // Bytes that are kept aside until a Store takes them.
 class MemoryRemoteFs::Early final : public transport::EarlyStore {
  public:

@@ -29,6 +29,7 @@ struct MemoryRemoteFsOptions {
   bool listings_carry_link_targets = true;
   bool attributes_carry_xattr_names = true;
   bool lists_deep = true;            // else ListDeep is ENOTSUP
+  bool reads_files = true;           // else ReadFiles is ENOTSUP
   bool ranges = true;                // Seek, Allocate and CopyRange; else ENOTSUP
   int64_t copy_bytes = INT64_MAX;    // CopyRange copies at most so much at once
   bool early_stores = true;          // BeginStore works; else it returns null
@@ -127,6 +128,7 @@ class MemoryRemoteFs : public transport::RemoteFs {
   Result<std::unique_ptr<transport::ByteStream>> Read(transport::Handle handle, const transport::Node& node,
                                                       const transport::Attributes* version, transport::Extent range,
                                                       const OpContext& ctx) override;
+  Result<std::vector<transport::FileContent>> ReadFiles(const std::vector<transport::KnownFiles>& files, const OpContext& ctx) override;
   Result<transport::Attributes> Store(transport::Handle handle, const transport::Node& node, const transport::StoreRequest& request,
                                       const OpContext& ctx) override;
   // "EarlyWrite" counts its writes.

@@ -1680,6 +1680,56 @@ sub list_some {
   return 1;
 }
 
+# ReadFiles: the content of several small files, which have a size that the client knows; in steps. Each comes with the number that it has in the
+# request and its attributes after it was read. Left out: what is no regular file, has another size, or changes.
+$OPERATIONS[34] = sub {
+  my ($args) = @_;
+  my ($number, @files) = (0);
+  for (1 .. number16($args)) {
+    my ($path, $identity) = (text($args), text($args));
+    push @files, [$number++, $path, $identity, short_text($args), number32($args)] for 1 .. number16($args);
+  }
+  my $step = sub {
+    my $until = seconds() + $STEP_TIME;
+    my $piece = '';
+    while (my $file = shift @files) {
+      my ($number, $path, $identity, $name, $size) = @$file;
+      my $content = eval { check_name($name); read_whole(directory($path, $identity), $name, $size) };
+      die $@ if $@ && !ref $@;
+      $piece .= pack('N', $number) . $content if defined $content;
+      return ($piece, 1) if length $piece >= $MAX_READ / 2 || seconds() >= $until;
+    }
+    return ($piece, 0);
+  };
+  die {job => [$step, sub { }]};
+};
+
+# The attributes and the content of a file that stays the same, or undef.
+sub read_whole {
+  my ($directory, $name, $size) = @_;
+  return undef if $size > $MAX_READ;
+  my $fd = sys_openat($directory, $name, $O_PATH | $O_NOFOLLOW | $O_CLOEXEC);
+  return undef if $fd == -1;
+  my $statx = sys_statx($fd, '');
+  my $good = defined $statx && type_of($statx) == $S_IFREG && size_of($statx) == $size;
+  my $open = $good ? sys_openat($AT_FDCWD, fd_path($fd), $O_RDONLY | $O_OURS) : -1;
+  sys_close($fd);
+  return undef if $open == -1;
+  my $content = '';
+  while (length $content < $size) {
+    my $part = "\0" x ($size - length $content);
+    my $got = syscall $NR{pread64}, 0 + $open, $part, length $part, 0 + length $content;
+    next if $got == -1 && $! == $EINTR;
+    last if $got <= 0;
+    $content .= substr $part, 0, $got;
+  }
+  my $after = sys_statx($open, '');
+  my $same = defined $after && length $content == $size && without_atime($after) eq without_atime($statx);
+  my $result = $same ? attributes($open, '', $after) . pack('N/a*', $content) : undef;
+  sys_close($open);
+  return $result;
+}
+
 # Those that change something: their replies are kept, and they are never done twice.
 # An open is one: done again, it would truncate again, and the client would know a descriptor that is closed.
 my %CHANGES = map { $_ => 1 } (6 .. 13, 16 .. 19, 21 .. 23, 27, 28, 31);

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <tuple>
 #include <utility>
 
 #include "transport/base/log.h"
@@ -457,6 +458,53 @@ class SyscallFsImpl final : public RemoteFs {
       if (attributes->size_unreliable) return std::unique_ptr<ByteStream>(std::make_unique<SizelessStream>(*this, handle, node, range));
     }
     return ReadByFiles(handle, node, version, range, ctx);
+  }
+
+  Result<std::vector<FileContent>> ReadFiles(const std::vector<KnownFiles>& files, const OpContext& ctx) override {
+    Arguments groups;
+    uint16_t count = 0;
+    std::vector<std::pair<size_t, size_t>> asked;  // by the server's numbers
+    bool full = false;
+    for (size_t i = 0; i < files.size() && !full; ++i) {
+      Arguments names;
+      uint16_t in_directory = 0;
+      for (size_t j = 0; j < files[i].files.size(); ++j) {
+        const KnownFiles::File& file = files[i].files[j];
+        full = groups.bytes().size() + files[i].directory.path.size() + names.bytes().size() + file.name.size() + 200 > syscall::kMaxRequestBytes;
+        if (full) break;
+        if (file.version.type != FileType::kRegular || file.version.size_unreliable || file.version.size > int64_t{syscall::kMaxReadBytes}) continue;
+        names.ShortText(file.name).U32(static_cast<uint32_t>(file.version.size));
+        asked.emplace_back(i, j);
+        ++in_directory;
+      }
+      if (in_directory == 0) continue;
+      groups.Text(files[i].directory.path).Text(files[i].directory.id.value).U16(in_directory).Raw(names.bytes());
+      ++count;
+    }
+    std::vector<FileContent> contents;
+    if (count == 0) return contents;
+    const auto outcomes = channel_->Do({{Operation::kReadFiles, Arguments().U16(count).Raw(groups.bytes()).bytes()}}, Effect::kNone, ctx);
+    if (!outcomes) return Forward(outcomes.error());
+    std::vector<bool> found(asked.size());
+    for (const syscall::Reply::Outcome& piece : *outcomes) {
+      if (piece.errno_value != 0) return Errno(piece.errno_value, "reading several files");
+      Fields fields(piece.result);
+      while (!fields.ended()) {
+        const uint32_t number = fields.U32();
+        if (!fields.ok() || number >= asked.size() || found[number]) return Nonsense("a file that was not asked for");
+        found[number] = true;
+        FileContent content;
+        std::tie(content.directory, content.file) = asked[number];
+        const Attributes& version = files[content.directory].files[content.file].version;
+        auto attributes = syscall::DecodeAttributes(fields, actor_);
+        if (!attributes) return Nonsense("a file's attributes");
+        content.attributes = std::move(*attributes);
+        content.bytes = std::string(fields.Text());
+        if (!fields.ok() || static_cast<int64_t>(content.bytes.size()) != version.size) return Nonsense("a file's content");
+        if (IsSameVersion(content.attributes, version) && !content.attributes.size_unreliable) contents.push_back(std::move(content));
+      }
+    }
+    return contents;
   }
 
   // Bytes of one request, and the attributes after them.

@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <thread>
 
+#include <map>
+
 #include "tests/component/remote_fs_contract/contract_fixture.h"
 
 namespace e2bfs::testing {
@@ -21,6 +23,56 @@ static std::string PatternBytes(size_t length, unsigned seed) {
     c = char(seed >> 16);
   }
   return bytes;
+}
+
+TEST_P(RemoteFsContract, SeveralFilesAtOnceAreTheVersionsThatAreKnown) {
+  backend_->InsideMakeDirectory("a");
+  backend_->InsideMakeDirectory("b");
+  std::string large(100'000, 'x');
+  for (size_t i = 0; i < large.size(); ++i) large[i] = static_cast<char>(i * 7 + i / 256);
+  const std::map<std::string, std::string> content = {{"a/one", "1"}, {"a/two", std::string("2\0\n", 3)}, {"b/large", large}, {"b/empty", ""}};
+  for (const auto& [path, bytes] : content) backend_->InsideWrite(path, bytes);
+  for (const char* path : {"a/changed", "a/replaced", "a/gone", "b/closed"}) backend_->InsideWrite(path, "before");
+  backend_->InsideMakeFifo("b/fifo");
+  backend_->InsideMakeSymlink("b/link", "large");
+  std::vector<transport::KnownFiles> files;
+  for (const std::string directory : {"a", "b"}) {
+    auto listing = fs().List(At(directory), ctx_);
+    ASSERT_TRUE(listing);
+    files.push_back({{directory, listing->directory.id}, {}});
+    for (const auto& entry : listing->entries) files.back().files.push_back({entry.name, entry.attributes});
+    files.back().files.push_back({"missing", listing->entries[0].attributes});
+  }
+  backend_->InsideWrite("a/changed", "later");
+  backend_->InsideReplace("a/replaced", "before");
+  ASSERT_TRUE(fs().Unlink(In("a", "gone"), ctx_));
+  backend_->InsideSetPermissions("b/closed", 0);
+  auto contents = fs().ReadFiles(files, ctx_);
+  if (fs().description().tier == "service") {
+    EXPECT_EQ(Code(contents), ENOTSUP);
+    return;
+  }
+  ASSERT_TRUE(contents) << ToString(contents.error());
+  std::map<std::string, std::string> found;
+  for (const auto& each : *contents) {
+    const auto& file = files[each.directory].files[each.file];
+    found[files[each.directory].directory.path + "/" + file.name] = each.bytes;
+    EXPECT_TRUE(IsSameVersion(each.attributes, file.version)) << file.name;
+  }
+  if (fs().description().uid == 0) found.erase("b/closed");
+  EXPECT_EQ(found, content);
+  // A directory that was moved is still itself.
+  ASSERT_TRUE(fs().Rename(In("", "a"), In("", "moved"), 0, ctx_));
+  backend_->InsideMakeDirectory("a");
+  backend_->InsideWrite("a/one", "9");
+  contents = fs().ReadFiles(files, ctx_);
+  ASSERT_TRUE(contents);
+  for (const auto& each : *contents) {
+    if (files[each.directory].files[each.file].name == "one") {
+      EXPECT_EQ(each.bytes, "1");
+    }
+  }
+  backend_->InsideSetPermissions("b/closed", 0644);
 }
 
 TEST_P(RemoteFsContract, CreateIsExclusiveAndExact) {

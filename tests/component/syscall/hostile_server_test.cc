@@ -202,6 +202,49 @@ TEST(HostileServer, ListingsAreThoseThatWereAskedFor) {
   }
 }
 
+TEST(HostileServer, FilesAreThoseThatWereAskedFor) {
+  // As the decoder reads the attributes of a regular file of so many bytes.
+  auto stats = [](size_t size) {
+    std::string bytes = Stats();
+    bytes[29] = static_cast<char>(0100000 >> 8);
+    for (size_t i = 0; i < 8; ++i) bytes[40 + i] = static_cast<char>(size >> (8 * i));
+    return bytes;
+  };
+  auto file = [&](uint32_t number, const std::string& content) { return syscall::Arguments().U32(number).Raw(stats(content.size())).Text(content).bytes(); };
+  std::string answer;
+  ScriptedEnvd envd([&](Server& server, const Request& request) {
+    server.Reply(request.number, 0, {request.operation == Operation::kReadFiles ? answer : stats(4)});
+  });
+  auto fs = Mount(envd);
+  const auto version = fs->Stat(At("f"), Ctx());
+  ASSERT_TRUE(version);
+  ASSERT_EQ(version->type, FileType::kRegular);
+  Attributes other = *version;
+  other.mtime.tv_sec += 1;
+  auto ask = [&](std::string pieces) {
+    answer = std::move(pieces);
+    return fs->ReadFiles({{At("d"), {{"a", *version}, {"b", *version}, {"other", other}}}}, Ctx(20s));
+  };
+  const auto good = ask(file(1, "good") + file(0, "also"));
+  ASSERT_TRUE(good) << ToString(good.error());
+  ASSERT_EQ(good->size(), 2U);
+  EXPECT_EQ((*good)[0].bytes, "good");
+  EXPECT_EQ((*good)[0].file, 1U);
+  // Another version is nobody's.
+  const auto another = ask(file(2, "some"));
+  ASSERT_TRUE(another);
+  EXPECT_TRUE(another->empty());
+  const std::pair<const char*, std::string> bad[] = {
+      {"not asked for", file(3, "some")}, {"twice", file(0, "some") + file(0, "some")}, {"longer", file(0, "longer")}, {"shorter", file(0, "a")},
+      {"cut", file(0, "some").substr(0, 150)}, {"rubbish", "rubbish"},
+  };
+  for (const auto& [what, pieces] : bad) {
+    const auto found = ask(pieces);
+    EXPECT_FALSE(found) << what;
+    EXPECT_EQ(found ? ErrorKind::kErrno : found.error().kind, ErrorKind::kProtocol) << what;
+  }
+}
+
 // --- requests that kill
 
 TEST(HostileServer, ARequestThatKillsIsNotSentForEver) {

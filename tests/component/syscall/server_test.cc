@@ -240,6 +240,92 @@ TEST_F(SyscallServer, GuessesTakeNoWatchFromWhatWasAskedFor) {
   EXPECT_TRUE(DecodeAttributes(fields, {})->watched);
 }
 
+// --- several files at once
+
+Arguments ReadingFiles(const std::string& directory, const std::vector<std::pair<std::string, uint32_t>>& files) {
+  Arguments arguments;
+  arguments.U16(1).Text(directory).Text("").U16(static_cast<uint16_t>(files.size()));
+  for (const auto& [name, size] : files) arguments.ShortText(name).U32(size);
+  return arguments;
+}
+
+std::map<uint32_t, std::string> TakeFiles(const std::vector<Reply>& replies) {
+  std::map<uint32_t, std::string> contents;
+  for (const Reply& reply : replies) {
+    for (const Reply::Outcome& outcome : reply.outcomes) {
+      EXPECT_EQ(outcome.errno_value, 0);
+      Fields fields(outcome.result);
+      while (!fields.ended()) {
+        const uint32_t number = fields.U32();
+        EXPECT_TRUE(DecodeAttributes(fields, {}));
+        contents[number] = std::string(fields.Text());
+        EXPECT_TRUE(fields.ok());
+      }
+    }
+  }
+  return contents;
+}
+
+TEST_F(SyscallServer, ReadsSeveralFilesAtOnce) {
+  fs::create_directories(Path("t/directory"));
+  Write("t/a", "content of a");
+  Write("t/b", std::string(190'000, 'b'));
+  Write("t/grown", "grown");
+  Write("t/empty", "");
+  fs::create_symlink("a", Path("t/link"));
+  ASSERT_EQ(mkfifo(Path("t/fifo").c_str(), 0644), 0);
+  Write("t/../outside", "outside");
+  const uint64_t number = server().NextNumber();
+  server().Send(number, EncodeOperations(0, {{Operation::kReadFiles,
+                                              ReadingFiles("t", {{"a", 12}, {"b", 190'000}, {"grown", 4}, {"empty", 0}, {"link", 1}, {"fifo", 0}, {"directory", 0},
+                                                                 {"../outside", 7}, {"..", 0}, {"", 0}, {"missing", 5}, {"a", 12}})
+                                                  .bytes()}}));
+  const auto contents = TakeFiles(server().Receive(number));
+  EXPECT_EQ(contents, (std::map<uint32_t, std::string>{{0, "content of a"}, {1, std::string(190'000, 'b')}, {3, ""}, {11, "content of a"}}));
+  // Nothing stays open.
+  size_t open = 0;
+  for (const auto& entry : fs::directory_iterator("/proc/" + std::to_string(server().pid()) + "/fd")) {
+    std::error_code ignored;
+    open += fs::read_symlink(entry, ignored).string().starts_with(root_) && fs::is_regular_file(entry, ignored);
+  }
+  EXPECT_EQ(open, 0U);
+}
+
+TEST_F(SyscallServer, FilesThatAreBeingWrittenSaySo) {
+  Write("t1", "");
+  EXPECT_EQ(server().Ask(Operation::kList, Arguments().Text("").Text("")), 0);
+  std::ofstream writing(Path("t1"));
+  writing << "half" << std::flush;
+  const uint64_t number = server().NextNumber();
+  ASSERT_TRUE(server().Echo());
+  server().Send(number, EncodeOperations(0, {{Operation::kReadFiles, ReadingFiles("", {{"t1", 4}}).bytes()}}));
+  for (const Reply& reply : server().Receive(number)) {
+    for (const Reply::Outcome& outcome : reply.outcomes) {
+      Fields fields(outcome.result);
+      if (fields.ended()) continue;
+      fields.U32();
+      const auto attributes = DecodeAttributes(fields, {});
+      ASSERT_TRUE(attributes);
+      EXPECT_TRUE(attributes->being_written);
+    }
+  }
+}
+
+TEST_F(SyscallServer, AReadOfManyFilesIsNeverInAnothersWay) {
+  fs::create_directories(Path("t"));
+  std::vector<std::pair<std::string, uint32_t>> files;
+  for (int i = 0; i < 1'000; ++i) {
+    files.emplace_back("f" + std::to_string(i), 20'000);
+    Write("t/f" + std::to_string(i), std::string(20'000, static_cast<char>('a' + i % 26)));
+  }
+  const uint64_t number = server().NextNumber(), stat = server().NextNumber();
+  server().Send(number, EncodeOperations(0, {{Operation::kReadFiles, ReadingFiles("t", files).bytes()}}));
+  server().Send(stat, EncodeOperations(0, {{Operation::kStat, Arguments().Object(At("t")).bytes()}}));
+  EXPECT_EQ(server().Receive(stat).size(), 1U);
+  EXPECT_FALSE(server().HasReply(number) && server().Receive(number, 0).size() > 100);
+  EXPECT_EQ(TakeFiles(server().Receive(number)).size(), 1'000U);
+}
+
 // --- what ends it
 
 TEST_F(SyscallServer, NonsenseEndsItBeforeAnythingFollows) {

@@ -271,5 +271,240 @@ TEST_F(WalkTest, WhoeverWantsWhatIsOnItsWayWaitsForIt) {
   EXPECT_EQ(Questions(), 2);  // the top, and one for all
 }
 
+// --- content of small files
+
+class FilesTest : public WalkTest {
+ protected:
+  std::string Name(int i) const { return "dir/f" + std::to_string(10'000 + i); }
+  void MakeFiles(int count, size_t size = 100) {
+    ASSERT_TRUE(remote_->InsideMakeDirectory("dir"));
+    for (int i = 0; i < count; ++i) ASSERT_TRUE(remote_->InsideWrite(Name(i), Name(i) + std::string(size, 'x')));
+    List(Find("dir"));
+    remote_->ResetCalls();
+    fetched_ = Counted("files");
+    used_ = Counted("files_used");
+  }
+  // The first of a row, so that those behind it are here.
+  void ReadTwo() {
+    EXPECT_EQ(Content(Name(0)), Inside(Name(0)));
+    EXPECT_EQ(Content(Name(1)), Inside(Name(1)));
+    ASSERT_EQ(remote_->calls("ReadFiles"), 1);
+    ASSERT_GT(Fetched(), 20);
+  }
+  int64_t Fetched() const { return Counted("files") - fetched_; }
+  int64_t Used() const { return Counted("files_used") - used_; }
+  int64_t Reads() const { return remote_->calls("Read") + remote_->calls("ReadFiles"); }
+  int64_t fetched_ = 0, used_ = 0;
+};
+
+TEST_F(FilesTest, ARowOfFilesIsAFewQuestions) {
+  MakeFiles(600);
+  for (int i = 0; i < 600; ++i) ASSERT_EQ(Content(Name(i)), Inside(Name(i)));
+  EXPECT_LE(Reads(), 5);
+  EXPECT_EQ(remote_->total_calls(), Reads());
+  EXPECT_EQ(Fetched(), 600 - Reads());
+  EXPECT_EQ(Used(), Fetched());
+  EXPECT_EQ(fs().Status().memory_bytes, 0);
+}
+
+TEST_F(FilesTest, OneFileIsOneFile) {
+  MakeFiles(100);
+  EXPECT_EQ(Content(Name(50)), Inside(Name(50)));
+  EXPECT_EQ(remote_->calls("Read"), 1);
+  EXPECT_EQ(remote_->calls("ReadFiles"), 0);
+}
+
+TEST_F(FilesTest, FilesOnTheWayThroughATree) {
+  MakeTree("top", {10, 10});
+  int read = 0;
+  std::function<void(const std::string&)> grep = [&](const std::string& path) {
+    for (const std::string& name : List(Find(path))) {
+      if (name.starts_with("d")) {
+        grep(path + "/" + name);
+      } else {
+        ASSERT_EQ(Content(path + "/" + name), path);
+        ++read;
+      }
+    }
+  };
+  grep("top");
+  EXPECT_EQ(read, 100);
+  EXPECT_LE(Reads(), 4);
+  EXPECT_LE(Questions(), 4);
+}
+
+TEST_F(FilesTest, WhereNobodyTellsNothingIsHeld) {
+  UseRemote({});
+  MakeFiles(100);
+  for (int i = 0; i < 100; ++i) ASSERT_EQ(Content(Name(i)), Inside(Name(i)));
+  EXPECT_EQ(remote_->calls("ReadFiles"), 0);
+}
+
+TEST_F(FilesTest, WhatTheOtherSideCannotDoIsReadOneByOne) {
+  testing::MemoryRemoteFsOptions options;
+  options.watches = true;
+  options.reads_files = false;
+  UseRemote(options);
+  MakeFiles(100);
+  for (int i = 0; i < 100; ++i) ASSERT_EQ(Content(Name(i)), Inside(Name(i)));
+  EXPECT_LE(remote_->calls("ReadFiles"), 3);
+  EXPECT_EQ(remote_->calls("Read"), 100);
+}
+
+TEST_F(FilesTest, ChangesInsideAreSeen) {
+  MakeFiles(40);
+  ReadTwo();
+  ASSERT_TRUE(remote_->InsideWrite(Name(2), "changed"));
+  remote_->InsideTell(Name(2));
+  ASSERT_TRUE(remote_->InsideReplace(Name(3), "another"));
+  remote_->InsideTell(Name(3));
+  ASSERT_TRUE(remote_->InsideRename(Name(4), Name(5)));
+  remote_->InsideTell(Name(4));
+  remote_->InsideTell(Name(5));
+  for (int i : {2, 3, 5}) EXPECT_EQ(Content(Name(i)), Inside(Name(i)));
+  EXPECT_EQ(Errno(fs().Lookup(Find("dir"), "f10004", Ctx())), ENOENT);
+}
+
+// Two writes within a tick of the sandbox's clock leave the same times.
+TEST_F(FilesTest, NewsOfAChangeThatNoAttributeShows) {
+  MakeFiles(40);
+  ReadTwo();
+  const int64_t reads = remote_->calls("Read");
+  transport::Entry entry{"f10002", *remote_->InsideStat(Name(2)), std::nullopt};
+  remote_->listener()->NameChanged(remote_->InsideStat("dir")->id, entry.name, entry, false);
+  EXPECT_EQ(Content(Name(2)), Inside(Name(2)));
+  EXPECT_EQ(remote_->calls("Read") + remote_->calls("ReadFiles"), reads + 2);
+}
+
+TEST_F(FilesTest, OwnChangesAreSeen) {
+  MakeFiles(40);
+  ReadTwo();
+  const FileHandle writing = OpenWrite(Name(2));
+  Write(writing, 0, "own");
+  EXPECT_EQ(Content(Name(2)).substr(0, 5), "own/f");
+  EXPECT_EQ(Close(writing), 0);
+  EXPECT_EQ(Content(Name(2)), Inside(Name(2)));
+  EXPECT_EQ(Truncate(Find(Name(3)), 0, 4), 0);
+  EXPECT_EQ(Content(Name(3)), "dir/");
+  EXPECT_EQ(Errno(fs().Rename(Find("dir"), "f10004", Find("dir"), "f10005", 0, Ctx())), 0);
+  EXPECT_EQ(Content(Name(5)).substr(0, 10), Name(4));
+  EXPECT_EQ(Errno(fs().Rename(kRoot, "dir", kRoot, "moved", 0, Ctx())), 0);
+  EXPECT_EQ(Content("moved/f10006").substr(0, 10), Name(6));
+  ASSERT_TRUE(remote_->InsideWrite("moved/f10007", "changed"));
+  remote_->InsideTell("moved/f10007");
+  EXPECT_EQ(Content("moved/f10007"), "changed");
+}
+
+TEST_F(FilesTest, NewsOvertakeAnAnswer) {
+  for (const bool lost : {false, true}) {
+    UseWatched();
+    MakeFiles(40);
+    Content(Name(0));
+    const FileHandle second = OpenRead(Name(1));
+    RemoteFault fault;
+    fault.function = "ReadFiles";
+    fault.action = RemoteFault::kStallAfter;
+    faulty_->Add(fault);
+    std::thread reading([&] { ReadAll(second); });
+    ASSERT_TRUE(faulty_->WaitForStalled(1));
+    const auto before = *remote_->InsideStat(Name(2));
+    ASSERT_TRUE(remote_->InsideWrite(Name(2), Name(2) + std::string(100, 'y')));
+    ASSERT_TRUE(remote_->InsideSetTimes(Name(2), before.mtime));
+    if (lost) {
+      remote_->listener()->ChangesLost();
+    } else {
+      remote_->InsideTell(Name(2));
+    }
+    faulty_->Clear();
+    reading.join();
+    EXPECT_EQ(Content(Name(2)), Inside(Name(2))) << lost;
+    fs().Release(second, Ctx());
+  }
+}
+
+TEST_F(FilesTest, UnwatchedDirectoriesHoldNothing) {
+  MakeFiles(40);
+  ReadTwo();
+  EXPECT_GT(fs().Status().memory_bytes, 0);
+  remote_->listener()->Unwatched(remote_->InsideStat("dir")->id);
+  EXPECT_EQ(fs().Status().memory_bytes, 0);
+  remote_->ResetCalls();
+  EXPECT_EQ(Content(Name(2)), Inside(Name(2)));
+  EXPECT_EQ(remote_->calls("Read"), 1);
+}
+
+TEST_F(FilesTest, AnOpenFileIsReadAfterItsNameIsGone) {
+  MakeFiles(40);
+  ReadTwo();
+  const FileHandle removed = OpenRead(Name(2)), replaced = OpenRead(Name(3)), removed_here = OpenRead(Name(4));
+  const std::string second = Inside(Name(2)), third = Inside(Name(3)), fourth = Inside(Name(4));
+  ASSERT_TRUE(remote_->InsideRemove(Name(2)));
+  remote_->InsideTell(Name(2));
+  ASSERT_TRUE(remote_->InsideReplace(Name(3), "another"));
+  remote_->InsideTell(Name(3));
+  EXPECT_EQ(Errno(fs().Unlink(Find("dir"), "f10004", Ctx())), 0);
+  EXPECT_EQ(ReadAll(removed), second);
+  EXPECT_EQ(ReadAll(replaced), third);
+  EXPECT_EQ(ReadAll(removed_here), fourth);
+  for (const FileHandle handle : {removed, replaced, removed_here}) fs().Release(handle, Ctx());
+}
+
+TEST_F(FilesTest, RandomReadsFetchLittle) {
+  MakeFiles(3'000);
+  for (int i = 0; i < 1'000; ++i) Content(Name((i * 1'237) % 3'000));
+  EXPECT_LE(Fetched(), 32 * 8);
+}
+
+TEST_F(FilesTest, TwoFilesOfEachOfManyDirectoriesAreNoRow) {
+  for (int i = 0; i < 200; ++i) {
+    const std::string path = "p" + std::to_string(100 + i);
+    ASSERT_TRUE(remote_->InsideMakeDirectory(path));
+    for (int j = 0; j < 40; ++j) ASSERT_TRUE(remote_->InsideWrite(path + "/f" + std::to_string(100 + j), "content"));
+  }
+  fetched_ = Counted("files");
+  for (int i = 0; i < 200; ++i) {
+    const std::string path = "p" + std::to_string(100 + i);
+    Content(path + "/f100");
+    Content(path + "/f101");
+  }
+  EXPECT_LE(Fetched(), 32 * 20);
+}
+
+TEST_F(FilesTest, MemoryIsBoundedAndGivenBack) {
+  options_.memory_bytes = 4 << 20;
+  MakeFiles(200, 60'000);
+  int64_t most = 0;
+  for (int i = 0; i < 200; ++i) {
+    Content(Name(i));
+    most = std::max(most, fs().Status().memory_bytes);
+  }
+  EXPECT_LE(most, 1 << 20);
+  EXPECT_GT(most, 100'000);
+  EXPECT_LT(Reads(), 60);
+}
+
+TEST_F(FilesTest, ContentThatNobodyReadsIsDropped) {
+  options_.reader_idle = std::chrono::milliseconds(100);
+  MakeFiles(40);
+  ReadTwo();
+  EXPECT_GT(fs().Status().memory_bytes, 0);
+  EXPECT_TRUE(Eventually([&] { return fs().Status().memory_bytes == 0; }));
+}
+
+TEST_F(FilesTest, TwoReadersOfARowAskForNothingTwice) {
+  MakeFiles(400);
+  std::atomic<int> next{0};
+  std::vector<std::thread> readers;
+  for (int reader = 0; reader < 2; ++reader) {
+    readers.emplace_back([&] {
+      for (int i; (i = next++) < 400;) EXPECT_EQ(Content(Name(i)), Inside(Name(i)));
+    });
+  }
+  for (auto& reader : readers) reader.join();
+  int64_t bytes = 0;
+  for (int i = 0; i < 400; ++i) bytes += static_cast<int64_t>(Inside(Name(i)).size());
+  EXPECT_EQ(remote_->bytes_read(), bytes);
+}
+
 }  // namespace
 }  // namespace e2bfs::cache
