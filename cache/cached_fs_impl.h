@@ -226,8 +226,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
     WalkQuestion ahead;
   };
   void AddFrontier(const Node& top, const Node& first, bool descends, WalkQuestion& question) const;
-  // mutex_ held: takes all in but the wanted one. The names on the way are those that led there when it was asked.
-  void AbsorbAhead(const WalkQuestion& question, const std::vector<transport::DeepListing>& listings, uint64_t asked_stamp, TimePoint asked);
+  // mutex_ held, not all the time: takes all in but the wanted one. The names on the way are those that led there when it was asked.
+  void AbsorbAhead(Lock& lock, const WalkQuestion& question, const std::vector<transport::DeepListing>& listings, uint64_t asked_stamp, TimePoint asked);
   void WalkFailed(const WalkQuestion& question);  // it cannot be asked there
   NodePtr FindBelow(const NodePtr& top, const std::string& path, uint64_t asked_stamp) const;
   void ListingUsed(Node& directory);  // mutex_ held

@@ -102,7 +102,7 @@ Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::AskListing(const 
       WalkFailed(question);
     }
     if (!listing) {  // by itself, then
-      AbsorbAhead(question, more, asked_stamp, asked);
+      AbsorbAhead(lock, question, more, asked_stamp, asked);
       lock.unlock();
       ahead.reset();
       lock.lock();
@@ -125,7 +125,6 @@ Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::AskListing(const 
   Lock lock(mutex_);
   tree_.SweepIfLarge(Clock::now());  // not after it, or what was listed would go before the kernel has it
   AbsorbListing(*node, **listing, asked_stamp, asked);
-  if (ahead) AbsorbAhead(ahead->ahead, more, asked_stamp, asked);
   for (transport::Entry& entry : entries) {
     const Child* child = Tree::FindChild(*node, entry.name);
     const transport::Attributes& attributes = entry.attributes;
@@ -133,6 +132,7 @@ Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::AskListing(const 
     const bool same = listed && (!attributes.id.known() || listed->file_id == attributes.id);
     taken->entries.push_back({std::move(entry.name), same ? listed->id : 0, attributes.type, attributes.device, attributes.inode});
   }
+  if (ahead) AbsorbAhead(lock, ahead->ahead, more, asked_stamp, asked);
   return std::shared_ptr<const DirectorySnapshot>(std::move(taken));
 }
 

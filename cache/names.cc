@@ -274,9 +274,10 @@ Result<NodeAttributes> CachedFsImpl::Make(NodeId parent_id, const std::string& n
       NodePtr node = EndMade(*begun, *made->object);
       EndParent(*begun, made->parent);
       Absorb(*node, *made->object, stamp_, begun->asked, Origin::kOwnChange, true);
-      if (begun->overtaken) node->fresh_until = {};
+      const bool in_use = IsOvertaken(node->file_id, begun->stamp);  // somebody inside was faster than its answer
+      if (begun->overtaken || in_use) node->fresh_until = {};
       // What was made just now is empty: no name in it has to be asked for.
-      if (node->is_directory() && node->children.empty()) node->listed_until = NameUntil(*node, begun->stamp, begun->asked, options_.attribute_ttl);
+      if (node->is_directory() && node->children.empty() && !in_use) node->listed_until = NameUntil(*node, begun->stamp, begun->asked, options_.attribute_ttl);
       if (link_text) {
         node->link_text = *link_text;
         node->link_fresh_until = node->fresh_until;

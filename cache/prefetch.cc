@@ -24,6 +24,7 @@ constexpr uint32_t kDeep = 250;
 constexpr size_t kMostPathBytes = 20 << 10;
 constexpr size_t kMostLookedAt = 50'000;
 constexpr size_t kMostUnknown = 4096;
+constexpr int64_t kAbsorbedAtOnce = 64;
 
 struct WalkSize {
   size_t directories, entries;
@@ -59,10 +60,12 @@ bool ComesBefore(std::string_view path, std::string_view other) {
 }
 
 void CachedFsImpl::JudgeWalk(Walk& walk, const std::string* reached) {
+  const TimePoint now = Clock::now();
   int64_t passed = 0, used = 0;
   std::erase_if(walk.guessed, [&](const std::pair<std::string, NodeId>& guess) {
     const NodePtr node = tree_.Find(guess.second);
     const bool unused = node && node->guess == walk.number;
+    if (!node || (unused && node->listed_until <= now)) return true;  // it cannot be used any more
     const bool over = !unused || !reached || ComesBefore(guess.first, *reached);
     passed += over;
     used += !unused;
@@ -74,7 +77,7 @@ void CachedFsImpl::JudgeWalk(Walk& walk, const std::string* reached) {
   const bool came_true = 2 * walk.used >= walk.passed;
   if (reached && came_true && walk.used < std::min(walk.fetched, kFewListings)) return;  // too few to tell
   trust_in_walks_.Judge(walk.passed, walk.used);
-  walk.level = came_true ? 2 : walk.level - 1;
+  walk.level = came_true ? 2 : std::max(walk.level - 1, 0);
   if (!came_true) walk.in_order = false;
   walk.used = walk.passed = walk.fetched = walk.alone = 0;
 }
@@ -114,6 +117,7 @@ std::optional<WalkQuestion> CachedFsImpl::AskAhead(Node& directory, ListedFor wh
   const NodePtr parent = tree_.Find(directory.places.current().parent);
   const TimePoint now = Clock::now();
   if (!parent || !parent->file_id.known() || parent->listed_until <= now) return std::nullopt;
+  if ((directory.attributes.access & 5) != 5 || directory.attributes.device != parent->attributes.device) return std::nullopt;
   Walk* walk = WalkAbove(*parent);
   if (!walk) {
     if (now - parent->walked_at > kSoon) parent->walked = 0;
@@ -229,13 +233,16 @@ NodePtr CachedFsImpl::FindBelow(const NodePtr& top, const std::string& path, uin
   return at;
 }
 
-void CachedFsImpl::AbsorbAhead(const WalkQuestion& ahead, const std::vector<transport::DeepListing>& listings, uint64_t asked_stamp, TimePoint asked) {
+void CachedFsImpl::AbsorbAhead(Lock& lock, const WalkQuestion& ahead, const std::vector<transport::DeepListing>& listings, uint64_t asked_stamp, TimePoint asked) {
   static Counter& fetched = Metrics::Get("cache.prefetched_listings_count");
-  const TimePoint now = Clock::now();
-  int64_t taken = 0;
-  const auto walk = std::find_if(walks_.begin(), walks_.end(), [&](const Walk& each) { return each.number == ahead.walk; });
+  int64_t taken = 0, at_once = 0;
   for (const transport::DeepListing& each : listings) {
     if (each.path == ahead.wanted) continue;
+    if (++at_once % kAbsorbedAtOnce == 0) {  // others have something to do, too
+      lock.unlock();
+      lock.lock();
+    }
+    const TimePoint now = Clock::now();
     const NodePtr node = FindBelow(ahead.top, each.path, asked_stamp);
     const transport::FileId& id = each.listing.directory.id;
     // Of another object, or of one that was listed meanwhile; and what was said of it while nobody knew it here is newer.
@@ -244,9 +251,14 @@ void CachedFsImpl::AbsorbAhead(const WalkQuestion& ahead, const std::vector<tran
     if (node->listed_until <= now) continue;
     node->guess = ahead.walk;
     ++taken;
-    if (walk != walks_.end() && ++walk->fetched > 0) walk->guessed.emplace_back(each.path, node->id);
+    for (Walk& walk : walks_) {
+      if (walk.number != ahead.walk) continue;
+      ++walk.fetched;
+      walk.guessed.emplace_back(each.path, node->id);
+    }
   }
   fetched.Add(taken);
+  if (2 * taken < static_cast<int64_t>(listings.size()) - 1) WalkFailed(ahead);  // outdated when they came
 }
 
 void CachedFsImpl::WalkFailed(const WalkQuestion& question) {
@@ -276,7 +288,14 @@ bool CachedFsImpl::MayHold(const Node& node) const {
 }
 
 bool CachedFsImpl::JudgeRun(ReadRun& run, const std::string* reached) {
-  run.passed += static_cast<int64_t>(std::erase_if(run.guessed, [&](const auto& guess) { return !reached || !ComesBefore(*reached, guess.second); }));
+  // What is passed by in another directory says nothing: several programs may read in a tree.
+  const size_t name = reached ? reached->rfind('/') + 1 : 0;
+  run.passed += static_cast<int64_t>(std::erase_if(run.guessed, [&](const auto& guess) {
+    const NodePtr node = tree_.Find(guess.first);
+    if (!reached || !node || !node->held) return true;
+    const bool beside = guess.second.rfind('/') + 1 == name && guess.second.compare(0, name, *reached, 0, name) == 0;
+    return beside && !ComesBefore(*reached, guess.second);
+  }));
   if (run.fetched == 0) return true;
   const bool came_true = 2 * run.used >= run.fetched;
   const bool failed = !reached || 2 * run.passed > run.fetched || ++run.alone >= trust_in_runs_.Patience(kFilesAloneBefore);

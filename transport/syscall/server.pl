@@ -115,11 +115,11 @@ sub sys_openat {
   return syscall $NR{openat}, 0 + $fd, "$name", 0 + $flags, 0 + ($mode // 0);
 }
 
-# The first 144 bytes of struct statx, or undef. $name may be ''.
+# The first 144 bytes of struct statx, or undef. $name may be ''. $quick: without asking anybody on a network, and without mounting anything.
 sub sys_statx {
-  my ($fd, $name) = @_;
+  my ($fd, $name, $quick) = @_;
   my $buffer = "\0" x 256;
-  my $flags = $AT_NOFOLLOW | ($name eq '' ? $AT_EMPTY_PATH : 0);
+  my $flags = $AT_NOFOLLOW | ($name eq '' ? $AT_EMPTY_PATH : 0) | ($quick ? 0x4800 : 0);
   return undef if syscall($NR{statx}, 0 + $fd, "$name", $flags, 0xfff, $buffer) == -1;
   return substr $buffer, 0, 144;
 }
@@ -237,9 +237,11 @@ sub check_name {
   fail($ENAMETOOLONG) if length $name > 255;
 }
 
-# Opens a path below the root, or below the directory $from; component links are never followed. The path may be longer than one call takes.
+# Opens a path below the root, or below the directory $from and on its file system; component links are never followed. The path may be longer than
+# one call takes.
 sub open_below {
   my ($path, $flags, $from) = @_;
+  my $resolve = defined $from ? 0x05 : 0x04;    # RESOLVE_NO_SYMLINKS, and RESOLVE_NO_XDEV
   fail($EINVAL) if $path =~ /\0/ || ($path ne '' && $path =~ m{(?:^|/)(?:\.\.?)?(?:/|\z)});
   $from //= $root;
   return check(sys_openat($from, '.', $flags | $O_CLOEXEC)) if $path eq '';
@@ -258,8 +260,8 @@ sub open_below {
         $fd = sys_openat($at, $part, $wanted | $O_CLOEXEC);
         last;
       }
-      # RESOLVE_NO_SYMLINKS: a link at the end is still had by O_PATH and O_NOFOLLOW.
-      my $how = pack 'QQQ', $wanted | $O_CLOEXEC, 0, 0x04;
+      # A link at the end is still had by O_PATH and O_NOFOLLOW.
+      my $how = pack 'QQQ', $wanted | $O_CLOEXEC, 0, $resolve;
       $fd = syscall $NR{openat2}, 0 + $at, "$part", $how, 24;
       last unless $fd == -1 && ($! == $ENOSYS || $! == $EPERM || $! == $EAGAIN);
       $openat2_works = 0 if $! != $EAGAIN;
@@ -1574,7 +1576,9 @@ $OPERATIONS[33] = sub {
   my @queue = map { [short_text($args), $depth] } 1 .. number16($args);
   fail($EINVAL) unless @queue && $most;
   my $base = check(syscall $NR{fcntl}, 0 + directory($path, $identity), 1030, 0);    # F_DUPFD_CLOEXEC: ours, whatever is forgotten meanwhile
-  my $device = substr sys_statx($base, '') // fail(0 + $!), 136, 8;
+  my $statx = sys_statx($base, '') // do { my $error = 0 + $!; sys_close($base); fail($error) };
+  my $device = substr $statx, 136, 8;
+  $#queue = 0 if is_silent(identity_of($statx), $base) || !$openat2_works;    # a guess must not wait for anybody
   my ($wanted, $at) = (1);
   my $step = sub {
     my $until = seconds() + $STEP_TIME;
@@ -1616,7 +1620,7 @@ $OPERATIONS[33] = sub {
 sub begin_listing {
   my ($base, $device, $next, $wanted, $entries_left) = @_;
   my ($path, $depth, $expected) = @$next;
-  my $fd = open_below($path, $O_PATH | $O_DIRECTORY | $O_NOFOLLOW, $base);
+  my $fd = open_below($path, $O_PATH | $O_DIRECTORY | $O_NOFOLLOW, $base);    # what is mounted there is asked for by List
   my $statx = sys_statx($fd, '');
   my $identity = defined $statx ? identity_of($statx) : '';
   if (!defined $statx || defined $expected && $expected ne $identity || !$wanted && (substr($statx, 136, 8) ne $device || is_silent($identity, $fd))) {
@@ -1658,9 +1662,10 @@ sub list_some {
   my $directory = $at->{fd};
   while (defined(my $name = $at->{names}[$at->{next} // 0])) {
     ++$at->{next};
-    my $statx = sys_statx($directory, $name);
+    my $statx = sys_statx($directory, $name, !$at->{wanted});
     if (defined $statx) {
       if (type_of($statx) == $S_IFDIR) {
+        return undef if !$at->{wanted} && !same_device($statx, $at->{device});    # even its attributes may have to be waited for
         push @{$at->{directories}}, [$name, identity_of($statx)] if $at->{depth} > 0;
         look_into($directory, $name, 1)
           if $at->{wanted} && same_device($statx, $at->{device}) && $at->{held}++ < $HELD_OF_LISTING && !$directories{identity_of($statx)};

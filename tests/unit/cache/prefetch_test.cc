@@ -212,6 +212,34 @@ TEST_F(WalkTest, NewsOfWhatNobodyKnewYetOvertakeAnAnswer) {
   EXPECT_THAT(List(Find("top/d102/d102")), IsEmpty());
 }
 
+// The same where there is no walk: of a directory that is looked up, or made, while somebody inside uses it.
+TEST_F(WalkTest, NewsOvertakeWhatIsLookedUpAndMade) {
+  ASSERT_TRUE(remote_->InsideMakeDirectory("looked"));
+  RemoteFault fault;
+  fault.function = "Lookup";
+  fault.action = RemoteFault::kStallAfter;
+  faulty_->Add(fault);
+  std::thread looking([&] { Find("looked"); });
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  ASSERT_TRUE(remote_->InsideWrite("looked/new", "new"));
+  remote_->listener()->DirectoryChanged(*remote_->InsideStat("looked"));
+  faulty_->Clear();
+  looking.join();
+  const auto found = fs().GetAttributes(Find("looked"), Ctx());
+  ASSERT_TRUE(found);
+  EXPECT_EQ(found->attributes.mtime.tv_nsec, remote_->InsideStat("looked")->mtime.tv_nsec);
+
+  fault.function = "MakeDirectory";
+  faulty_->Add(fault);
+  std::thread making([&] { EXPECT_TRUE(fs().MakeDirectory(kRoot, "made", 0755, Ctx())); });
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  ASSERT_TRUE(remote_->InsideWrite("made/new", "new"));
+  remote_->InsideTell("made/new");
+  faulty_->Clear();
+  making.join();
+  EXPECT_THAT(List(Find("made")), ElementsAre("new"));
+}
+
 TEST_F(WalkTest, OwnChangesOvertakeAnAnswer) {
   Meanwhile([&] {
     Made("new", Find("top/d103"));
