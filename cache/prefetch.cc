@@ -426,7 +426,7 @@ void CachedFsImpl::FetchFiles(const FilesQuestion& question, const OpContext& ct
       const bool wanted = content.directory == 0 && content.file == 0;
       // What was asked before a change, or while nobody would have told of one, says nothing.
       const NodePtr directory = node->places.empty() ? nullptr : tree_.Find(node->places.current().parent);
-      const bool told = directory && directory->watched && question.asked_stamp >= directory->watched_stamp && question.asked_stamp >= lost_stamp_;
+      const bool told = directory && directory->watched && question.asked_stamp >= directory->watched_stamp;
       if (tree_.Find(node->id) != node || !told || !MayHold(*node) || question.asked_stamp < node->stamp || node->held) continue;
       if (!transport::IsSameVersion(content.attributes, node->attributes) || content.attributes.being_written) continue;
       if (static_cast<int64_t>(content.bytes.size()) != node->attributes.size) continue;

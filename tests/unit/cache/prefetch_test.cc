@@ -264,6 +264,20 @@ TEST_F(WalkTest, AnotherDirectoryOfTheNameIsNotTakenForIt) {
   EXPECT_THAT(List(Find("top/old")), ElementsAre("file"));
 }
 
+TEST_F(WalkTest, AListingOfWhatTookItsPlaceIsNotTaken) {
+  MakeTree("top", {30});
+  Find("top");
+  List(Find("top"));
+  ASSERT_TRUE(remote_->InsideRename("top/d103", "old"));
+  ASSERT_TRUE(remote_->InsideMakeDirectory("top/d103"));
+  List(Find("top/d100"));  // before the news come
+  ASSERT_EQ(remote_->calls("ListDeep"), 1);
+  remote_->InsideTell("old");
+  remote_->InsideTell("top/d103");
+  EXPECT_THAT(List(Find("old")), ElementsAre("file"));
+  EXPECT_THAT(List(Find("top/d103")), IsEmpty());
+}
+
 TEST_F(WalkTest, ADirectoryAboveIsRenamedMeanwhile) {
   Meanwhile([&] { EXPECT_EQ(Errno(fs().Rename(kRoot, "top", kRoot, "moved", 0, Ctx())), 0); });
   remote_->ResetCalls();
@@ -450,6 +464,36 @@ TEST_F(FilesTest, NewsOvertakeAnAnswer) {
   }
 }
 
+// News that show in no attribute, and a watch that was interrupted, while an answer is on its way: it is not taken.
+TEST_F(FilesTest, WhatNoAttributeShowsOvertakesAnAnswer) {
+  for (const bool unwatched : {false, true}) {
+    UseWatched();
+    MakeFiles(40);
+    Content(Name(0));
+    const FileHandle second = OpenRead(Name(1));
+    RemoteFault fault;
+    fault.function = "ReadFiles";
+    fault.action = RemoteFault::kStallAfter;
+    faulty_->Add(fault);
+    std::thread reading([&] { ReadAll(second); });
+    ASSERT_TRUE(faulty_->WaitForStalled(1));
+    const transport::FileId directory = remote_->InsideStat("dir")->id;
+    if (unwatched) {
+      remote_->listener()->Unwatched(directory);
+      remote_->listener()->ChangesLost();
+      List(Find("dir"));  // and watched again
+    } else {
+      remote_->listener()->NameChanged(directory, "f10002", transport::Entry{"f10002", *remote_->InsideStat(Name(2)), std::nullopt}, false);
+    }
+    faulty_->Clear();
+    reading.join();
+    remote_->ResetCalls();
+    EXPECT_EQ(Content(Name(2)), Inside(Name(2)));
+    EXPECT_GE(Reads(), 1) << unwatched;
+    fs().Release(second, Ctx());
+  }
+}
+
 TEST_F(FilesTest, UnwatchedDirectoriesHoldNothing) {
   MakeFiles(40);
   ReadTwo();
@@ -511,12 +555,46 @@ TEST_F(FilesTest, MemoryIsBoundedAndGivenBack) {
   EXPECT_LT(Reads(), 60);
 }
 
+TEST_F(FilesTest, WhatIsHeldOfManyRowsIsBounded) {
+  options_.memory_bytes = 4 << 20;
+  int64_t most = 0;
+  for (int i = 0; i < 8; ++i) {
+    const std::string path = "p" + std::to_string(i);
+    ASSERT_TRUE(remote_->InsideMakeDirectory(path));
+    for (int j = 0; j < 10; ++j) ASSERT_TRUE(remote_->InsideWrite(path + "/f" + std::to_string(j), std::string(60'000, 'x')));
+    List(Find(path));
+    for (int j = 0; j < 2; ++j) Content(path + "/f" + std::to_string(j));
+    most = std::max(most, fs().Status().memory_bytes);
+  }
+  EXPECT_GE(remote_->calls("ReadFiles"), 6);
+  EXPECT_LE(most, 1 << 20);
+}
+
 TEST_F(FilesTest, ContentThatNobodyReadsIsDropped) {
   options_.reader_idle = std::chrono::milliseconds(100);
   MakeFiles(40);
   ReadTwo();
   EXPECT_GT(fs().Status().memory_bytes, 0);
   EXPECT_TRUE(Eventually([&] { return fs().Status().memory_bytes == 0; }));
+}
+
+TEST_F(FilesTest, WhoeverWantsAFileThatIsOnItsWayWaitsForIt) {
+  MakeFiles(40);
+  Content(Name(0));
+  const FileHandle second = OpenRead(Name(1));
+  RemoteFault fault;
+  fault.function = "ReadFiles";
+  fault.action = RemoteFault::kStallAfter;
+  faulty_->Add(fault);
+  std::thread reading([&] { ReadAll(second); });
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  std::thread waiting([&] { EXPECT_EQ(Content(Name(2)), Inside(Name(2))); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  faulty_->Clear();
+  reading.join();
+  waiting.join();
+  EXPECT_EQ(Reads(), 2);
+  fs().Release(second, Ctx());
 }
 
 TEST_F(FilesTest, TwoReadersOfARowAskForNothingTwice) {
