@@ -107,7 +107,7 @@ struct Deep {
   std::map<std::string, std::vector<std::string>> names;
   std::map<std::string, bool> watched;
   std::vector<std::string> order;
-  size_t pieces = 0;
+  size_t pieces = 0, bytes = 0;
   int error = 0;
 };
 
@@ -124,6 +124,7 @@ Deep TakeDeep(const std::vector<Reply>& replies) {
   for (const Reply& reply : replies) {
     for (const Reply::Outcome& outcome : reply.outcomes) {
       ++deep.pieces;
+      deep.bytes += outcome.result.size();
       if (outcome.errno_value != 0) deep.error = outcome.errno_value;
       Fields fields(outcome.result);
       while (!fields.ended()) {
@@ -230,6 +231,7 @@ TEST_F(SyscallServer, GuessesTakeNoWatchFromWhatWasAskedFor) {
   server().Send(number, EncodeOperations(0, {{Operation::kListDeep, Listing("t", {""}, 200).bytes()}}));
   const Deep deep = TakeDeep(server().Receive(number, 60'000));
   EXPECT_EQ(deep.order.size(), 5'001U);
+  EXPECT_GT(deep.pieces, deep.bytes / kMaxReadBytes + 3);  // steps end by time, too
   const auto watched = std::count_if(deep.watched.begin(), deep.watched.end(), [](const auto& each) { return each.second; });
   EXPECT_LE(watched, 4'096);
   EXPECT_GT(watched, 0);
@@ -277,7 +279,7 @@ TEST_F(SyscallServer, ReadsSeveralFilesAtOnce) {
   Write("t/../outside", "outside");
   const uint64_t number = server().NextNumber();
   server().Send(number, EncodeOperations(0, {{Operation::kReadFiles,
-                                              ReadingFiles("t", {{"a", 12}, {"b", 190'000}, {"grown", 4}, {"empty", 0}, {"link", 1}, {"fifo", 0}, {"directory", 0},
+                                              ReadingFiles("t", {{"a", 12}, {"b", 190'000}, {"grown", 4}, {"empty", 0}, {"link", 12}, {"fifo", 0}, {"directory", 0},
                                                                  {"../outside", 7}, {"..", 0}, {"", 0}, {"missing", 5}, {"a", 12}})
                                                   .bytes()}}));
   const auto contents = TakeFiles(server().Receive(number));
