@@ -109,7 +109,7 @@ bool CachedFsImpl::RefreshedByListing(const NodePtr& node, const OpContext& ctx)
     if (!parent || !parent->watched || (node->attributes.access & 5) != 5) return false;
     if (node->attributes.size > kSmallDirectoryBytes || options_.attribute_ttl.count() == 0) return false;
   }
-  if (!TakeSnapshot(node, ctx)) return false;
+  if (!TakeSnapshot(node, ListedFor::kAttributes, ctx)) return false;
   Lock lock(mutex_);
   return Fresh(*node, Clock::now());
 }

@@ -122,7 +122,7 @@ std::optional<WalkQuestion> CachedFsImpl::AskAhead(Node& directory, ListedFor wh
   if (!walk) {
     if (now - parent->walked_at > kSoon) parent->walked = 0;
     parent->walked_at = now;
-    const bool goes_on = why == ListedFor::kReading && now - parent->read_at <= kSoon;
+    const bool goes_on = why != ListedFor::kLookups && now - parent->read_at <= kSoon;
     const int64_t before = (goes_on ? 0 : kLookupsBefore) + trust_in_walks_.Patience(1) - 1;
     if (parent->walked++ < before) return std::nullopt;
     if (walks_.size() == kMostWalks) {

@@ -18,8 +18,8 @@
 
 namespace e2bfs::cache {
 
-// Why a directory is listed: a program reads its names, or looks for some in it.
-enum class ListedFor { kReading, kLookups };
+// Why a directory is listed: a program reads its names, looks at its attributes (which were old), or looks for some names in it.
+enum class ListedFor { kReading, kAttributes, kLookups };
 
 // Whether guesses come true. Each failure doubles what has to be seen before the next one; that is forgotten with time.
 class Trust {
