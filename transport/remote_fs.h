@@ -160,8 +160,8 @@ struct CreateRequest {
 class ByteStream {
  public:
   virtual ~ByteStream() = default;
-  // Blocks until at least one byte is here; 0 at the end of the range or of the file, whichever is first, and only after
-  // completeness was proved. ESTALE: the file is no longer the version that the stream began with. EIO/kBroken, ETIMEDOUT: lost on
+  // Blocks until at least one byte is here; 0 at the end of the range or of the file, whichever is first. Neither that nor the range's last
+  // byte comes before completeness and, where one was asked for, the version were proved. ESTALE: the file is no longer the version that the stream began with. EIO/kBroken, ETIMEDOUT: lost on
   // the way; the caller opens a new one where it stopped.
   virtual Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) = 0;
   virtual void Cancel() = 0;  // from any thread
@@ -227,6 +227,10 @@ struct Description {
   bool hard_links_share_identity = false;
   bool clears_set_ids = false;  // what is written and truncated loses its set-id bits as it does by the acting user's programs
   bool identities_survive_renames = false;  // so that another identity is another object, whoever renamed what
+  // A FileId means the same object to another mount of the same sandbox, and ctime is the file system's own: no version of a file has the
+  // mtime, ctime and size of another.
+  bool versions_are_lasting = false;
+  int64_t clock_seconds = 0;  // of the sandbox, when it was asked for all this (since 1970); 0: not known
 };
 
 // Told of what changes in watched directories, by whomever: this client's own changes may be left out, since their answers say

@@ -378,7 +378,8 @@ namespace {
 class MemoryStream : public transport::ByteStream {
  public:
   using ReadFunction = std::function<Result<size_t>(int64_t offset, char* buffer, size_t capacity)>;
-  MemoryStream(Extent range, ReadFunction read) : next_(range.offset), end_(range.end()), read_(std::move(read)) {}
+  MemoryStream(Extent range, ReadFunction read, Attributes attributes)
+      : next_(range.offset), end_(range.end()), read_(std::move(read)), attributes_(std::move(attributes)) {}
   Result<size_t> Read(char* buffer, size_t capacity, const OpContext&) override {
     if (cancelled_) return Failure(ErrorKind::kCancelled, EINTR, "stream cancelled");
     size_t wanted = size_t(std::min<int64_t>(end_ - next_, int64_t(std::min<size_t>(capacity, INT32_MAX))));
@@ -387,10 +388,12 @@ class MemoryStream : public transport::ByteStream {
     return got;
   }
   void Cancel() override { cancelled_ = true; }
+  const Attributes* attributes() const override { return &attributes_; }
 
  private:
   int64_t next_, end_;
   ReadFunction read_;
+  const Attributes attributes_;
   std::atomic<bool> cancelled_{false};
 };
 
@@ -408,6 +411,8 @@ MemoryRemoteFs::MemoryRemoteFs(MemoryRemoteFsOptions options) : tree_(std::make_
   description.server_version = "0.0.0";
   description.hard_links_share_identity = tree_->options.hard_links_share_identity;
   description.clears_set_ids = true;
+  description.versions_are_lasting = tree_->options.versions_are_lasting;
+  description.clock_seconds = tree_->options.clock_seconds;
   description.identities_survive_renames = tree_->options.identities_survive_renames;
 }
 
@@ -949,7 +954,7 @@ Result<std::unique_ptr<transport::ByteStream>> MemoryRemoteFs::Read(Handle handl
     shared->bytes_read += int64_t(count);
     return count;
   };
-  return std::unique_ptr<transport::ByteStream>(std::make_unique<MemoryStream>(range, read));
+  return std::unique_ptr<transport::ByteStream>(std::make_unique<MemoryStream>(range, read, tree.AttributesOf(*entry)));
 }
 
 // Bytes that are kept aside until a Store takes them.
