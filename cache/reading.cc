@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "cache/cached_fs_impl.h"
+#include "transport/base/metrics.h"
 
 namespace e2bfs::cache {
 namespace {
@@ -32,6 +33,31 @@ std::vector<ReadPiece> PlanRead(const Node& node, transport::Extent wanted) {
   }
   add_base(at, wanted.end());
   return pieces;
+}
+
+bool HasSome(BlockStore::File& stored, const std::vector<ReadPiece>& pieces) {
+  return std::any_of(pieces.begin(), pieces.end(), [&](const ReadPiece& piece) {
+    return piece.from == ReadPiece::From::kRemote && stored.HasAnEndOf(piece.extent.offset, static_cast<size_t>(piece.extent.length));
+  });
+}
+
+// What the store has at the beginning and at the end, and what is between from the other side, at once.
+Result<size_t> ReadThrough(BlockStore::File* stored, StreamReader& reader, const ReadVersion& version, int64_t offset, char* buffer, size_t length,
+                           const OpContext& ctx) {
+  static Counter& hits = Metrics::Get("cache.store_hits_count");
+  static Counter& misses = Metrics::Get("cache.store_misses_count");
+  static Counter& served = Metrics::Get("cache.store_read_bytes");
+  size_t front = 0, back = 0;
+  if (stored != nullptr) {
+    front = stored->ReadFront(offset, buffer, length);
+    if (front < length) back = stored->ReadBack(offset + static_cast<int64_t>(front), buffer + front, length - front);
+    served.Add(static_cast<int64_t>(front + back));
+    (front + back == length ? hits : misses).Add();
+    if (front + back == length) return length;
+  }
+  auto read = reader.Read(version, offset + static_cast<int64_t>(front), buffer + front, length - front - back, ctx);
+  if (!read) return read;
+  return front + *read == length - back ? length : front + *read;
 }
 
 // Tells what comes to be known of the file while it is read.
@@ -68,8 +94,10 @@ std::shared_ptr<StreamReader> CachedFsImpl::MakeReader(const NodePtr& node) {
             Lock lock(mutex_);
             asked_stamp = stamp_;
           }
+          const TimePoint asked = Clock::now();
           auto stream = remote_.Read(handle, at, version, range, ctx);
           if (!stream) return stream;
+          if (version != nullptr) stream = KeepRange(std::move(*stream), *version, range, asked);
           auto note = [this, node, asked_stamp](const transport::Attributes& read) { NoteAccess(node, read, asked_stamp); };
           stream = std::make_unique<NotedStream>(std::move(*stream), std::move(note));
           return stream;
@@ -148,13 +176,18 @@ void CachedFsImpl::RescueContent(const NodePtr& node, const OpContext& ctx) {
 
 void CachedFsImpl::ReleaseIdleReaders() {
   std::vector<std::shared_ptr<StreamReader>> readers;
+  std::vector<std::shared_ptr<BlockStore::File>> stored;  // closed without the lock
+  const TimePoint since = Clock::now() - options_.reader_idle;
   {
     Lock lock(mutex_);
     for (const auto& [handle, file] : files_) {
       if (file->reader) readers.push_back(file->reader);
+      if (file->stored && file->stored_used < since) {
+        stored.push_back(std::move(file->stored));
+        file->stored_version.reset();
+      }
     }
   }
-  const TimePoint since = Clock::now() - options_.reader_idle;
   for (const auto& reader : readers) reader->ReleaseIfIdle(since);
 }
 
@@ -172,11 +205,14 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
   if (!file->flags.read) return Errno(EBADF, "not open for reading");
   if (offset < 0) return Errno(EINVAL, "read");
   const NodePtr& node = file->node;
+  bool asked_again = false;
   for (int attempt = 0;; ++attempt) {
     std::vector<ReadPiece> pieces;
     ReadVersion version;
     std::shared_ptr<SpoolFile> spool;
     std::shared_ptr<StreamReader> reader;
+    std::shared_ptr<BlockStore::File> stored;
+    bool outdated = false;  // the attributes by which the store would serve
     size_t wanted = length;
     {
       Lock lock(mutex_);
@@ -188,6 +224,20 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
       }
       version = ReadVersion{node->attributes, node->content->base_epoch};
       spool = node->content->spool;
+      if (attempt < kTriesOfAVersion) stored = StoredContent(*file);
+      outdated = stored && !MayServeStored(*node);
+    }
+    if (outdated) {
+      // Asking costs less than reading; but not of what is written here, whose attributes are not asked for, nor twice.
+      if (asked_again || !HasSome(*stored, pieces)) {
+        stored.reset();
+      } else {
+        asked_again = true;
+        --attempt;
+        if (Refresh(node, false, ForNames(context))) continue;
+        ++attempt;
+        stored.reset();
+      }
     }
     if (file->direct && pieces.empty()) return reader->ReadToTheEnd(offset, buffer, length, ctx);
     // After some tries the file is one that changes all the time: what is there then has to do.
@@ -208,7 +258,7 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
         if (content.spool != spool || content.moving || still != std::vector<transport::Extent>{piece.extent}) moved = true;
         if (moved) break;
       } else {
-        auto read = checked ? reader->Read(version, piece.extent.offset, to, bytes, ctx)
+        auto read = checked ? ReadThrough(stored.get(), *reader, version, piece.extent.offset, to, bytes, ctx)
                             : reader->ReadUnchecked(piece.extent.offset, to, bytes, ctx);
         if (!read) {
           failed = read.error();

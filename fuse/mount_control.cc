@@ -134,6 +134,8 @@ std::string MountControl::Status() const {
   json["connections_opened"] = transport.connections_opened;
   json["cache_hits"] = SumOfCounters(counters, "_hits_count");
   json["cache_misses"] = SumOfCounters(counters, "_misses_count");
+  json["cache_directory"] = cache.store_directory;
+  json["cache_limit_bytes"] = cache.store_limit_bytes;
   json["memory_bytes"] = cache.memory_bytes;
   json["known_objects"] = cache.known_nodes;
   json["open_files"] = cache.open_files;
