@@ -39,7 +39,7 @@ CachedFsImpl::CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options,
       options_(std::move(options)),
       memory_(options_.memory_bytes),
       spool_(options_.spool_directory, options_.spool_bytes),
-      store_session_(remote.description().versions_are_lasting ? std::string() : NewSession()),
+      store_session_(NewSession()),
       tree_(root) {
   tree_.root()->watched = root.watched;
   tree_.root()->fresh_until = NodeUntil(*tree_.root(), stamp_, asked, false);

@@ -303,7 +303,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   const CachedFsOptions options_;
   MemoryBudget memory_;
   Spool spool_;
-  const std::string store_session_;  // of identities and versions that another mount could not rely on
+  const std::string store_session_;  // in the keys of what another mount could not rely on
   const TimePoint made_ = Clock::now();
   SingleFlight<NodePtr> lookups_;
   SingleFlight<bool> refreshes_;

@@ -213,6 +213,7 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
     std::shared_ptr<StreamReader> reader;
     std::shared_ptr<BlockStore::File> stored;
     bool outdated = false;  // the attributes by which the store would serve
+    transport::Handle opened_there = 0;
     size_t wanted = length;
     {
       Lock lock(mutex_);
@@ -226,8 +227,11 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
       spool = node->content->spool;
       if (attempt < kTriesOfAVersion) stored = StoredContent(*file);
       outdated = stored && !MayServeStored(*node);
+      opened_there = node->read_handle;
     }
-    if (outdated) {
+    // An open that was not waited for, and was refused: reading tells.
+    if (stored && opened_there != 0 && remote_.OpenFailure(opened_there)) stored.reset();
+    if (stored && outdated) {
       // Asking costs less than reading; but not of what is written here, whose attributes are not asked for, nor twice.
       if (asked_again || !HasSome(*stored, pieces)) {
         stored.reset();

@@ -19,7 +19,7 @@ void Append(std::string& bytes, const timespec& time) {
 bool SameInstant(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
 
 bool SameVersion(const transport::Attributes& a, const transport::Attributes& b) {
-  return a.id == b.id && a.size == b.size && SameInstant(a.mtime, b.mtime) && SameInstant(a.ctime, b.ctime);
+  return a.id == b.id && a.lasting == b.lasting && a.size == b.size && SameInstant(a.mtime, b.mtime) && SameInstant(a.ctime, b.ctime);
 }
 
 // A regular file whose attributes say which content it has.
@@ -70,8 +70,8 @@ BlockStore::Key CachedFsImpl::StoreKey(const transport::Attributes& version) con
   BlockStore::Key key;
   key.sandbox = options_.store_scope;
   key.size = version.size;
-  key.lasting = store_session_.empty();
-  Append(key.object, store_session_);
+  key.lasting = version.lasting;
+  Append(key.object, version.lasting ? std::string() : store_session_);
   Append(key.object, version.id.value);
   Append(key.object, version.mtime);
   Append(key.object, version.ctime);

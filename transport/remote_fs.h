@@ -76,6 +76,9 @@ struct Attributes {
   bool watched = false;
   // Of a regular file: some program in the sandbox writes to it, as far as the implementation knows, so this is true for the moment only.
   bool being_written = false;
+  // The id means this object to any other mount of the sandbox, too, and ctime is its file system's own: no other content of any object, before
+  // or later, has this id, mtime, ctime and size.
+  bool lasting = false;
   // Names of its extended attributes; null: not known. Shared, since most objects have none.
   std::shared_ptr<const std::vector<std::string>> xattr_names;
 };
@@ -227,9 +230,6 @@ struct Description {
   bool hard_links_share_identity = false;
   bool clears_set_ids = false;  // what is written and truncated loses its set-id bits as it does by the acting user's programs
   bool identities_survive_renames = false;  // so that another identity is another object, whoever renamed what
-  // A FileId means the same object to another mount of the same sandbox, and ctime is the file system's own: no version of a file has the
-  // mtime, ctime and size of another.
-  bool versions_are_lasting = false;
   int64_t clock_seconds = 0;  // of the sandbox, when it was asked for all this (since 1970); 0: not known
 };
 

@@ -152,6 +152,7 @@ struct MemoryRemoteFs::Tree {
     bool sized = inode.type == FileType::kRegular || inode.type == FileType::kSymlink;
     result.size = inode.type == FileType::kDirectory ? 4096 : sized && !inode.sizeless ? int64_t(inode.content.size()) : 0;
     result.size_unreliable = inode.sizeless;
+    result.lasting = options.versions_are_lasting;
     result.blocks = (result.size + 511) / 512;
     result.watched = options.watches && inode.type == FileType::kDirectory;
     result.link_count = inode.links;
@@ -411,7 +412,6 @@ MemoryRemoteFs::MemoryRemoteFs(MemoryRemoteFsOptions options) : tree_(std::make_
   description.server_version = "0.0.0";
   description.hard_links_share_identity = tree_->options.hard_links_share_identity;
   description.clears_set_ids = true;
-  description.versions_are_lasting = tree_->options.versions_are_lasting;
   description.clock_seconds = tree_->options.clock_seconds;
   description.identities_survive_renames = tree_->options.identities_survive_renames;
 }

@@ -168,7 +168,6 @@ class SyscallFsImpl final : public RemoteFs {
     description_.server_version = client_->capabilities().version_text;
     description_.hard_links_share_identity = true;
     description_.identities_survive_renames = true;
-    description_.versions_are_lasting = true;
     description_.clock_seconds = facts.clock_seconds;
     description_.clears_set_ids = true;
     perl_version_ = facts.perl_version;
