@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <optional>
 #include <system_error>
@@ -43,6 +44,12 @@ constexpr auto kPauseOfFull = std::chrono::seconds(10);
 constexpr auto kPauseOfBroken = std::chrono::seconds(60);
 constexpr auto kIdle = std::chrono::seconds(1);
 constexpr size_t kManyFiles = 1024;
+// Those who read wait for room in the queue a twentieth of the time: enough for writers that a busy machine left behind, and nothing to speak of
+// where the disk is slower than the network.
+constexpr int kPatienceShare = 20;
+constexpr std::chrono::nanoseconds kMostPatience = std::chrono::milliseconds(100);
+// One copies 1 GB/s to the kernel's pages, which a fast network can do too.
+constexpr size_t kThreads = 2;
 
 int64_t RoundUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -129,10 +136,15 @@ struct BlockStore::File::Opened {
 
 // What one Filling has brought, and what of it is written.
 struct BlockStore::Pending {
-  std::shared_ptr<File> file;
-  // The thread's: blocks that are written, and their checksums.
+  explicit Pending(std::shared_ptr<File> of) : file(std::move(of)) {}
+
+  const std::shared_ptr<File> file;
+  std::mutex mutex;  // a leaf
+  int64_t queued = 0;  // jobs that are not done
+  bool proved = false;
+  // Blocks that are written, and their checksums; and where.
   std::vector<std::pair<int64_t, uint64_t>> written;
-  File::OpenedPtr opened;  // where
+  File::OpenedPtr opened;
 };
 
 struct BlockStore::Job {
@@ -359,9 +371,7 @@ bool BlockStore::File::HasAnEndOf(int64_t offset, size_t length) {
 // --- what comes
 
 BlockStore::Filling::Filling(BlockStore& store, std::shared_ptr<File> file, int64_t offset, int64_t length)
-    : store_(store), pending_(std::make_shared<Pending>()), position_(offset), end_(std::min(offset + length, file->size_)) {
-  pending_->file = std::move(file);
-}
+    : store_(store), pending_(std::make_shared<Pending>(std::move(file))), position_(offset), end_(std::min(offset + length, pending_->file->size_)) {}
 
 BlockStore::Filling::~Filling() {
   if (buffer_) store_.GiveBuffer(std::move(buffer_), capacity_);
@@ -429,13 +439,10 @@ Result<std::unique_ptr<BlockStore>> BlockStore::Open(BlockStoreOptions options) 
 }
 
 BlockStore::BlockStore(BlockStoreOptions options, std::unique_ptr<StoreDirectory> directory)
-    : options_(std::move(options)), directory_(std::move(directory)) {}
+    : options_(std::move(options)), directory_(std::move(directory)), patience_(kMostPatience) {}
 
 BlockStore::~BlockStore() {
-  if (thread_.joinable()) {
-    thread_.request_stop();
-    thread_.join();
-  }
+  threads_.clear();  // they write what is queued
   for (const std::string& name : passing_) ::unlinkat(directory_->entries(), name.c_str(), 0);
 }
 
@@ -460,8 +467,18 @@ std::unique_ptr<BlockStore::Filling> BlockStore::Fill(std::shared_ptr<File> file
 
 std::unique_ptr<char[]> BlockStore::TakeBuffer(int64_t bytes) {
   {
-    std::lock_guard lock(mutex_);
-    if (queued_bytes_ + bytes > options_.queue_bytes) return nullptr;
+    std::unique_lock lock(mutex_);
+    const TimePoint now = Clock::now();
+    patience_ = std::min(kMostPatience, patience_ + (now - patience_at_) / kPatienceShare);
+    patience_at_ = now;
+    const auto has_room = [&] { return queued_bytes_ + bytes <= (full_ ? options_.queue_bytes / 2 : options_.queue_bytes); };
+    if (!full_ && !has_room() && patience_.count() > 0) {
+      given_.wait_for(lock, patience_, has_room);
+      patience_ -= Clock::now() - now;
+      patience_at_ = Clock::now();
+    }
+    full_ = !has_room();
+    if (full_) return nullptr;
     queued_bytes_ += bytes;
     if (bytes == kBufferBytes && !free_.empty()) {
       auto buffer = std::move(free_.back());
@@ -476,16 +493,19 @@ void BlockStore::GiveBuffer(std::unique_ptr<char[]> buffer, int64_t bytes) {
   std::lock_guard lock(mutex_);
   queued_bytes_ -= bytes;
   if (bytes == kBufferBytes) free_.push_back(std::move(buffer));
+  given_.notify_one();
 }
 
 void BlockStore::Queue(Job job) {
+  {
+    std::lock_guard pending_lock(job.pending->mutex);
+    ++job.pending->queued;
+  }
   std::lock_guard lock(mutex_);
-  if (!thread_.joinable()) {
+  if (working_ + jobs_.size() >= threads_.size() && threads_.size() < kThreads) {
     try {
-      thread_ = std::jthread([this](const std::stop_token& stop) { Run(stop); });
-    } catch (const std::system_error&) {  // not now
-      if (job.bytes) queued_bytes_ -= job.capacity;
-      return;
+      threads_.emplace_back([this](const std::stop_token& stop) { Run(stop); });
+    } catch (const std::system_error&) {  // the other one does it, or it waits until there can be one
     }
   }
   jobs_.push_back(std::move(job));
@@ -494,7 +514,7 @@ void BlockStore::Queue(Job job) {
 
 void BlockStore::Settle() {
   std::unique_lock lock(mutex_);
-  idle_.wait(lock, [this] { return jobs_.empty() && !working_; });
+  idle_.wait(lock, [this] { return jobs_.empty() && working_ == 0; });
 }
 
 void BlockStore::Run(const std::stop_token& stop) {
@@ -510,32 +530,57 @@ void BlockStore::Run(const std::stop_token& stop) {
     }
     Job job = std::move(jobs_.front());
     jobs_.pop_front();
-    working_ = true;
+    ++working_;
     lock.unlock();
     Work(job);
     if (job.bytes) GiveBuffer(std::move(job.bytes), job.capacity);
     job = {};
     lock.lock();
-    working_ = false;
-    if (jobs_.empty()) idle_.notify_all();
+    --working_;
+    if (jobs_.empty() && working_ == 0) idle_.notify_all();
   }
 }
 
 void BlockStore::Work(Job& job) {
-  if (!job.bytes) {
-    Commit(*job.pending);
-  } else if (!Write(*job.pending, job.begin, {job.bytes.get(), static_cast<size_t>(job.length)})) {
+  Pending& pending = *job.pending;
+  if (job.bytes && !Write(pending, job.begin, {job.bytes.get(), static_cast<size_t>(job.length)})) {
     static Counter& dropped = Metrics::Get("cache.store_dropped_bytes");
     dropped.Add(job.length);
   }
+  std::unique_lock lock(pending.mutex);
+  if (!job.bytes) pending.proved = true;
+  const bool whole = --pending.queued == 0 && pending.proved;
+  lock.unlock();
+  if (whole) Commit(pending);
+}
+
+bool BlockStore::TakeRoom(int64_t bytes) {
+  std::lock_guard lock(space_mutex_);
+  if (Clock::now() < paused_until_) return false;
+  if (!looked_ || bytes > room_) MakeRoom();
+  if (bytes > room_) return false;
+  room_ -= bytes;
+  taken_ += bytes;
+  return true;
 }
 
 // The bytes only: no index tells of them yet.
 bool BlockStore::Write(Pending& pending, int64_t begin, std::string_view bytes) {
-  if (Clock::now() < paused_until_) return false;
+  // What the file system takes for it, with a page for the header and one for the index.
+  const int64_t room = RoundUp(static_cast<int64_t>(bytes.size()), kBlockBytes) + 2 * kBlockBytes;
+  if (!TakeRoom(room)) return false;
+  int64_t written_bytes = 0;
+  const bool written = WriteInto(pending, begin, bytes, &written_bytes);
+  static Counter& counter = Metrics::Get("cache.store_written_bytes");
+  counter.Add(written_bytes);
+  std::lock_guard lock(space_mutex_);
+  taken_ -= room;
+  if (written_bytes == 0) room_ += room;
+  return written;
+}
+
+bool BlockStore::WriteInto(Pending& pending, int64_t begin, std::string_view bytes, int64_t* written_bytes) {
   const auto length = static_cast<int64_t>(bytes.size());
-  if (!looked_ || length > room_) MakeRoom();
-  if (length > room_) return false;
   File& file = *pending.file;
   int problem = 0;
   const auto opened = file.GetOrMake(&problem);
@@ -543,40 +588,48 @@ bool BlockStore::Write(Pending& pending, int64_t begin, std::string_view bytes) 
     if (problem != 0 && problem != EFBIG) CannotWrite(problem, "making a file");
     return false;
   }
-  if (pending.opened != opened) pending.written.clear();  // another one by now: what was written to that one is of no use
-  pending.opened = opened;
   struct stat status {};
-  if (::fstat(opened->file.get(), &status) != 0 || int64_t{status.st_blocks} * 512 + length > most_of_one_) return false;
+  if (::fstat(opened->file.get(), &status) != 0) return false;
+  {
+    std::lock_guard lock(space_mutex_);
+    if (int64_t{status.st_blocks} * 512 + length > most_of_one_) return false;
+  }
   const int64_t first = begin / kBlockBytes;
   const int64_t count = RoundUp(length, kBlockBytes) / kBlockBytes;
   const auto index = file.ReadIndex(opened, first, count);
   if (index.empty()) return false;
-  static Counter& written = Metrics::Get("cache.store_written_bytes");
-  for (int64_t i = 0; i < count;) {
+  std::vector<std::pair<int64_t, uint64_t>> written;
+  int failed = 0;
+  for (int64_t i = 0; i < count && failed == 0;) {
     if (index[static_cast<size_t>(i)] != 0) {
       ++i;
       continue;
     }
     const int64_t from = i;
-    for (; i < count && index[static_cast<size_t>(i)] == 0; ++i) {
-      pending.written.emplace_back(first + i, file.ChecksumOf(first + i, bytes.data() + i * kBlockBytes));
-    }
+    while (i < count && index[static_cast<size_t>(i)] == 0) ++i;
     const int64_t at = from * kBlockBytes;
     const int64_t run = std::min(i * kBlockBytes, length) - at;
     if (!WriteAt(opened->file.get(), file.data_ + begin + at, bytes.data() + at, static_cast<size_t>(run))) {
-      const int reason = errno;
-      pending.written.resize(pending.written.size() - static_cast<size_t>(i - from));
-      CannotWrite(reason, "writing");
-      return false;
+      failed = errno;
+      break;
     }
-    room_ -= run;
-    written.Add(run);
+    for (int64_t each = from; each < i; ++each) written.emplace_back(first + each, file.ChecksumOf(first + each, bytes.data() + each * kBlockBytes));
+    *written_bytes += run;
   }
-  return true;
+  {
+    std::lock_guard lock(pending.mutex);
+    if (pending.opened != opened) pending.written.clear();  // another file by now: what was written to that one is of no use
+    pending.opened = opened;
+    pending.written.insert(pending.written.end(), written.begin(), written.end());
+  }
+  if (failed != 0) CannotWrite(failed, "writing");
+  return failed == 0;
 }
 
-void BlockStore::Commit(const Pending& pending) {
-  const auto& written = pending.written;
+// Nobody else has it any more.
+void BlockStore::Commit(Pending& pending) {
+  auto& written = pending.written;
+  std::sort(written.begin(), written.end());
   std::vector<uint64_t> run;
   for (size_t i = 0; i < written.size();) {
     const size_t from = i;
@@ -594,12 +647,12 @@ void BlockStore::MakeRoom() {
   looked_ = true;
   auto entries = directory.Walk();
   directory.TrimSetAside(kMostSetAside);
-  int64_t used = 0;
+  int64_t used = taken_;
   for (const auto& entry : entries) used += entry.bytes;
   for (const auto& entry : directory.SetAside()) used += entry.bytes;
   const int64_t free = directory.FreeBytes();
   const int64_t limit = free < 0 ? options_.limit_bytes : std::min(options_.limit_bytes, (used + free) / kMostShareOfDisk);
-  const int64_t step = std::max(limit / kLookShare, std::min(limit, kBufferBytes));
+  const int64_t step = std::max(limit / kLookShare, std::min(limit, 2 * kBufferBytes));
   most_of_one_ = limit / kMostShareOfOne;
   if (used + step > limit) {
     std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) {
@@ -618,10 +671,11 @@ void BlockStore::MakeRoom() {
 
 void BlockStore::CannotWrite(int errno_value, const std::string& what) {
   const bool full = errno_value == ENOSPC || errno_value == EDQUOT;
+  std::lock_guard lock(space_mutex_);
   if (full) MakeRoom();
   paused_until_ = Clock::now() + (full ? kPauseOfFull : kPauseOfBroken);
   const auto say = fmt::format("{}: {} failed: {}; files are read without a cache on the disk", options_.directory, what, strerrordesc_np(errno_value));
-  if (!told_.exchange(true)) {
+  if (!std::exchange(told_, true)) {
     log::Warning("cache", "{}", say);
   } else {
     log::Debug("cache", "{}", say);

@@ -5,13 +5,12 @@
 // the block's number and its bytes, so whatever a crash, another process or a bad disk leaves is noticed when it is read, set aside and fetched
 // again. docs/cache.md has the format, and why each step is safe.
 //
-// Any thread may call any of it. Reading is local disk I/O in the caller's thread; filling copies bytes and leaves them to a thread of this object,
-// within a bounded memory: what comes faster than the disk takes it is not stored. No call waits for the network, and none fails for who reads: what
+// Any thread may call any of it. Reading is local disk I/O in the caller's thread; filling copies bytes and leaves them to two threads of this object,
+// within a bounded memory: what comes faster than the disk takes it is not stored, after a wait of a twentieth of the time at most. No call waits for the network, and none fails for who reads: what
 // cannot be read is not there, what cannot be written is not stored, and the log says so once.
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -36,7 +35,7 @@ class StoreDirectory;
 struct BlockStoreOptions {
   std::string directory;                    // exists; ours, and nobody else may enter it
   int64_t limit_bytes = int64_t{2} << 30;   // of the directory, whoever filled it
-  int64_t queue_bytes = 16 << 20;           // copied and not written yet
+  int64_t queue_bytes = 32 << 20;           // copied and not written yet
 };
 
 // What is in a store, for people.
@@ -101,33 +100,39 @@ class BlockStore {
   void Run(const std::stop_token& stop);
   void Work(Job& job);
   bool Write(Pending& pending, int64_t begin, std::string_view bytes);  // false: it may not be written
-  void Commit(const Pending& pending);
-  // Looks how much there is, and removes what was not used for longest until there is room.
+  void Commit(Pending& pending);
+  bool TakeRoom(int64_t bytes);
+  bool WriteInto(Pending& pending, int64_t begin, std::string_view bytes, int64_t* written_bytes);
+  // space_mutex_ held. Looks how much there is, and removes what was not used for longest until there is room.
   void MakeRoom();
   void CannotWrite(int errno_value, const std::string& what);
   void SetAside(const std::string& name, const std::string& why);
-  std::unique_ptr<char[]> TakeBuffer(int64_t bytes);  // null: the queue is full
+  std::unique_ptr<char[]> TakeBuffer(int64_t bytes);  // null: not now
   void GiveBuffer(std::unique_ptr<char[]> buffer, int64_t bytes);
 
   const BlockStoreOptions options_;
   const std::unique_ptr<StoreDirectory> directory_;
 
-  // Of the thread alone.
+  std::mutex space_mutex_;   // a leaf, of the threads that write; held while they look through the directory
   bool looked_ = false;
   int64_t room_ = 0;         // so much may be written until the next look
+  int64_t taken_ = 0;        // of it, by what is being written now
   int64_t most_of_one_ = 0;
   TimePoint paused_until_{};
-  std::atomic<bool> told_{false};  // that it cannot be written
+  bool told_ = false;        // that it cannot be written
 
   std::mutex mutex_;  // a leaf
-  std::condition_variable_any queued_, idle_;
+  std::condition_variable_any queued_, idle_, given_;
   std::deque<Job> jobs_;
-  bool working_ = false;
+  size_t working_ = 0;  // threads that have a job
   int64_t queued_bytes_ = 0;
+  std::chrono::nanoseconds patience_;  // so long may be waited for room in the queue
+  TimePoint patience_at_{};
+  bool full_ = false;  // from when there is no room in the queue until half of it is free: few long gaps are better than many short ones
   std::vector<std::unique_ptr<char[]>> free_;  // buffers of the largest size; none while nothing is queued for a while
   std::unordered_map<std::string, std::weak_ptr<File>> files_;
   std::set<std::string> passing_;  // names of what goes with this object
-  std::jthread thread_;            // begins with the first job
+  std::vector<std::jthread> threads_;  // begin when there are jobs for them
 };
 
 // One version. Any thread.
