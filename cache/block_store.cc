@@ -47,7 +47,7 @@ constexpr size_t kManyFiles = 1024;
 // Those who read wait for room in the queue a twentieth of the time: enough for writers that a busy machine left behind, and nothing to speak of
 // where the disk is slower than the network.
 constexpr int kPatienceShare = 20;
-constexpr std::chrono::nanoseconds kMostPatience = std::chrono::milliseconds(100);
+constexpr std::chrono::nanoseconds kMostPatience = std::chrono::milliseconds(250);
 // One copies 1 GB/s to the kernel's pages, which a fast network can do too.
 constexpr size_t kThreads = 2;
 

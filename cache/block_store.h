@@ -35,7 +35,7 @@ class StoreDirectory;
 struct BlockStoreOptions {
   std::string directory;                    // exists; ours, and nobody else may enter it
   int64_t limit_bytes = int64_t{2} << 30;   // of the directory, whoever filled it
-  int64_t queue_bytes = 32 << 20;           // copied and not written yet
+  int64_t queue_bytes = 16 << 20;           // copied and not written yet
 };
 
 // What is in a store, for people.
