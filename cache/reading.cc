@@ -205,7 +205,7 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
   if (!file->flags.read) return Errno(EBADF, "not open for reading");
   if (offset < 0) return Errno(EINVAL, "read");
   const NodePtr& node = file->node;
-  bool asked_again = false;
+  bool asked_again = false, use_store = true;
   for (int attempt = 0;; ++attempt) {
     std::vector<ReadPiece> pieces;
     ReadVersion version;
@@ -225,24 +225,22 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
       }
       version = ReadVersion{node->attributes, node->content->base_epoch};
       spool = node->content->spool;
-      if (attempt < kTriesOfAVersion) stored = StoredContent(*file);
-      outdated = stored && !MayServeStored(*node);
+      if (attempt < kTriesOfAVersion && use_store) stored = StoredContent(*file);
+      // What this read has asked for is as good as what is fresh, however long the answer took.
+      outdated = stored && !asked_again && !MayServeStored(*node);
+      // Of what is written here attributes are not asked for.
+      if (outdated && node->content->dirty()) stored.reset();
       opened_there = node->read_handle;
     }
     // An open that was not waited for, and was refused: reading tells.
     if (stored && opened_there != 0 && remote_.OpenFailure(opened_there)) stored.reset();
-    if (stored && outdated) {
-      // Asking costs less than reading; but not of what is written here, whose attributes are not asked for, nor twice.
-      if (asked_again || !HasSome(*stored, pieces)) {
-        stored.reset();
-      } else {
-        asked_again = true;
-        --attempt;
-        if (Refresh(node, false, ForNames(context))) continue;
-        ++attempt;
-        stored.reset();
-      }
+    if (stored && outdated && HasSome(*stored, pieces)) {
+      asked_again = true;
+      use_store = Refresh(node, false, ForNames(context)).has_value();
+      --attempt;
+      continue;
     }
+    if (outdated) stored.reset();
     if (file->direct && pieces.empty()) return reader->ReadToTheEnd(offset, buffer, length, ctx);
     // After some tries the file is one that changes all the time: what is there then has to do.
     const bool checked = attempt < kTriesOfAVersion;

@@ -134,10 +134,6 @@ def test_a_remount_asks_for_no_content(warm):
     assert entries(warm.mount)
     warm.mount.umount()
     eventually(lambda: not entries(warm.mount), "what nobody can use any more goes")
-        written(warm.mount)
-        warm.mount.umount()
-        assert entries(warm.mount) == []
-        warm.mount.mount()
 
 
 def test_what_changed_is_never_old(warm):
