@@ -73,7 +73,10 @@ class BlockStoreTest : public ::testing::Test {
 
   static void Fill(BlockStore& store, const BlockStore::Key& key, int64_t offset, std::string_view bytes, bool done = true) {
     auto filling = store.Fill(store.Find(key), offset, static_cast<int64_t>(bytes.size()));
-    for (size_t at = 0; at < bytes.size(); at += 100'000) filling->Add(bytes.substr(at, 100'000));
+    for (size_t at = 0; at < bytes.size(); at += 100'000) {
+      filling->Add(bytes.substr(at, 100'000));
+      if (at % 3'000'000 == 0) store.Settle();  // never more than may be queued
+    }
     if (done) filling->Done();
     filling.reset();
     store.Settle();
@@ -487,7 +490,7 @@ TEST_F(BlockStoreTest, ALargeFileDoesNotDriveOutAllOthers) {
   Fill(store(), Key("large", 32 * kMebi), 0, content);
   EXPECT_TRUE(Kept("small", kMebi) == Noise(kMebi));
   const std::string given = Kept("large", 32 * kMebi);
-  EXPECT_GE(given.size(), static_cast<size_t>(3 * kMebi));
+  EXPECT_GE(given.size(), static_cast<size_t>(2 * kMebi));
   EXPECT_LE(given.size(), static_cast<size_t>(4 * kMebi));
   EXPECT_TRUE(given == content.substr(0, given.size()));
 }

@@ -178,9 +178,8 @@ TEST_F(StoredTest, ABrokenBlockIsFetchedAgain) {
   file.close();
   EXPECT_TRUE(Again("f") == content);
   EXPECT_GE(remote_->calls("Read"), 1);
-  EXPECT_TRUE(Again("f") == content);  // with it went what was before it
-  EXPECT_TRUE(Again("f") == content);
-  EXPECT_EQ(remote_->calls("Read"), 0);
+  // With it went what was before it. What a reader had begun to read is kept when its transfers end, which is after its release.
+  EXPECT_TRUE(Eventually([&] { return Again("f") == content && remote_->calls("Read") == 0; }));
 }
 
 // What was read of a range is kept, although nobody wanted the rest.
