@@ -124,21 +124,23 @@ Result<void> StoreDirectory::Check(bool make) {
     aside_ = std::move(*aside);
     return {};
   }
+  // The marker first: whoever dies in between leaves a directory that is known for what it is.
+  if (!marker.is_open()) {
+    if (auto written = WriteMarker(); !written) return written;
+  }
   for (const char* name : {kEntriesName, kAsideName}) {
     if (::mkdirat(top(), name, 0700) != 0 && errno != EEXIST) return Errno(errno, path_ + "/" + name);
   }
   auto aside = OpenDirectory(top(), kAsideName, path_ + "/" + kAsideName);
   if (!aside) return Forward(aside.error());
   aside_ = std::move(*aside);
-  if (!of_ours) {
-    if (marker.is_open()) {
-      const std::string kept = fmt::format("entries-{}-{}", ::time(nullptr), ::getpid());
-      if (::renameat(top(), kEntriesName, aside_.get(), kept.c_str()) != 0 || ::mkdirat(top(), kEntriesName, 0700) != 0) {
-        return Errno(errno, fmt::format("{}: a cache of another format, which cannot be set aside", path_));
-      }
-      log::Warning("cache", "{}: a cache of another format, or its marker is damaged: its files are set aside in {}/{}, and nothing of them is used", path_,
-                   kAsideName, kept);
+  if (marker.is_open() && !of_ours) {
+    const std::string kept = fmt::format("entries-{}-{}", ::time(nullptr), ::getpid());
+    if (::renameat(top(), kEntriesName, aside_.get(), kept.c_str()) != 0 || ::mkdirat(top(), kEntriesName, 0700) != 0) {
+      return Errno(errno, fmt::format("{}: a cache of another format, which cannot be set aside", path_));
     }
+    log::Warning("cache", "{}: a cache of another format, or its marker is damaged: its files are set aside in {}/{}, and nothing of them is used", path_,
+                 kAsideName, kept);
     if (auto written = WriteMarker(); !written) return written;
   }
   auto entries = OpenDirectory(top(), kEntriesName, path_ + "/" + kEntriesName);

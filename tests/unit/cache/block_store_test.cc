@@ -453,6 +453,19 @@ TEST_F(BlockStoreTest, FilesOfOthersInItAreLeftAlone) {
   EXPECT_EQ(Files().size(), 2U);
 }
 
+// A mount that was killed while it made the directory.
+TEST_F(BlockStoreTest, AStoreThatIsHalfMadeIsMadeWhole) {
+  std::ofstream(directory_ / "new-marker") << "e2b";
+  for (const char* missing : {"e2bfs-cache", "entries", "set-aside", "limit"}) {
+    Keep("f", Noise(kBlock));
+    EXPECT_EQ(Kept("f", kBlock), Noise(kBlock));
+    store_.reset();
+    if (std::string(missing) != "e2bfs-cache") fs::remove_all(directory_ / missing);
+  }
+  Keep("f", Noise(kBlock));
+  EXPECT_EQ(Kept("f", kBlock), Noise(kBlock));
+}
+
 // --- how much there is
 
 TEST_F(BlockStoreTest, TheLimitHoldsAndWhatWasNotUsedForLongestGoes) {
