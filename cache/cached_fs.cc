@@ -1,5 +1,8 @@
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
+#include <random>
 #include <utility>
 
 #include "cache/cached_fs_impl.h"
@@ -18,6 +21,18 @@ Result<std::unique_ptr<CachedFs>> CachedFs::Create(transport::RemoteFs& remote, 
   return std::make_unique<CachedFsImpl>(remote, std::move(options), *root, asked);
 }
 
+namespace {
+
+// No two mounts have the same.
+std::string NewSession() {
+  std::random_device random;
+  std::string session;
+  for (int i = 0; i < 4; ++i) session += std::to_string(random()) + "-";
+  return session + std::to_string(::getpid());
+}
+
+}  // namespace
+
 CachedFsImpl::CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options, const transport::Attributes& root,
                            TimePoint asked)
     : remote_(remote),
@@ -25,6 +40,7 @@ CachedFsImpl::CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options,
       memory_(options_.memory_bytes),
       held_memory_(std::min(kMostHeldBytes, options_.memory_bytes / 4)),
       spool_(options_.spool_directory, options_.spool_bytes),
+      store_session_(NewSession()),
       tree_(root) {
   tree_.root()->watched = root.watched;
   tree_.root()->fresh_until = NodeUntil(*tree_.root(), stamp_, asked, false);
@@ -225,6 +241,10 @@ CacheStatus CachedFsImpl::Status() const {
   status.known_nodes = static_cast<int64_t>(tree_.size());
   status.memory_bytes = memory_.used_bytes();
   status.last_error = last_error_;
+  if (options_.store != nullptr) {
+    status.store_directory = options_.store->directory();
+    status.store_limit_bytes = options_.store->limit_bytes();
+  }
   return status;
 }
 

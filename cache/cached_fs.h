@@ -25,6 +25,8 @@
 
 namespace e2bfs::cache {
 
+class BlockStore;
+
 using NodeId = uint64_t;
 inline constexpr NodeId kRoot = 1;
 
@@ -43,6 +45,11 @@ struct CachedFsOptions {
   std::string spool_directory;              // must exist, 0700, ours; files in it are removed at exit unless they hold unsent data
   int64_t spool_bytes = int64_t{10} << 30;  // limit; a write beyond it sends dirty files first, then ENOSPC
   bool read_only = false;
+  // Content that was read is kept there and served from there; null: nowhere. It outlives this object.
+  BlockStore* store = nullptr;
+  std::string store_scope;                  // which sandbox, among all that the store has something of
+  // A version can be told from the next one when its ctime is so old by the sandbox's clock: the grain of times in any file system, with room to spare.
+  std::chrono::milliseconds settled_after{2000};
   // Where the content of a file goes that is not there any more when it is to be sent; made when needed. Empty: it stays unsent.
   std::string unsent_directory;
 };
@@ -92,6 +99,8 @@ struct CacheStatus {
   int64_t open_files = 0;
   int64_t known_nodes = 0;
   int64_t memory_bytes = 0;
+  std::string store_directory;     // of the block store; empty: there is none
+  int64_t store_limit_bytes = 0;
   std::string last_error;          // of a store or read, with the path; empty if none
   std::vector<UnsentFile> unsent;
 };

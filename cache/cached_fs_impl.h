@@ -9,6 +9,7 @@
 #include <set>
 #include <unordered_map>
 
+#include "cache/block_store.h"
 #include "cache/cached_fs.h"
 #include "cache/memory_budget.h"
 #include "cache/job_threads.h"
@@ -30,6 +31,9 @@ struct OpenFile {
   bool direct = false;
   std::shared_ptr<StreamReader> reader;  // made by the first read that needs the other side; locks itself
   std::optional<Error> unreported;       // a failed store that this handle was not told of
+  std::shared_ptr<BlockStore::File> stored;  // of the version stored_version; null: none is kept
+  std::optional<transport::Attributes> stored_version;
+  TimePoint stored_used{};
 };
 
 // What a directory handle shows: names in an order that stays. Attributes are the nodes', as they are when they are shown.
@@ -282,6 +286,19 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // No lock. Reading sets the time of access, of which nobody tells.
   void NoteAccess(const NodePtr& node, const transport::Attributes& read, uint64_t asked_stamp);
 
+  // --- stored.cc: what the block store has
+  // mutex_ held. Where the store may have the file's content as its attributes say it is now; null: nowhere.
+  std::shared_ptr<BlockStore::File> StoredContent(OpenFile& file) const;
+  // mutex_ held: attributes that were told so long ago have to be asked for before the store may serve by them.
+  bool MayServeStored(const Node& node) const;
+  // Where content of that version, asked for then, may be kept: null if the version cannot be told from the next.
+  std::shared_ptr<BlockStore::File> PlaceOf(const transport::Attributes& version, TimePoint asked) const;
+  // The range of that version, asked for then; what comes of it is kept too.
+  std::unique_ptr<transport::ByteStream> KeepRange(std::unique_ptr<transport::ByteStream> stream, const transport::Attributes& version,
+                                                   transport::Extent range, TimePoint asked) const;
+  void KeepWhole(const transport::Attributes& version, std::string_view bytes, TimePoint asked) const;
+  BlockStore::Key StoreKey(const transport::Attributes& version) const;
+
   // --- writing.cc
   Result<std::shared_ptr<SpoolFile>> SpoolOf(const NodePtr& node);
   Result<size_t> WriteToSpool(OpenFile& file, int64_t offset, std::string_view bytes, const OpContext& ctx);  // bytes are not empty
@@ -343,6 +360,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   MemoryBudget memory_;
   MemoryBudget held_memory_;  // of content that was asked for ahead; taken from memory_, too
   Spool spool_;
+  const std::string store_session_;  // in the keys of what another mount could not rely on
+  const TimePoint made_ = Clock::now();
   SingleFlight<NodePtr> lookups_;
   SingleFlight<bool> refreshes_;
   SingleFlight<std::shared_ptr<const DirectorySnapshot>> listings_;

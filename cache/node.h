@@ -133,7 +133,8 @@ struct HeldContent {
   const std::string bytes;
   uint32_t run = 0;       // whose guess it was, until it is used; 0: it was wanted
   int64_t served = 0;     // bytes; once it was all, the kernel has it
-  TimePoint since{};
+  TimePoint since{};      // it is here
+  TimePoint asked{};
   MemoryBudget& own_memory;
   MemoryBudget& all_memory;
   const int64_t charge;  // of both

@@ -462,6 +462,7 @@ void CachedFsImpl::Hold(const NodePtr& node, transport::FileContent content, uin
   held->version = std::move(content.attributes);
   held->run = run;
   held->since = now;
+  held->asked = asked;
   node->held = std::move(held);
   held_.emplace_back(node->id, now);
 }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "cache/cached_fs_impl.h"
+#include "transport/base/metrics.h"
 
 namespace e2bfs::cache {
 namespace {
@@ -33,6 +34,31 @@ std::vector<ReadPiece> PlanRead(const Node& node, transport::Extent wanted) {
   }
   add_base(at, wanted.end());
   return pieces;
+}
+
+bool HasSome(BlockStore::File& stored, const std::vector<ReadPiece>& pieces) {
+  return std::any_of(pieces.begin(), pieces.end(), [&](const ReadPiece& piece) {
+    return piece.from == ReadPiece::From::kRemote && stored.HasAnEndOf(piece.extent.offset, static_cast<size_t>(piece.extent.length));
+  });
+}
+
+// What the store has at the beginning and at the end, and what is between from the other side, at once.
+Result<size_t> ReadThrough(BlockStore::File* stored, StreamReader& reader, const ReadVersion& version, int64_t offset, char* buffer, size_t length,
+                           const OpContext& ctx) {
+  static Counter& hits = Metrics::Get("cache.store_hits_count");
+  static Counter& misses = Metrics::Get("cache.store_misses_count");
+  static Counter& served = Metrics::Get("cache.store_read_bytes");
+  size_t front = 0, back = 0;
+  if (stored != nullptr) {
+    front = stored->ReadFront(offset, buffer, length);
+    if (front < length) back = stored->ReadBack(offset + static_cast<int64_t>(front), buffer + front, length - front);
+    served.Add(static_cast<int64_t>(front + back));
+    (front + back == length ? hits : misses).Add();
+    if (front + back == length) return length;
+  }
+  auto read = reader.Read(version, offset + static_cast<int64_t>(front), buffer + front, length - front - back, ctx);
+  if (!read) return read;
+  return front + *read == length - back ? length : front + *read;
 }
 
 // Tells what comes to be known of the file while it is read.
@@ -69,8 +95,10 @@ std::shared_ptr<StreamReader> CachedFsImpl::MakeReader(const NodePtr& node) {
             Lock lock(mutex_);
             asked_stamp = stamp_;
           }
+          const TimePoint asked = Clock::now();
           auto stream = remote_.Read(handle, at, version, range, ctx);
           if (!stream) return stream;
+          if (version != nullptr) stream = KeepRange(std::move(*stream), *version, range, asked);
           auto note = [this, node, asked_stamp](const transport::Attributes& read) { NoteAccess(node, read, asked_stamp); };
           stream = std::make_unique<NotedStream>(std::move(*stream), std::move(note));
           return stream;
@@ -149,17 +177,22 @@ void CachedFsImpl::RescueContent(const NodePtr& node, const OpContext& ctx) {
 
 void CachedFsImpl::ReleaseIdleReaders() {
   std::vector<std::shared_ptr<StreamReader>> readers;
+  std::vector<std::shared_ptr<BlockStore::File>> stored;  // closed without the lock
+  const TimePoint since = Clock::now() - options_.reader_idle;
   {
     Lock lock(mutex_);
     for (const auto& [handle, file] : files_) {
       if (file->reader) readers.push_back(file->reader);
+      if (file->stored && file->stored_used < since) {
+        stored.push_back(std::move(file->stored));
+        file->stored_version.reset();
+      }
     }
   }
   {
     Lock lock(mutex_);
     DropOldHeld(Clock::now() - std::min<std::chrono::milliseconds>(kHeldFor, options_.reader_idle));
   }
-  const TimePoint since = Clock::now() - options_.reader_idle;
   for (const auto& reader : readers) reader->ReleaseIfIdle(since);
 }
 
@@ -177,14 +210,17 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
   if (!file->flags.read) return Errno(EBADF, "not open for reading");
   if (offset < 0) return Errno(EINVAL, "read");
   const NodePtr& node = file->node;
-  bool asked_ahead = false;
+  bool asked_ahead = false, asked_again = false, use_store = true;
   for (int attempt = 0;; ++attempt) {
     std::vector<ReadPiece> pieces;
-    std::optional<FilesQuestion> ahead;
     std::shared_ptr<const HeldContent> held;
+    int64_t remote = 0;
     ReadVersion version;
     std::shared_ptr<SpoolFile> spool;
     std::shared_ptr<StreamReader> reader;
+    std::shared_ptr<BlockStore::File> stored;
+    bool outdated = false;  // the attributes by which the store would serve
+    transport::Handle opened_there = 0;
     size_t wanted = length;
     {
       Lock lock(mutex_);
@@ -197,15 +233,36 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
       }
       version = ReadVersion{node->attributes, node->content->base_epoch};
       spool = node->content->spool;
-      int64_t remote = 0;
       for (const ReadPiece& piece : pieces) remote += piece.from == ReadPiece::From::kRemote ? piece.extent.length : 0;
       if (remote > 0) held = UseHeld(*node, remote);
-      if (remote > 0 && !held && offset == 0 && !std::exchange(asked_ahead, true)) ahead = AskFilesAhead(node);
+      if (attempt < kTriesOfAVersion && use_store && !held) stored = StoredContent(*file);
+      // What this read has asked for is as good as what is fresh, however long the answer took.
+      outdated = stored && !asked_again && !MayServeStored(*node);
+      // Of what is written here attributes are not asked for.
+      if (outdated && node->content->dirty()) stored.reset();
+      opened_there = node->read_handle;
     }
-    if (ahead) {
-      FetchFiles(*ahead, ctx);
+    // An open that was not waited for, and was refused: reading tells.
+    if (stored && opened_there != 0 && remote_.OpenFailure(opened_there)) stored.reset();
+    if (stored && outdated && HasSome(*stored, pieces)) {
+      asked_again = true;
+      use_store = Refresh(node, false, ForNames(context)).has_value();
       --attempt;
       continue;
+    }
+    if (outdated) stored.reset();
+    if (remote > 0 && !held && offset == 0 && !asked_ahead && !(stored && HasSome(*stored, pieces))) {
+      asked_ahead = true;
+      std::optional<FilesQuestion> ahead;
+      {
+        Lock lock(mutex_);
+        ahead = AskFilesAhead(node);
+      }
+      if (ahead) {
+        FetchFiles(*ahead, ctx);
+        --attempt;
+        continue;
+      }
     }
     if (file->direct && pieces.empty()) return reader->ReadToTheEnd(offset, buffer, length, ctx);
     // After some tries the file is one that changes all the time: what is there then has to do.
@@ -228,7 +285,7 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
       } else if (held) {
         std::memcpy(to, held->bytes.data() + piece.extent.offset, bytes);
       } else {
-        auto read = checked ? reader->Read(version, piece.extent.offset, to, bytes, ctx)
+        auto read = checked ? ReadThrough(stored.get(), *reader, version, piece.extent.offset, to, bytes, ctx)
                             : reader->ReadUnchecked(piece.extent.offset, to, bytes, ctx);
         if (!read) {
           failed = read.error();
@@ -244,7 +301,10 @@ Result<size_t> CachedFsImpl::Read(FileHandle handle, int64_t offset, char* buffe
       --attempt;
       continue;
     }
-    if (!failed) return wanted;
+    if (!failed) {
+      if (held && wanted == held->bytes.size()) KeepWhole(held->version, held->bytes, held->asked);
+      return wanted;
+    }
     if (failed->errno_value != ESTALE || !checked) {
       Lock lock(mutex_);
       NoteError(tree_.PathOf(*node), *failed);

@@ -37,6 +37,11 @@ const std::vector<CommandSpec>& Commands() {
        "yet, and the last error.",
        {{"--json", '\0', "", "For programs: one JSON object."}},
        1, 1, false, StatusCommand},
+      {"cache", "[DIRECTORY] [--clear] [--json]", "Shows or clears the content that mounts keep on this machine's disk.",
+       "DIRECTORY is that of -o cache=, by default the default one. Mounts that use it go on, also while it is cleared: what they need "
+       "comes from the sandbox again.",
+       {{"--clear", '\0', "", "Remove what is in it."}, {"--json", '\0', "", "For programs: one JSON object."}},
+       0, 1, false, CacheCommand},
       {"demo", "[--seconds N]", "Tries everything here: a local test sandbox, mounted.",
        "Needs no account. Starts e2bfs-test-sandbox on the loopback interface with a scratch directory, mounts it, and shows a file being listed, "
        "read, written and seen changed on the other side. From a terminal it stays up until Ctrl-C. It leaves nothing behind.",
@@ -58,6 +63,8 @@ const std::vector<TableLine>& EnvironmentTable() {
       {"E2B_MAX_CONNECTIONS, E2B_MAX_KEEPALIVE_CONNECTIONS, E2B_KEEPALIVE_EXPIRY", "Limits of connections, as in the official SDKs; see the mount options."},
       {"http_proxy, https_proxy, all_proxy, no_proxy", "Proxies, as curl reads them."},
       {"SSL_CERT_FILE, SSL_CERT_DIR", "Certificates of a private authority: a file, and directories with ':' between."},
+      {"XDG_CACHE_HOME", "Where content that was read is kept ($XDG_CACHE_HOME/e2bfs, else ~/.cache/e2bfs, else /var/tmp/e2bfs-cache-<uid>), unless -o cache= "
+                         "says otherwise."},
       {"XDG_STATE_HOME, XDG_RUNTIME_DIR", "Where unsent data and logs ($XDG_STATE_HOME/e2bfs, else ~/.local/state/e2bfs, else "
                                           "/var/tmp/e2bfs-<uid>) and control sockets ($XDG_RUNTIME_DIR/e2bfs, else /run/e2bfs for root, else /tmp/e2bfs-<uid>) are kept."},
   };

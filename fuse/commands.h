@@ -9,6 +9,7 @@ ExitStatus MountCommand(const CommandLine& line);
 ExitStatus UmountCommand(const CommandLine& line);
 ExitStatus ListCommand(const CommandLine& line);
 ExitStatus StatusCommand(const CommandLine& line);
+ExitStatus CacheCommand(const CommandLine& line);
 ExitStatus DemoCommand(const CommandLine& line);
 
 }  // namespace e2bfs::fuse

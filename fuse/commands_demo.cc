@@ -187,7 +187,7 @@ class Demo {
   std::string runtime_directory() const { return scratch_ + "/run"; }
   std::vector<std::pair<std::string, std::string>> environment() const {
     return {{"E2B_DEBUG", "true"}, {"E2B_SANDBOX_URL", url_}, {"E2B_API_KEY", ""}, {"XDG_STATE_HOME", scratch_ + "/state"},
-            {"XDG_RUNTIME_DIR", scratch_ + "/run"}, {"http_proxy", ""}, {"all_proxy", ""}, {"ALL_PROXY", ""}};
+            {"XDG_RUNTIME_DIR", scratch_ + "/run"}, {"XDG_CACHE_HOME", scratch_ + "/cache"}, {"http_proxy", ""}, {"all_proxy", ""}, {"ALL_PROXY", ""}};
   }
 
  private:

@@ -14,6 +14,7 @@
 #include <sstream>
 #include <thread>
 
+#include "cache/block_store.h"
 #include "cache/cached_fs.h"
 #include "fuse/commands.h"
 #include "fuse/commands_connect.h"
@@ -41,6 +42,7 @@ namespace http = transport::http;
 
 constexpr std::chrono::seconds kConnectTime{90};
 constexpr std::chrono::seconds kControlIdleTime{3};
+constexpr std::string_view kNoCache = "none";
 constexpr off_t kLongLogBytes = off_t{8} << 20;
 
 // A forced umount has put aside what could not be sent before it ends the mount.
@@ -89,6 +91,7 @@ MountStep<OptionValues> ReadOptions(const CommandLine& line) {
   if (line.Has("--debug")) options.log_level = "debug";
   options.log_file = AbsolutePath(options.log_file);
   options.spool_directory = AbsolutePath(options.spool_directory);
+  if (options.cache_directory != kNoCache) options.cache_directory = AbsolutePath(options.cache_directory);
   return options;
 }
 
@@ -369,6 +372,21 @@ cache::CachedFsOptions CacheOptions(const OptionValues& options, std::string spo
   return result;
 }
 
+// Null where there is to be none. The default one is only a help: where it cannot be, the mount does without.
+MountStep<std::unique_ptr<cache::BlockStore>> OpenStore(const OptionValues& options) {
+  const bool named = !options.cache_directory.empty();
+  if (options.cache_directory == kNoCache) return nullptr;
+  const std::string directory = named ? options.cache_directory : DefaultCacheDirectory();
+  auto made = MakePrivateDirectory(directory);
+  Result<std::unique_ptr<cache::BlockStore>> store = nullptr;
+  if (made) store = cache::BlockStore::Open({.directory = directory, .limit_bytes = options.cache_size});
+  if (made && store) return std::move(*store);
+  const std::string problem = ErrorText(made ? store.error() : made.error());
+  if (named) return Stop(ExitStatus::kFailure, fmt::format("mount option cache={}: {}", directory, problem));
+  log::Warning("mount", "files are read without a cache on the disk: {}", problem);
+  return nullptr;
+}
+
 MountOptions ToMountOptions(const MountRequest& request, const std::string& sandbox_id, const std::string& remote_root,
                             const std::string& unsent_directory) {
   const OptionValues& options = request.options;
@@ -459,9 +477,16 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   if (!remote) return tl::unexpected(remote.error());
   if (auto checked = CheckRealIds(request, (*remote)->description()); !checked) return checked;
 
+  auto store = OpenStore(request.options);
+  if (!store) return tl::unexpected(store.error());
+
   const std::string& sandbox_id = way->endpoint->sandbox_id();
   const std::string unsent_directory = UnsentDirectory(request.state_directory, sandbox_id);
-  auto cached = cache::CachedFs::Create(**remote, CacheOptions(request.options, *spool_directory, unsent_directory), connect_context);
+  cache::CachedFsOptions cache_options = CacheOptions(request.options, *spool_directory, unsent_directory);
+  cache_options.store = store->get();
+  // Ids are one platform's: another one, and each envd that is named by its address alone, has its own.
+  cache_options.store_scope = fmt::format("{} at {}{}", sandbox_id, way->endpoint->origin(), way->endpoint->path_prefix());
+  auto cached = cache::CachedFs::Create(**remote, std::move(cache_options), connect_context);
   if (!cached) return Stop(RemoteExitStatus(cached.error()), ErrorText(cached.error()));
 
   std::stop_source end_request;

@@ -178,6 +178,12 @@ Result<std::string> StateDirectory() {
   return path;
 }
 
+std::string DefaultCacheDirectory() {
+  if (std::string base = AbsoluteFromEnvironment("XDG_CACHE_HOME"); !base.empty()) return base + "/e2bfs";
+  if (std::string home = AbsoluteFromEnvironment("HOME"); !home.empty() && access(home.c_str(), W_OK) == 0) return home + "/.cache/e2bfs";
+  return fmt::format("/var/tmp/e2bfs-cache-{}", geteuid());
+}
+
 Result<std::string> RuntimeDirectory() {
   std::string path;
   if (std::string base = AbsoluteFromEnvironment("XDG_RUNTIME_DIR"); !base.empty() && access(base.c_str(), W_OK) == 0) {

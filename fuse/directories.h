@@ -16,6 +16,9 @@ namespace e2bfs::fuse {
 // $XDG_STATE_HOME/e2bfs, else ~/.local/state/e2bfs, else /var/tmp/e2bfs-<uid>. Made and checked.
 Result<std::string> StateDirectory();
 
+// Where content is kept unless -o cache= says otherwise: $XDG_CACHE_HOME/e2bfs, else ~/.cache/e2bfs, else /var/tmp/e2bfs-cache-<uid>. Not made.
+std::string DefaultCacheDirectory();
+
 // Where this process puts its sockets: $XDG_RUNTIME_DIR/e2bfs, else /run/e2bfs for root, else /tmp/e2bfs-<uid>. Made and checked.
 Result<std::string> RuntimeDirectory();
 

@@ -141,6 +141,8 @@ std::string MountControl::Status() const {
   json["prefetch"] = {{"listings", prefetched("listings_count")}, {"listings_used", prefetched("listings_used_count")},
                       {"files", prefetched("files_count")},       {"files_used", prefetched("files_used_count")},
                       {"bytes", prefetched("files_bytes")},       {"bytes_used", prefetched("files_used_bytes")}};
+  json["cache_directory"] = cache.store_directory;
+  json["cache_limit_bytes"] = cache.store_limit_bytes;
   json["memory_bytes"] = cache.memory_bytes;
   json["known_objects"] = cache.known_nodes;
   json["open_files"] = cache.open_files;

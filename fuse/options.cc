@@ -131,6 +131,11 @@ const std::vector<OptionRow>& Table() {
        "Where data waits until it is sent. Has to belong to the mounting user, with nobody else allowed in."},
       {kSpace, "spool_size", Form::kBytes, "SIZE", &M::spool_size, int64_t{1} << 20, kMaxBytes, nullptr,
        "How much may wait there."},
+      {kSpace, "cache", Form::kPath, "DIR|none", &M::cache_directory, 0, 0, "$XDG_CACHE_HOME/e2bfs, else ~/.cache/e2bfs",
+       "Where content that was read is kept, for this mount and the next ones. Mounts may share it. Has to belong to the mounting user, with nobody else allowed in; none: "
+       "nothing is kept on this machine's disk. See e2bfs cache."},
+      {kSpace, "cache_size", Form::kBytes, "SIZE", &M::cache_size, int64_t{1} << 20, kMaxBytes, nullptr,
+       "How much is kept there at most, and never more than a quarter of what is free; what was not used for longest goes first."},
 
       {kLife, "timeout", Form::kNumber, "SECONDS", &M::sandbox_timeout_s, 1, 30 * 86'400, "left as it is; 300 for a sandbox that has to be resumed",
        "Extends the sandbox's time to live to so many seconds from now. It is never shortened."},

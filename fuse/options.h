@@ -55,6 +55,8 @@ struct OptionValues {
   int64_t read_ahead = int64_t{32} << 20;
   int64_t spool_size = int64_t{10} << 30;
   std::string spool_directory;
+  std::string cache_directory;   // empty: the default one; "none": no cache on the disk
+  int64_t cache_size = int64_t{2} << 30;
 
   // the sandbox's time to live
   std::optional<int64_t> sandbox_timeout_s;

@@ -79,4 +79,4 @@ parallel_jobs() {
 }
 
 build_packages='cmake ninja-build g++ pkg-config libfuse3-dev fuse3 libcurl4-openssl-dev libnghttp2-dev libssl-dev
-zlib1g-dev nlohmann-json3-dev libcli11-dev libfmt-dev libexpected-dev'
+zlib1g-dev libxxhash-dev nlohmann-json3-dev libcli11-dev libfmt-dev libexpected-dev'

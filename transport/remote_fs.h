@@ -78,6 +78,9 @@ struct Attributes {
   bool watched = false;
   // Of a regular file: some program in the sandbox writes to it, as far as the implementation knows, so this is true for the moment only.
   bool being_written = false;
+  // The id means this object to any other mount of the sandbox, too, and ctime is its file system's own: no other content of any object, before
+  // or later, has this id, mtime, ctime and size.
+  bool lasting = false;
   // Names of its extended attributes; null: not known. Shared, since most objects have none.
   std::shared_ptr<const std::vector<std::string>> xattr_names;
 };
@@ -206,8 +209,8 @@ struct CreateRequest {
 class ByteStream {
  public:
   virtual ~ByteStream() = default;
-  // Blocks until at least one byte is here; 0 at the end of the range or of the file, whichever is first, and only after
-  // completeness was proved. ESTALE: the file is no longer the version that the stream began with. EIO/kBroken, ETIMEDOUT: lost on
+  // Blocks until at least one byte is here; 0 at the end of the range or of the file, whichever is first. Neither that nor the range's last
+  // byte comes before completeness and, where one was asked for, the version were proved. ESTALE: the file is no longer the version that the stream began with. EIO/kBroken, ETIMEDOUT: lost on
   // the way; the caller opens a new one where it stopped.
   virtual Result<size_t> Read(char* buffer, size_t capacity, const OpContext& ctx) = 0;
   virtual void Cancel() = 0;  // from any thread
@@ -274,6 +277,7 @@ struct Description {
   bool tells_ctime = false;  // Attributes::ctime is the object's own
   bool clears_set_ids = false;  // what is written and truncated loses its set-id bits as it does by the acting user's programs
   bool identities_survive_renames = false;  // so that another identity is another object, whoever renamed what
+  int64_t clock_seconds = 0;  // of the sandbox, when it was asked for all this (since 1970); 0: not known
 };
 
 // Told of what changes in watched directories, by whomever: this client's own changes may be left out, since their answers say

@@ -273,7 +273,7 @@ std::optional<ServiceListing> ParseServiceListing(std::string_view output, bool 
 
 std::optional<ServiceFacts> ParseServiceFacts(std::string_view output) {
   auto fields = SplitServiceText(output, '\0');
-  if (fields.size() != 15 || fields[13] != "E" || !fields[14].empty()) return std::nullopt;
+  if (fields.size() != 16 || fields[14] != "E" || !fields[15].empty()) return std::nullopt;
   ServiceFacts facts;
   facts.home = fields[0];
   facts.root = fields[1];
@@ -290,8 +290,9 @@ std::optional<ServiceFacts> ParseServiceFacts(std::string_view output) {
   facts.find_prints = fields[8] == "g";
   facts.perl = fields[9] == "p";
   facts.full_times = fields[10].find('.') != std::string_view::npos;
-  facts.users = ParseServiceAccounts(fields[11]);
-  facts.group_numbers = ParseServiceAccounts(fields[12]);
+  if (!ReadServiceNumber(fields[11], facts.clock_seconds)) facts.clock_seconds = 0;
+  facts.users = ParseServiceAccounts(fields[12]);
+  facts.group_numbers = ParseServiceAccounts(fields[13]);
   return facts;
 }
 

@@ -57,6 +57,7 @@ class ServiceFsImpl : public RemoteFs {
     description_.gid = facts.gid;
     description_.root = facts.root;
     description_.home = facts.home;
+    description_.clock_seconds = facts.clock_seconds;
     description_.server_version = session_->client().capabilities().version_text;
     description_.cannot = {
         "extended attributes",

@@ -59,7 +59,7 @@ fi
 w=; dd if=/dev/null of=/dev/null bs=4 count=0 conv=notrunc iflag=skip_bytes,count_bytes,fullblock oflag=seek_bytes >/dev/null 2>&1 && w=b
 x=$(find / -maxdepth 0 -printf g 2>/dev/null)
 p=; command -v perl >/dev/null 2>&1 && p=p
-printf '%s\0' "$H" "$r" "$(id -u)" "$(id -g)" "$(id -G)" "$(id -un)" "$s" "$w" "$x" "$p" "$(stat -c %.9Y /)" "$(cat /etc/passwd)" "$(cat /etc/group)" E
+printf '%s\0' "$H" "$r" "$(id -u)" "$(id -g)" "$(id -G)" "$(id -un)" "$s" "$w" "$x" "$p" "$(stat -c %.9Y /)" "$(date +%s)" "$(cat /etc/passwd)" "$(cat /etc/group)" E
 )sh";
 
 constexpr char kStatText[] = R"sh(

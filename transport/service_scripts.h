@@ -114,6 +114,7 @@ struct ServiceFacts {
   bool find_prints = false;    // find has -printf
   bool perl = false;
   bool full_times = false;     // stat tells nanoseconds
+  int64_t clock_seconds = 0;   // 0: not known
   std::map<std::string, uint32_t> users, group_numbers;  // by name
 };
 

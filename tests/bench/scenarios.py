@@ -34,15 +34,16 @@ class Scenario:
     title: str
     steps: Callable
     curl: Callable | None  # site -> ([Transfer], how many of them at once)
+    local: bool            # nothing of it comes from the sandbox: beside bindfs
 
 
 SCENARIOS = {}
 
 
-def scenario(title, curl=None):
+def scenario(title, curl=None, local=False):
     def add(steps):
         name = steps.__name__.replace("_", "-")
-        SCENARIOS[name] = Scenario(name, title, steps, curl)
+        SCENARIOS[name] = Scenario(name, title, steps, curl, local)
         return steps
     return add
 
@@ -151,11 +152,12 @@ class Library:
 class Site:
     """Where a scenario works: `here` as programs see it, `there` as the sandbox has it, in a directory of its own that is empty at first.
 
-    On the bare disk both are the same. `notes` is what is found besides times.
+    On the bare disk both are the same. `notes` is what is found besides times. `remount` makes the mount anew, `settle` waits for what it does in
+    the background.
     """
 
-    def __init__(self, made, top, root, name, latency):
-        self.made, self.top, self.root, self.latency = made, top, root, latency
+    def __init__(self, made, top, root, name, latency, remount=lambda: None, settle=lambda: None):
+        self.made, self.top, self.root, self.latency, self.remount, self.settle = made, top, root, latency, remount, settle
         self.here, self.there = top / name, root / name
         self.sizes, self.notes = made.sizes, {}
 
@@ -216,6 +218,39 @@ def read(site):
     path = site.see(site.made.large)
     yield Timed(lambda: copy(path), payload=file_size(site.made.source))
     assert digest(path) == site.made.digest  # mostly of what is in the kernel's cache now
+
+
+def read_again(site, before):
+    while time.time() < os.stat(site.made.large).st_ctime + 4:  # a version that is younger is not kept (docs/cache.md)
+        time.sleep(0.1)
+    path = site.see(site.made.large)
+    assert digest(path) == site.made.digest
+    site.settle()
+    before(path)
+    yield Timed(lambda: copy(path), payload=file_size(site.made.source))
+    assert digest(path) == site.made.digest
+
+
+def drop_pages(path):
+    """The kernel's of the file as it is seen there, not those of what is below."""
+    file = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(file)
+
+
+@scenario("read again, from the kernel's pages", local=True)
+def again(site):
+    yield from read_again(site, lambda path: None)
+
+
+@scenario("read again without the kernel's pages", local=True)
+def again_dropped(site):
+    yield from read_again(site, drop_pages)
+
+
+@scenario("read again after a remount", local=True)
+def again_remounted(site):
+    yield from read_again(site, lambda path: site.remount())
 
 
 @scenario("sequential write", curl=lambda site: ([Transfer(site.there / "uploaded", upload=site.made.source)], 1))

@@ -188,8 +188,9 @@ class Double:
         """What e2bfs needs to find it: debug mode, no key and no control plane."""
         url = self.url if PROTOCOL == "http1" or ENVD_URL else self.tls_url
         found = {"E2B_DEBUG": "true", "E2B_SANDBOX_URL": url, "HOME": str(self.scratch / "home"),
-                 "XDG_RUNTIME_DIR": str(self.scratch / "run"), "XDG_STATE_HOME": str(self.scratch / "state")}
-        for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+                 "XDG_RUNTIME_DIR": str(self.scratch / "run"), "XDG_STATE_HOME": str(self.scratch / "state"),
+                 "XDG_CACHE_HOME": str(self.scratch / "cache")}
+        for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
             os.makedirs(found[name], mode=0o700, exist_ok=True)
         if self.certificate:
             found["SSL_CERT_FILE"] = str(self.certificate)
@@ -204,6 +205,7 @@ class Mount:
         self.path = double.scratch / f"mnt-{name}"
         self.inside = double.root / name if inside is None else pathlib.Path(inside)
         self.log = double.scratch / f"mount-{name}.log"
+        self.cache = double.scratch / f"cache-{name}"  # its own: tests count requests
         self.path.mkdir(exist_ok=True)
         if inside is None:
             self.inside.mkdir(exist_ok=True)
@@ -214,7 +216,7 @@ class Mount:
         self.mount()
 
     def e2bfs(self, *arguments, **more):
-        return run(BIN / "e2bfs", *arguments, env=self.double.environment(), **more)
+        return run(BIN / "e2bfs", *arguments, env={**self.double.environment(), "XDG_CACHE_HOME": str(self.cache)}, **more)
 
     def mount(self):
         self.e2bfs("mount", f"debug_sandbox_id:{self.inside}", self.path, "-o", ",".join(self.options))

@@ -336,7 +336,7 @@ class OrdinaryUser:
         (self.base / "e2bfs").chmod(0o755)
         self.log = self.base / "state/log"
         self.environment = {**double.environment(), "HOME": str(self.base / "home"), "XDG_RUNTIME_DIR": str(self.base / "run"),
-                            "XDG_STATE_HOME": str(self.base / "state")}
+                            "XDG_STATE_HOME": str(self.base / "state"), "XDG_CACHE_HOME": str(self.base / "cache")}
         if double.certificate:
             self.environment["SSL_CERT_FILE"] = str(shutil.copy(double.certificate, self.base))
             os.chmod(self.environment["SSL_CERT_FILE"], 0o644)

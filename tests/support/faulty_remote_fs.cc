@@ -133,6 +133,7 @@ class FaultyRemoteFs::Stream : public transport::ByteStream {
     inner_->Cancel();
     state_->LetGo();
   }
+  const transport::Attributes* attributes() const override { return inner_->attributes(); }
 
  private:
   std::shared_ptr<State> state_;

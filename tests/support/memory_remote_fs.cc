@@ -152,6 +152,7 @@ struct MemoryRemoteFs::Tree {
     bool sized = inode.type == FileType::kRegular || inode.type == FileType::kSymlink;
     result.size = inode.type == FileType::kDirectory ? 4096 : sized && !inode.sizeless ? int64_t(inode.content.size()) : 0;
     result.size_unreliable = inode.sizeless;
+    result.lasting = options.versions_are_lasting;
     result.blocks = (result.size + 511) / 512;
     result.watched = options.watches && inode.type == FileType::kDirectory;
     result.link_count = inode.links;
@@ -389,7 +390,8 @@ namespace {
 class MemoryStream : public transport::ByteStream {
  public:
   using ReadFunction = std::function<Result<size_t>(int64_t offset, char* buffer, size_t capacity)>;
-  MemoryStream(Extent range, ReadFunction read) : next_(range.offset), end_(range.end()), read_(std::move(read)) {}
+  MemoryStream(Extent range, ReadFunction read, Attributes attributes)
+      : next_(range.offset), end_(range.end()), read_(std::move(read)), attributes_(std::move(attributes)) {}
   Result<size_t> Read(char* buffer, size_t capacity, const OpContext&) override {
     if (cancelled_) return Failure(ErrorKind::kCancelled, EINTR, "stream cancelled");
     size_t wanted = size_t(std::min<int64_t>(end_ - next_, int64_t(std::min<size_t>(capacity, INT32_MAX))));
@@ -398,10 +400,12 @@ class MemoryStream : public transport::ByteStream {
     return got;
   }
   void Cancel() override { cancelled_ = true; }
+  const Attributes* attributes() const override { return &attributes_; }
 
  private:
   int64_t next_, end_;
   ReadFunction read_;
+  const Attributes attributes_;
   std::atomic<bool> cancelled_{false};
 };
 
@@ -419,6 +423,7 @@ MemoryRemoteFs::MemoryRemoteFs(MemoryRemoteFsOptions options) : tree_(std::make_
   description.server_version = "0.0.0";
   description.hard_links_share_identity = tree_->options.hard_links_share_identity;
   description.clears_set_ids = true;
+  description.clock_seconds = tree_->options.clock_seconds;
   description.identities_survive_renames = tree_->options.identities_survive_renames;
   description.tells_ctime = true;
 }
@@ -977,7 +982,7 @@ Result<std::unique_ptr<transport::ByteStream>> MemoryRemoteFs::Read(Handle handl
     shared->bytes_read += int64_t(count);
     return count;
   };
-  return std::unique_ptr<transport::ByteStream>(std::make_unique<MemoryStream>(range, read));
+  return std::unique_ptr<transport::ByteStream>(std::make_unique<MemoryStream>(range, read, tree.AttributesOf(*entry)));
 }
 
 Result<std::vector<transport::FileContent>> MemoryRemoteFs::ReadFiles(const std::vector<transport::KnownFiles>& files, const OpContext&) {

@@ -34,6 +34,8 @@ struct MemoryRemoteFsOptions {
   int64_t copy_bytes = INT64_MAX;    // CopyRange copies at most so much at once
   bool early_stores = true;          // BeginStore works; else it returns null
   bool opens_soon = true;            // OpenSoon works; else it returns 0
+  bool versions_are_lasting = true;
+  int64_t clock_seconds = 0;         // what it says that its clock was; 0: not known
   bool watches = false;              // says that directories are watched; nothing is told, but by InsideTell
   uint32_t uid = 1000, gid = 1000;   // the acting user; 0 may do everything
   std::string root = "/home/user";

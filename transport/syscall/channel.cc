@@ -74,6 +74,7 @@ Result<ServerFacts> DecodeFacts(const Outcomes& outcomes) {
   facts.home = std::string(fields.Text());
   facts.root = std::string(fields.Text());
   facts.perl_version = std::string(fields.Text());
+  facts.clock_seconds = fields.I64();
   auto root = DecodeAttributes(fields, facts.actor);
   if (!root || !fields.ended() || !facts.root.starts_with('/')) {
     return Failure(ErrorKind::kProtocol, EIO, "what the syscall server says of itself makes no sense");

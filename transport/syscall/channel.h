@@ -58,6 +58,7 @@ struct ServerFacts {
   Actor actor;
   std::string user, home, root;  // root: absolute, links resolved
   std::string perl_version;
+  int64_t clock_seconds = 0;  // the sandbox's, when it said this
   Attributes root_attributes;
 };
 

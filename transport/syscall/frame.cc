@@ -307,6 +307,8 @@ std::optional<Attributes> DecodeAttributes(Fields& fields, const Actor& actor) {
   attributes.device = uint64_t{ReadStatx<uint32_t>(statx, 136)} << 32 | ReadStatx<uint32_t>(statx, 140);
   // Device, inode number, birth time: inode numbers alone are used again at once. As server.pl's identity_of makes it.
   if ((flags & kOnlyType) == 0) attributes.id.value.append(statx.substr(136, 8)).append(statx.substr(32, 8)).append(statx.substr(80, 12));
+  // File systems that know no birth time (FUSE's, mostly: buckets) give their inode numbers out anew when they are mounted again.
+  attributes.lasting = attributes.id.known() && statx.substr(80, 12).find_first_not_of('\0') != std::string_view::npos;
   attributes.size_unreliable = (flags & kSizeless) != 0;
   attributes.watched = (flags & kWatched) != 0;
   attributes.being_written = (flags & kBeingWritten) != 0;

@@ -1557,7 +1557,7 @@ $OPERATIONS[29] = sub {    # Initialize: where the mount begins, and who we are
   my $name = (getpwuid $>)[0] // $>;
   my $perl = sprintf '%vd', $^V;
   return pack('NNN', $$, $uid, $gid) . pack('N/(N)', map { 0 + $_ } @groups) .
-    pack('N/a* N/a* N/a* N/a*', $name, $home, $root_path, $perl) . attributes_of_fd($root);
+    pack('N/a* N/a* N/a* N/a* q>', $name, $home, $root_path, $perl, time) . attributes_of_fd($root);
 };
 
 $OPERATIONS[30] = sub {    # EndWriting

@@ -173,6 +173,7 @@ class SyscallFsImpl final : public RemoteFs {
     description_.hard_links_share_identity = true;
     description_.identities_survive_renames = true;
     description_.tells_ctime = true;
+    description_.clock_seconds = facts.clock_seconds;
     description_.clears_set_ids = true;
     perl_version_ = facts.perl_version;
     channel_->Begin();

@@ -235,7 +235,7 @@ void ScriptedEnvd::Answer(Server& server, uint64_t number, std::string_view body
   if (request.operation == Operation::kInitialize) {
     if (on_initialize) return on_initialize(server, request);
     Arguments facts;
-    facts.U32(server.pid_).U32(0).U32(0).U32(0).Text("user").Text("/home").Text("/root").Text("5.36").Raw(RootAttributes());
+    facts.U32(server.pid_).U32(0).U32(0).U32(0).Text("user").Text("/home").Text("/root").Text("5.36").I64(0).Raw(RootAttributes());
     server.Reply(number, 0, {facts.bytes()});
   } else if (request.operation == Operation::kClose) {
     server.Reply(number, 0, {""});

@@ -37,6 +37,12 @@ TEST(MountOptionTable, TakesEveryKindOfValue) {
   EXPECT_EQ(options.sandbox_timeout_s, 3600);
   EXPECT_EQ(options.log_file, "/a,b");
   EXPECT_FALSE(options.gid.has_value());
+  EXPECT_EQ(options.cache_directory, "");
+  EXPECT_EQ(options.cache_size, int64_t{2} << 30);
+  ASSERT_TRUE(ApplyMountOptions("cache=none,cache_size=10G", options));
+  EXPECT_EQ(options.cache_directory, "none");
+  EXPECT_EQ(options.cache_size, int64_t{10} << 30);
+  EXPECT_THAT(MessageOf("cache_size=1000"), HasSubstr("a size from 1M to"));
 }
 
 TEST(MountOptionTable, TheLastOneWins) {

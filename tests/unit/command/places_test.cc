@@ -49,7 +49,7 @@ class CommandPlaces : public testing::Test {
     RemoveTree(top_);
   }
 
-  static constexpr const char* kNames[] = {"XDG_STATE_HOME", "XDG_RUNTIME_DIR", "HOME", "NOTIFY_SOCKET"};
+  static constexpr const char* kNames[] = {"XDG_STATE_HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "HOME", "NOTIFY_SOCKET"};
   std::string top_;
   std::map<std::string, std::string> kept_;
 };
@@ -89,6 +89,16 @@ TEST_F(CommandPlaces, StateAndRuntimeDirectoriesFollowTheEnvironment) {
 }
 
 // However old it is: the next mount may come after any time.
+TEST_F(CommandPlaces, TheCacheIsWhereTheEnvironmentSays) {
+  EXPECT_EQ(DefaultCacheDirectory(), "/var/tmp/e2bfs-cache-" + std::to_string(geteuid()));
+  setenv("HOME", top_.c_str(), 1);
+  EXPECT_EQ(DefaultCacheDirectory(), top_ + "/.cache/e2bfs");
+  setenv("XDG_CACHE_HOME", "relative/is/ignored", 1);
+  EXPECT_EQ(DefaultCacheDirectory(), top_ + "/.cache/e2bfs");
+  setenv("XDG_CACHE_HOME", (top_ + "/cache").c_str(), 1);
+  EXPECT_EQ(DefaultCacheDirectory(), top_ + "/cache/e2bfs");
+}
+
 TEST_F(CommandPlaces, WhatTheDeadLeftUnsentIsKeptAndTheRestCleared) {
   const std::string parent = top_ + "/spool", unsent = UnsentParent(top_ + "/state");
   ASSERT_TRUE(MakePrivateDirectory(parent));

@@ -477,6 +477,18 @@ TEST(DecodeAttributes, AsTheKernelSaysThem) {
   ASSERT_TRUE(attributes->xattr_names);
 }
 
+// Without a time of birth an inode number says nothing after its file system was mounted again.
+TEST(DecodeAttributes, IdentitiesLastWhereThereIsATimeOfBirth) {
+  std::string bytes = AttributeBytes("/etc/passwd");
+  for (const bool born : {true, false}) {
+    bytes.replace(80, 12, std::string(12, born ? '\1' : '\0'));
+    Fields fields(bytes);
+    auto attributes = DecodeAttributes(fields, {1000, 1000, {}});
+    ASSERT_TRUE(attributes);
+    EXPECT_EQ(attributes->lasting, born);
+  }
+}
+
 TEST(DecodeAttributes, AccessOfEach) {
   std::string bytes = AttributeBytes("/etc/passwd");
   const uint16_t mode = 0100640;
