@@ -193,7 +193,7 @@ TEST_F(WalkTest, NewsOfANameOvertakeAnAnswer) {
 }
 
 TEST_F(WalkTest, NewsOfWhatNobodyKnewYetOvertakeAnAnswer) {
-  MakeTree("top", {4, 3});
+  MakeTree("top", {4, 3, 3});
   Find("top");
   List(Find("top"));
   List(Find("top/d100"));
@@ -202,14 +202,14 @@ TEST_F(WalkTest, NewsOfWhatNobodyKnewYetOvertakeAnAnswer) {
   std::thread walking([&] { List(first); });
   ASSERT_TRUE(faulty_->WaitForStalled(1));
   // In a directory that nobody here knows yet.
-  ASSERT_TRUE(remote_->InsideWrite("top/d102/d101/new", "new"));
-  remote_->InsideTell("top/d102/d101/new");
-  ASSERT_TRUE(remote_->InsideRemove("top/d102/d102/file"));
-  remote_->InsideTell("top/d102/d102/file");
+  ASSERT_TRUE(remote_->InsideWrite("top/d102/d101/d100/new", "new"));
+  remote_->InsideTell("top/d102/d101/d100/new");
+  ASSERT_TRUE(remote_->InsideRemove("top/d102/d102/d101/file"));
+  remote_->InsideTell("top/d102/d102/d101/file");
   faulty_->Clear();
   walking.join();
-  EXPECT_THAT(List(Find("top/d102/d101")), ElementsAre("file", "new"));
-  EXPECT_THAT(List(Find("top/d102/d102")), IsEmpty());
+  EXPECT_THAT(List(Find("top/d102/d101/d100")), ElementsAre("file", "new"));
+  EXPECT_THAT(List(Find("top/d102/d102/d101")), IsEmpty());
 }
 
 // The same where there is no walk: of a directory that is looked up, or made, while somebody inside uses it.
