@@ -84,6 +84,26 @@ TEST_F(StoredTest, WhatWasReadOnceCostsNoCall) {
   }
 }
 
+// Small files that were asked for ahead are kept as others are, once somebody read them; and are not asked for ahead again.
+TEST_F(StoredTest, WhatWasAskedForAheadIsKeptOnceItIsRead) {
+  testing::MemoryRemoteFsOptions options = Settled();
+  options.watches = true;
+  UseRemote(options);
+  UseStore();
+  remote_->InsideMakeDirectory("d");
+  for (int i = 0; i < 60; ++i) remote_->InsideWrite("d/f" + std::to_string(100 + i), Distinct(3000, static_cast<size_t>(i)));
+  List(Find("d"));
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(Content("d/f" + std::to_string(100 + i)), Distinct(3000, static_cast<size_t>(i)));
+  EXPECT_GE(remote_->calls("ReadFiles"), 1);
+  store_->Settle();
+  EXPECT_EQ(Files().size(), 50u);
+  Remount();
+  List(Find("d"));
+  remote_->ResetCalls();
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(Content("d/f" + std::to_string(100 + i)), Distinct(3000, static_cast<size_t>(i)));
+  EXPECT_EQ(remote_->total_calls(), 0);
+}
+
 TEST_F(StoredTest, AfterARemountOnlyAttributesAreAskedFor) {
   const std::string content = Distinct(3 * kMega);
   remote_->InsideWrite("f", content);
