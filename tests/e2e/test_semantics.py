@@ -462,6 +462,15 @@ def test_what_may_not_be_written_is_refused_as_locally(place):
         eventually(lambda: answer(attempts["write"], place.here / name) == "ok", "it is seen that the mark is gone")
 
 
+def answer_of(call, *arguments):
+    """Who looks at what is no longer there is told so (ESTALE), until the name is looked up again: None."""
+    try:
+        return call(*arguments)
+    except OSError as problem:
+        assert problem.errno == errno.ESTALE
+        return None
+
+
 @needs_root
 def test_what_is_mounted_inside_over_a_directory_in_use(place):
     if "tier=service" in MOUNT_OPTIONS:
@@ -473,11 +482,7 @@ def test_what_is_mounted_inside_over_a_directory_in_use(place):
     assert os.listdir(place.here / "covered") == ["deep"] and os.listdir(place.here / "covered/deep") == ["below"]
 
     def listed():
-        # Who looks at what is no longer there is told so (ESTALE), until the name is looked up again.
-        try:
-            return os.listdir(place.here / "covered")
-        except OSError as problem:
-            assert problem.errno == errno.ESTALE
+        return answer_of(os.listdir, place.here / "covered")
     run("mount", "-t", "tmpfs", "tmpfs", covered)
     try:
         eventually(lambda: listed() == [], "what is mounted there is seen")
@@ -504,11 +509,19 @@ def test_what_changes_where_no_file_system_tells_is_seen_in_time(place, scratch)
     behind.mkdir()
     (behind / "f").write_text("old content")
     (place.there / "quiet").mkdir()
+    # The number of a device that is gone is given to the next one, which may be of another kind.
+    run("mount", "-t", "tmpfs", "tmpfs", place.there / "quiet")
+    device = (place.there / "quiet").stat().st_dev
+    (place.there / "quiet/told").touch()
+    eventually(lambda: answer_of(os.listdir, place.here / "quiet") == ["told"], "what is mounted there is seen")
+    run("umount", "-l", place.there / "quiet")
+    eventually(lambda: answer_of(os.listdir, place.here / "quiet") == [], "what was below is seen again")
     # direct_io: or who has a file open inside reads its old pages, too.
     run("bindfs", "-o", "direct_io,attr_timeout=0,entry_timeout=0,negative_timeout=0", behind, place.there / "quiet")
     try:
         quiet = place.here / "quiet"
-        eventually(lambda: os.listdir(quiet) == ["f"], "what is mounted there is seen")
+        print("the same device number:", (place.there / "quiet").stat().st_dev == device)
+        eventually(lambda: answer_of(os.listdir, quiet) == ["f"], "what is mounted there is seen")
         with open(quiet / "f") as held:
             assert held.read() == "old content"
             (behind / "f").write_text("NEW CONTENT")  # in place, of the same size

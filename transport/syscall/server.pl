@@ -642,6 +642,7 @@ sub look_at_mounts {
   %mounted = %there;
   %read_only = %closed;
   return if $first;
+  (%silent, %sizeless) = ();    # the number of a device that is gone is given to the next one
   for (@changed) {
     my ($device, $point) = @$_;
     for my $identity (grep { $_ ne '' } keys %directories) {
