@@ -44,6 +44,7 @@ struct CachedFsOptions {
   bool read_only = false;
   // Where the content of a file goes that is not there any more when it is to be sent; made when needed. Empty: it stays unsent.
   std::string unsent_directory;
+  std::string sandbox_id;  // for what says of unsent data where it belongs
 };
 
 struct NodeAttributes {

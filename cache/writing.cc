@@ -7,35 +7,33 @@
 namespace e2bfs::cache {
 namespace {
 
-constexpr size_t kRangesNotedAtOnce = 64;
 constexpr int64_t kEarlyBytes = 4 << 20;  // of a file that is sent while it is written
-constexpr auto kLongNoteInterval = std::chrono::seconds(1);
 
 }  // namespace
 
 // `present` and the charge follow what is recorded.
-void CachedFsImpl::ChargeSpool(Node& node) {
+void CachedFsImpl::ChargeSpool(Node& node, const transport::Extent* added) {
   Content& content = *node.content;
   if (content.spool) content.spool->Charge(content.present.bytes() - content.spool->charged());
-  NoteUnsent(node);
+  if (!added || !content.spool || node.is_gone() || !content.spool->note().Add(*added)) NoteUnsent(node);
 }
 
 void CachedFsImpl::NoteUnsent(Node& node) {
   Content& content = *node.content;
   if (!content.spool) return;
-  if (!content.dirty() || node.is_gone()) {
-    content.spool->Note(kNothingUnsentNote);
-    content.noted = {};
-    return;
-  }
-  // A long list is not written anew for each of a million small writes.
-  const TimePoint now = Clock::now();
-  const bool is_long = content.current.extents.count() + content.sending.extents.count() > kRangesNotedAtOnce;
-  if (is_long && now - content.noted < kLongNoteInterval) return;
-  content.noted = now;
-  const std::string& file = content.spool->path();
-  content.spool->Note(DescribeUnsent(node, file.substr(file.rfind('/') + 1)) +
-                      (is_long ? "note:                ranges of the last second may be missing here\n\n" : ""));
+  UnsentRecord record;
+  record.nothing = !content.dirty() || node.is_gone();
+  if (!record.nothing) record = RecordOf(node);
+  content.spool->note().Write(record);
+}
+
+void CachedFsImpl::NoteBase(Node& node) {
+  Content& content = *node.content;
+  if (content.dirty()) return;
+  const transport::Attributes& known = node.attributes;
+  content.base = UnsentBase{node.file_id, known.size, known.mtime, known.ctime, known.permissions};
+  if (!remote_.description().identities_survive_renames) content.base.id = {};  // made up for this mount
+  content.since = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
 void CachedFsImpl::DropSentBytes(Node& node) {
@@ -70,8 +68,10 @@ void CachedFsImpl::DropSentBytes(Node& node) {
 void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
   Content& content = *node.content;
   if (content.early && offset < content.early->claimed()) EndEarly(node);
+  NoteBase(node);
   const transport::Extent extent{offset, length};
   Change& change = content.current;
+  const bool only_more = !change.append && !content.sending.append && content.dirty();
   if (change.append && extent.end() > change.append->offset) change.AppendBecomesExtent();
   change.extents.Add(extent);
   if (change.size) change.size = std::max(*change.size, extent.end());
@@ -80,7 +80,7 @@ void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
   change.attributes.mtime_is_implied = true;
   node.content->untried = true;
   dirty_.insert(node.id);
-  ChargeSpool(node);
+  ChargeSpool(node, only_more ? &extent : nullptr);
   SendEarly(node);
 }
 
@@ -121,6 +121,7 @@ void CachedFsImpl::EndEarly(Node& node) {
 }
 
 void CachedFsImpl::RecordAppend(Node& node, int64_t offset, int64_t length) {
+  NoteBase(node);
   Change& change = node.content->current;
   const int64_t base = node.content->sending.SizeAfter(node.attributes.size);
   // An append is one only as long as nothing else of ours says where the file ends.
@@ -145,6 +146,7 @@ void CachedFsImpl::RecordTruncate(Node& node, int64_t size) {
   Change& change = content.current;
   const int64_t before = node.size();
   if (content.early && size < content.early->claimed()) EndEarly(node);
+  NoteBase(node);
   change.AppendBecomesExtent();
   if (size <= before) {
     change.extents.ClipTo(size);
