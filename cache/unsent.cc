@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -538,10 +537,9 @@ Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& 
       return Forward(copied.error());
     }
   }
-  std::ofstream list(directory + "/UNSENT.txt", std::ios::app);
-  list << DescribeUnsent(record, record.has_content ? target : "(no content)");
-  list.flush();
-  if (!list) return Failure(ErrorKind::kLocal, EIO, "writing " + directory + "/UNSENT.txt");
+  if (auto said = AppendUnsentText(directory, DescribeUnsent(record, record.has_content ? target : "(no content)")); !said) {
+    log::Warning("cache", "{}", ToString(said.error()));  // only for people: the note says it all
+  }
   content.saved = being_sent;
   if (being_sent && content.spool) {  // the copy counts now
     UnsentRecord nothing;

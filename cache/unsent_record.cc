@@ -397,6 +397,16 @@ std::string DescribeUnsent(const UnsentRecord& record, const std::string& conten
   return text + "\n\n";
 }
 
+Result<void> AppendUnsentText(const std::string& directory, std::string_view text) {
+  const std::string path = directory + "/UNSENT.txt";
+  const int fd = ::open(path.c_str(), O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+  const bool written = fd >= 0 && ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+  const int error = written ? 0 : errno;
+  if (fd >= 0) ::close(fd);
+  if (!written) return Failure(ErrorKind::kLocal, error == 0 ? EIO : error, "writing " + path);
+  return {};
+}
+
 std::string NewUnsentId() {
   // Without what is easily mistaken for something else.
   static constexpr std::string_view kLetters = "abcdefghijkmnpqrstuvwxyz23456789";

@@ -63,6 +63,9 @@ std::string PrintableName(std::string_view name);
 // The words of UNSENT.txt about it.
 std::string DescribeUnsent(const UnsentRecord& record, const std::string& content_file);
 
+// More words behind those of directory/UNSENT.txt, a file of 0600.
+Result<void> AppendUnsentText(const std::string& directory, std::string_view text);
+
 // kErrno/ENOENT: there is none. kLocal: it cannot be read. kProtocol: torn, none of ours, or of a newer version; the message says which.
 Result<UnsentRecord> ReadUnsentNote(const std::string& path);
 // The same of what the file holds.

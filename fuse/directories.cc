@@ -104,15 +104,15 @@ void RemoveWhatWasSent(const std::string& path) {
 
 // The words about each file, in one place.
 void WriteUnsentText(const std::string& path) {
-  std::ofstream text(path + "/UNSENT.txt", std::ios::app);
-  text << "left behind by a mount that died\n\n";
+  std::string text = "left behind by a mount that died\n\n";
   for (const std::string& name : NamesIn(path)) {
     if (!name.ends_with(cache::kUnsentNoteSuffix)) continue;
     const std::string content = name.substr(0, name.size() - (sizeof cache::kUnsentNoteSuffix - 1));
     const auto record = cache::ReadUnsentNote(path + "/" + name);
-    if (record && !record->nothing) text << cache::DescribeUnsent(*record, content);
-    if (!record) text << "what was written:    " << cache::PrintableName(content) << "\nwhat it is:          " << record.error().message << "\n\n";
+    if (record && !record->nothing) text += cache::DescribeUnsent(*record, content);
+    if (!record) text += fmt::format("what was written:    {}\nwhat it is:          {}\n\n", cache::PrintableName(content), record.error().message);
   }
+  if (auto said = cache::AppendUnsentText(path, text); !said) log::Warning("mount", "{}", ToString(said.error()));
 }
 
 std::string TimeText() {
