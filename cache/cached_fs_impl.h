@@ -247,8 +247,10 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void RecordWrite(Node& node, int64_t offset, int64_t length);   // mutex_ held
   void RecordAppend(Node& node, int64_t offset, int64_t length);  // mutex_ held
   void RecordTruncate(Node& node, int64_t size);                  // mutex_ held
-  // mutex_ held: what `present` now holds. `added`: nothing but this range is new in what is unsent.
-  void ChargeSpool(Node& node, const transport::Extent* added = nullptr);
+  void ChargeSpool(Node& node);                                   // mutex_ held: what `present` now holds, and the note
+  void ChargePresent(Node& node);                                 // mutex_ held: without the note
+  // mutex_ held. only_more: nothing but this range is new since the last note, and content was unsent then.
+  void NoteMore(Node& node, bool only_more, const transport::Extent& extent, bool appended);
   void NoteBase(Node& node);                                      // mutex_ held: before the first unsent change
   void DropSentBytes(Node& node);                                 // mutex_ held: only what is unsent stays spooled
   void NoteUnsent(Node& node);                                    // mutex_ held: for whoever finds the spool file alone

@@ -20,6 +20,8 @@ constexpr std::string_view kNoteMagic = "e2bfs-unsent ";
 constexpr uint64_t kNoteVersion = 1;
 constexpr size_t kRangesOfASlot = 64;
 constexpr int64_t kLongLogBytes = 64 << 10;
+constexpr int64_t kLongestLine = 64;
+constexpr int64_t kHeaderBytes = 80;  // and less
 constexpr int64_t kImpliedTimeGrainNs = 1'000'000'000;
 constexpr off_t kMostNoteBytes = off_t{1} << 30;
 constexpr uint64_t kChecksumBegin = 0xcbf29ce484222325;
@@ -253,14 +255,21 @@ bool DecodeLine(std::string_view line, UnsentRecord& record) {
   return words.AllGood();
 }
 
-void AddRange(Change& change, const transport::Extent& extent) {
+// False: it does not belong to this record.
+bool AddRange(Change& change, bool appended, const transport::Extent& extent) {
+  if (appended) {
+    if (!change.append || change.append->end() != extent.offset) return false;
+    change.append->length += extent.length;
+    return true;
+  }
   change.extents.Add(extent);
   if (change.size) change.size = std::max(*change.size, extent.end());
+  return true;
 }
 
 // "+ OFFSET LENGTH " and the checksum, which goes on from the one before.
-std::string AddedLine(const transport::Extent& extent, uint64_t* chain) {
-  std::string line = "+ ";
+std::string AddedLine(bool appended, const transport::Extent& extent, uint64_t* chain) {
+  std::string line = appended ? "a " : "+ ";
   AppendNumber(line, extent.offset);
   line += ' ';
   AppendNumber(line, extent.length);
@@ -305,15 +314,14 @@ Result<ParsedNote> ParseOneRecord(std::string_view text) {
     }
     rest.remove_prefix(newline + 1);
   }
-  for (uint64_t chain = right; log;) {
-    const size_t newline = text.find('\n');
+  for (uint64_t chain = right;;) {
+    const size_t newline = text.substr(0, kLongestLine).find('\n');
     if (newline == std::string_view::npos) break;
     const std::string_view line = text.substr(0, newline + 1);
     NoteWords added(line.substr(0, newline));
-    if (added.Next() != "+") break;
+    const bool appended = added.Next() == "a";
     const transport::Extent extent = added.Range();
-    if (added.Next(); !added.AllGood() || AddedLine(extent, &chain) != line) break;
-    AddRange(parsed.record.change, extent);
+    if (added.Next(); !added.AllGood() || AddedLine(appended, extent, &chain) != line || !AddRange(parsed.record.change, appended, extent)) break;
     text.remove_prefix(newline + 1);
   }
   return parsed;
@@ -476,6 +484,7 @@ void UnsentNote::Unlink() {
 void UnsentNote::Invalidate() {
   if (!std::exchange(failed_, true)) log::Warning("cache", "{} cannot be written: {}", path_, ErrnoName(errno));
   said_.clear();
+  end_ = 0;
   log_ = false;
   if (fd_ >= 0) ::close(fd_);
   fd_ = -1;
@@ -489,31 +498,29 @@ void UnsentNote::Write(const UnsentRecord& record) {
   const std::string_view said = std::string_view(body).substr(0, implied);
   const int64_t now = SteadyNs();
   if (said == said_ && (implied == body.size() || now - said_at_ns_ < kImpliedTimeGrainNs)) return;
-  const bool is_short = record.change.extents.count() <= kRangesOfASlot && body.size() + 128 <= size_t{kNoteSlotBytes};
+  const bool is_short = record.change.extents.count() <= kRangesOfASlot && static_cast<int64_t>(body.size()) + kHeaderBytes <= kNoteSlotBytes / 2;
   ++number_;
   if (!(is_short ? WriteSlot(body) : WriteLog(body))) return Invalidate();
   failed_ = false;
   said_ = said;
   said_at_ns_ = now;
+  lines_ = 0;
 }
 
 bool UnsentNote::WriteSlot(const std::string& body) {
-  if (log_) {  // lines of the log must not be there any more
-    ::close(fd_);
-    fd_ = -1;
-    log_ = false;
+  const std::string text = NoteHeader(false, number_, body, &chain_) + body;
+  const int64_t slot = number_ % 2 == 0 ? 0 : kNoteSlotBytes;
+  end_ = slot + static_cast<int64_t>(text.size());
+  most_lines_ = slot + kNoteSlotBytes - end_ - kLongestLine;
+  if (log_) {
     // What the log says stays until a slot says more: the new file is filled before it gets the name.
-    const std::string temporary = path_ + ".new";
-    fd_ = ::open(temporary.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
-    uint64_t checksum = 0;
-    const std::string text = NoteHeader(false, number_, body, &checksum) + body;
-    return fd_ >= 0 && WriteAllAt(fd_, text, number_ % 2 == 0 ? 0 : kNoteSlotBytes) && ::rename(temporary.c_str(), path_.c_str()) == 0;
+    ::close(fd_);
+    log_ = false;
+    fd_ = ::open((path_ + ".new").c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
+    return fd_ >= 0 && WriteAllAt(fd_, text, slot) && ::rename((path_ + ".new").c_str(), path_.c_str()) == 0;
   }
   if (fd_ < 0) fd_ = ::open(path_.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (fd_ < 0) return false;
-  uint64_t checksum = 0;
-  const std::string text = NoteHeader(false, number_, body, &checksum) + body;
-  return WriteAllAt(fd_, text, number_ % 2 == 0 ? 0 : kNoteSlotBytes);
+  return fd_ >= 0 && WriteAllAt(fd_, text, slot);
 }
 
 bool UnsentNote::WriteLog(const std::string& body) {
@@ -529,19 +536,22 @@ bool UnsentNote::WriteLog(const std::string& body) {
   fd_ = fd;
   log_ = true;
   end_ = static_cast<int64_t>(text.size());
-  body_bytes_ = end_;
+  most_lines_ = std::max(kLongLogBytes, end_);
   return true;
 }
 
-bool UnsentNote::Add(transport::Extent extent) {
-  if (!log_ || said_.empty() || end_ - body_bytes_ > std::max(kLongLogBytes, body_bytes_)) return false;
-  const std::string line = AddedLine(extent, &chain_);
+bool UnsentNote::Add(const transport::Extent& extent, bool appended) {
+  if (end_ == 0 || lines_ >= most_lines_) return false;
+  const bool in_time = SteadyNs() - said_at_ns_ < kImpliedTimeGrainNs;
+  if (extent.length == 0 || (!log_ && !in_time)) return in_time;
+  const std::string line = AddedLine(appended, extent, &chain_);
   if (!WriteAllAt(fd_, line, end_)) {
     Invalidate();
     return true;
   }
   end_ += static_cast<int64_t>(line.size());
-  said_ = "+";  // no longer what Write would compare with
+  lines_ += static_cast<int64_t>(line.size());
+  said_.clear();
   return true;
 }
 

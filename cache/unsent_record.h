@@ -1,14 +1,16 @@
 // UnsentRecord: what is known of one file's unsent change, as it is written beside its content (the "note"), for whoever finds both when the
 // mount is gone: a person, the next mount, `e2bfs recover`.
 //
-// The note is rewritten with each write(2) and may be cut short by SIGKILL or a crash at any byte. So a record is never written over the last
-// good one: a short one goes into one of two slots in turn, a long one into a new file that is renamed over the old, and grows by lines that have
-// a checksum each. A reader takes the newest whose checksum is right, and knows a torn one from a good one.
+// The note is brought up to date with each write(2), and may be cut short by SIGKILL or a crash at any byte. So a record is never written over the last
+// good one: a short one goes into one of two slots in turn, a long one into a new file that is renamed over the old. What one more write adds is a line
+// behind the record, with a checksum of its own that goes on from the one before. A reader takes the newest record whose checksum is right, with the lines
+// that belong to it, and knows a torn one from a good one.
 //
 // The format, text:
 //   e2bfs-unsent 1 slot|log NUMBER LENGTH CHECKSUM\n     NUMBER grows with each record of a note; LENGTH bytes follow; all fixed in width
 //   key value\n ...                                      strings as EncodeBytes gives them
-//   + OFFSET LENGTH CHECKSUM\n ...                       of a log: ranges that were added since; the first that is not right is the end
+//   + OFFSET LENGTH CHECKSUM\n ...                       a range that was added since; the first line that is not right is the end
+//   a OFFSET LENGTH CHECKSUM\n ...                       the same, at the end of what is appended
 // The second slot begins at kNoteSlotBytes. A reader refuses other versions, and keys that it does not know.
 #pragma once
 
@@ -83,11 +85,12 @@ class UnsentNote {
   UnsentNote(const UnsentNote&) = delete;
   UnsentNote& operator=(const UnsentNote&) = delete;
 
-  // Says this from now on. If the disk takes no more it says nothing, rather than what is no longer true. A time that a write implies is brought up to date
-  // once in a second.
+  // Says this from now on. If the disk takes no more it says nothing, rather than what is no longer true. A time that a write implies may be a second old,
+  // or older where there are many ranges.
   void Write(const UnsentRecord& record);
-  // As Write of the last record with one more range (and the size it makes of the file), at a cost that does not grow with their number. False: Write it.
-  bool Add(transport::Extent extent);
+  // As Write of the last record with one more range (and the size it makes of the file), at a cost that does not grow with what the record says.
+  // An empty one: nothing is new but the time. `appended`: it is the end of what is appended now. False: Write it.
+  bool Add(const transport::Extent& extent, bool appended);
   void Unlink();
 
  private:
@@ -99,10 +102,11 @@ class UnsentNote {
   int fd_ = -1;
   bool log_ = false;
   uint64_t number_ = 0;
-  std::string said_;           // the body that was last written, without the implied time
+  std::string said_;           // the body that was last written, without the implied time; empty if lines were added
   int64_t said_at_ns_ = 0;     // steady clock
-  uint64_t chain_ = 0;         // of a log: the checksum that the next line goes on from
-  int64_t end_ = 0, body_bytes_ = 0;
+  uint64_t chain_ = 0;         // the checksum that the next line goes on from
+  int64_t end_ = 0;            // where it goes; 0: nothing is said
+  int64_t lines_ = 0, most_lines_ = 0;  // in bytes, since the record
   bool failed_ = false;        // and the log says so
 };
 

@@ -12,10 +12,21 @@ constexpr int64_t kEarlyBytes = 4 << 20;  // of a file that is sent while it is 
 }  // namespace
 
 // `present` and the charge follow what is recorded.
-void CachedFsImpl::ChargeSpool(Node& node, const transport::Extent* added) {
+void CachedFsImpl::ChargeSpool(Node& node) {
+  ChargePresent(node);
+  NoteUnsent(node);
+}
+
+void CachedFsImpl::ChargePresent(Node& node) {
   Content& content = *node.content;
   if (content.spool) content.spool->Charge(content.present.bytes() - content.spool->charged());
-  if (!added || !content.spool || node.is_gone() || !content.spool->note().Add(*added)) NoteUnsent(node);
+}
+
+// The only thing that many small writes do: the note gets a line for each.
+void CachedFsImpl::NoteMore(Node& node, bool only_more, const transport::Extent& extent, bool appended) {
+  ChargePresent(node);
+  Content& content = *node.content;
+  if (!only_more || !content.spool || node.is_gone() || !content.spool->note().Add(extent, appended)) NoteUnsent(node);
 }
 
 void CachedFsImpl::NoteUnsent(Node& node) {
@@ -71,8 +82,9 @@ void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
   NoteBase(node);
   const transport::Extent extent{offset, length};
   Change& change = content.current;
-  const bool only_more = !change.append && !content.sending.append && content.dirty();
+  const bool only_more = content.sending.empty() && change.touches_content() && !change.append;
   if (change.append && extent.end() > change.append->offset) change.AppendBecomesExtent();
+  const int64_t known_bytes = change.extents.bytes();
   change.extents.Add(extent);
   if (change.size) change.size = std::max(*change.size, extent.end());
   content.present.Add(extent);
@@ -80,7 +92,8 @@ void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
   change.attributes.mtime_is_implied = true;
   node.content->untried = true;
   dirty_.insert(node.id);
-  ChargeSpool(node, only_more ? &extent : nullptr);
+  const bool written_again = change.extents.bytes() == known_bytes;
+  NoteMore(node, only_more, written_again ? transport::Extent{} : extent, false);
   SendEarly(node);
 }
 
@@ -126,6 +139,7 @@ void CachedFsImpl::RecordAppend(Node& node, int64_t offset, int64_t length) {
   const int64_t base = node.content->sending.SizeAfter(node.attributes.size);
   // An append is one only as long as nothing else of ours says where the file ends.
   if (!change.size && (change.append || change.extents.end() <= base)) {
+    const bool only_more = change.append && node.content->sending.empty();
     if (!change.append) change.append = transport::Extent{offset, 0};
     if (change.append->end() == offset) {
       change.append->length += length;
@@ -134,7 +148,7 @@ void CachedFsImpl::RecordAppend(Node& node, int64_t offset, int64_t length) {
       change.attributes.mtime_is_implied = true;
       node.content->untried = true;
       dirty_.insert(node.id);
-      ChargeSpool(node);
+      NoteMore(node, only_more, transport::Extent{offset, length}, true);
       return;
     }
   }

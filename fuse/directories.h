@@ -23,7 +23,7 @@ Result<std::string> RuntimeDirectory();
 // (owned by that user or root, nobody else allowed in).
 std::vector<std::string> RuntimeDirectoriesOf(unsigned uid);
 
-// "<state directory>/unsent": what could not be sent, until its owner takes it away. Nothing of ours ever does.
+// "<state directory>/unsent": what could not be sent, until `e2bfs recover` sends it or is told to drop it.
 std::string UnsentParent(const std::string& state_directory);
 // "<state directory>/unsent/<sandbox>-<date>-<time>-<pid>": where the mount that begins now puts aside what it cannot send. Not made.
 std::string UnsentDirectory(const std::string& state_directory, const std::string& sandbox_id);

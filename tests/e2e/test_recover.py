@@ -290,6 +290,41 @@ def test_a_kill_at_any_time_loses_nothing(tiered, after, size):
     assert listed(tiered) == []
 
 
+def test_a_recover_that_is_killed_goes_on_where_it_was(tiered):
+    """However often: everything arrives, nothing twice, and nothing lies beside."""
+    mount = mounted(tiered)
+    (mount.inside / "log").write_bytes(b"one\n")
+    (mount.inside / "changed").write_bytes(b"0" * 100_000)
+    wait_seen(mount, "log", 4), wait_seen(mount, "changed", 100_000)
+    contents = {f"f{i}": b"%06d" % i * (5 if i % 3 else 40_000) for i in range(40)}
+    held = [leave_unsent(mount, name, data, then_kill=False) for name, data in contents.items()]
+    held.append(leave_unsent(mount, "changed", b"1" * 70_000, 10_000, os.O_WRONLY, then_kill=False))
+    held.append(os.open(mount.path / "log", os.O_WRONLY | os.O_APPEND))
+    os.write(held[-1], b"two\n" * 10_000)
+    kill_mount(mount)
+    for descriptor in held:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    killed = 0
+    for patience in range(100):
+        process = subprocess.Popen([BIN / "e2bfs", "recover", "--send"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**TOOL_ENVIRONMENT, **tiered.environment()})
+        for _ in range(1 + patience % 4):  # so many are told, and the next one is on its way
+            process.stdout.readline()
+        time.sleep(patience % 7 * 0.002)
+        process.kill()
+        errors = process.communicate()[1]
+        assert ": conflict:" not in errors and ": not sent:" not in errors, errors
+        if process.returncode == 0:
+            break
+        killed += 1
+    assert killed > 5 and listed(tiered) == []
+    assert sorted(os.listdir(mount.inside)) == sorted([*contents, "log", "changed"])
+    for name, data in contents.items():
+        assert (mount.inside / name).read_bytes() == data, name
+    assert (mount.inside / "changed").read_bytes() == b"0" * 10_000 + b"1" * 70_000 + b"0" * 20_000
+    assert (mount.inside / "log").read_bytes() == b"one\n" + b"two\n" * 10_000
+
+
 def test_what_was_refused_lies_beside(tiered):
     """Written by who may no longer write when it is sent."""
     if os.geteuid() == 0:

@@ -150,9 +150,7 @@ TEST_F(UnsentRecordTest, ManyRangesAreAddedAtTheEndAndATornEndIsLeftOut) {
   UnsentNote note(path_);
   UnsentRecord record = FullRecord();
   record.change = {};
-  EXPECT_FALSE(note.Add({1, 1}));  // nothing is there to add to
-  note.Write(record);
-  EXPECT_FALSE(note.Add({1, 1}));  // few: written anew
+  EXPECT_FALSE(note.Add({1, 1}, false));  // nothing is there to add to
   for (int i = 0; i < 100; ++i) record.change.extents.Add({10 * i, 5});
   record.change.size = 995;
   note.Write(record);
@@ -160,7 +158,7 @@ TEST_F(UnsentRecordTest, ManyRangesAreAddedAtTheEndAndATornEndIsLeftOut) {
   std::set<std::string> right{Everything(record)};
   size_t before = Bytes().size();
   for (int i = 100; i < 120; ++i) {
-    ASSERT_TRUE(note.Add({10 * i, 5}));
+    ASSERT_TRUE(note.Add({10 * i, 5}, false));
     record.change.extents.Add({10 * i, 5});
     record.change.size = 10 * i + 5;
     ASSERT_EQ(Said(), Everything(record));
@@ -177,7 +175,7 @@ TEST_F(UnsentRecordTest, ManyRangesAreAddedAtTheEndAndATornEndIsLeftOut) {
   EXPECT_NE(Everything(ParseUnsentNote(flipped).value_or(UnsentRecord{})), Everything(record));
   // Not for ever: in the end it is written anew, at most as often as it doubles.
   int added = 0;
-  while (note.Add({1'000'000 + 10 * added, 5})) ++added;
+  while (note.Add({1'000'000 + 10 * added, 5}, false)) ++added;
   EXPECT_GT(added, 1000);
   // Back to few: no line of the log counts any more.
   record.change = {};
@@ -192,6 +190,31 @@ TEST_F(UnsentRecordTest, ManyRangesAreAddedAtTheEndAndATornEndIsLeftOut) {
   EXPECT_FALSE(std::filesystem::exists(path_));
 }
 
+TEST_F(UnsentRecordTest, AFewRangesAreAddedInTheirSlot) {
+  UnsentNote note(path_);
+  UnsentRecord record = FullRecord();
+  record.change.extents.Clear();
+  record.change.size.reset();
+  for (int round = 0; round < 3; ++round) {
+    record.last_error += "x";
+    note.Write(record);
+    int added = 0;
+    for (; note.Add({2000 + 10 * added, 5}, false) && note.Add({record.change.append->end(), 3}, true); ++added) {
+      record.change.extents.Add({2000 + 10 * added, 5});
+      record.change.append->length += 3;
+      if (added % 20 == 0) {
+        ASSERT_EQ(Said(), Everything(record)) << round << " " << added;
+      }
+    }
+    EXPECT_GT(added, 50);
+    ASSERT_LE(Bytes().size(), static_cast<size_t>(2 * kNoteSlotBytes));
+    record.change.extents.Clear();
+  }
+  record.change.extents.Add({1, 1});
+  note.Write(record);  // over the lines of two records before
+  EXPECT_EQ(Said(), Everything(record));
+}
+
 TEST_F(UnsentRecordTest, ADiskThatTakesNoMoreLeavesNothingUntrue) {
   UnsentNote note(path_);
   UnsentRecord record = FullRecord();
@@ -202,6 +225,7 @@ TEST_F(UnsentRecordTest, ADiskThatTakesNoMoreLeavesNothingUntrue) {
   for (int i = 0; i < 100; ++i) record.change.extents.Add({2000 + 10 * i, 5});
   note.Write(record);
   EXPECT_EQ(ReadUnsentNote(path_).error().errno_value, ENOENT);
+  EXPECT_FALSE(note.Add({1, 1}, false));
   ASSERT_EQ(::rmdir((path_ + ".new").c_str()), 0);
   note.Write(record);
   EXPECT_EQ(Said(), Everything(record));
