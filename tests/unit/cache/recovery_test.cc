@@ -202,6 +202,44 @@ TEST_F(RecoveryTest, EachOfIdentityTimeAndSizeIsCompared) {
   });
 }
 
+// What the mount learns of the file meanwhile is not what the change was made to.
+TEST_F(RecoveryTest, AChangeThatTheMountSawAfterTheFirstWriteIsOne) {
+  ASSERT_TRUE(remote_->InsideWrite("a", "0123456789"));
+  const FileHandle handle = OpenWrite("a");
+  Write(handle, 3, "x");
+  ASSERT_TRUE(remote_->InsideWrite("a", "abcdefghij"));
+  remote_->InsideTell("a");
+  EXPECT_TRUE(fs().GetAttributes(Find("a"), Ctx()));
+  Write(handle, 4, "yz");
+  FailStores();
+  EXPECT_EQ(Close(handle), EIO);
+  PutAside();
+  EXPECT_EQ(ConflictCopy("changed"), std::string("\0\0\0xyz", 6));
+  EXPECT_EQ(Inside("a"), "abcdefghij");
+}
+
+// What is written while a store is on its way starts from what that leaves.
+TEST_F(RecoveryTest, WhatCameDuringAStoreGoesOntoItsResult) {
+  ASSERT_TRUE(remote_->InsideWrite("a", "0123456789"));
+  const FileHandle handle = OpenWrite("a");
+  Write(handle, 0, "first");
+  RemoteFault stall;
+  stall.function = "Store";
+  stall.action = RemoteFault::kStall;
+  faulty_->Add(stall);
+  std::jthread flush([&] { EXPECT_EQ(Flush(handle), 0); });
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  Write(handle, 8, "Z");
+  faulty_->Release();
+  flush.join();
+  FailStores();
+  EXPECT_EQ(Close(handle), EIO);
+  PutAside();
+  EXPECT_EQ(Only().record->change.extents.extents(), (std::vector<transport::Extent>{{8, 1}}));
+  ExpectSent(Only());
+  EXPECT_EQ(Inside("a"), "first567Z9");
+}
+
 TEST_F(RecoveryTest, InAnotherSandboxIdentitiesDoNotCount) {
   ASSERT_TRUE(remote_->InsideWrite("a", "0123456789"));
   WriteAndPutAside("a", 3, "xyz");

@@ -215,6 +215,26 @@ TEST_F(UnsentRecordTest, AFewRangesAreAddedInTheirSlot) {
   EXPECT_EQ(Said(), Everything(record));
 }
 
+// A line that is right in itself, and stands where the next one would, but belongs to another record.
+TEST_F(UnsentRecordTest, ALineOfAnotherRecordDoesNotCount) {
+  UnsentRecord record = FullRecord();
+  std::string texts[2];
+  for (int i = 0; i < 2; ++i) {
+    record.since = i;
+    UnsentNote note(path_);
+    note.Write(record);
+    ASSERT_TRUE(note.Add({3000, 5}, false));
+    texts[i] = Bytes();
+    note.Unlink();
+  }
+  ASSERT_EQ(texts[0].size(), texts[1].size());
+  const size_t line = texts[0].rfind("+ 3000 5");
+  record.since = 0;
+  EXPECT_EQ(Everything(ParseUnsentNote(texts[0].substr(0, line) + texts[1].substr(line)).value_or(UnsentRecord{})), Everything(record));
+  record.change.extents.Add({3000, 5});
+  EXPECT_EQ(Everything(ParseUnsentNote(texts[0]).value_or(UnsentRecord{})), Everything(record));
+}
+
 TEST_F(UnsentRecordTest, ADiskThatTakesNoMoreLeavesNothingUntrue) {
   UnsentNote note(path_);
   UnsentRecord record = FullRecord();
