@@ -501,6 +501,7 @@ void UnsentNote::Write(const UnsentRecord& record) {
   const bool is_short = record.change.extents.count() <= kRangesOfASlot && static_cast<int64_t>(body.size()) + kHeaderBytes <= kNoteSlotBytes / 2;
   ++number_;
   if (!(is_short ? WriteSlot(body) : WriteLog(body))) return Invalidate();
+  if (record.nothing) end_ = 0;  // nothing to add to
   failed_ = false;
   said_ = said;
   said_at_ns_ = now;

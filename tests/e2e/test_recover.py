@@ -217,6 +217,7 @@ def test_two_at_once_send_once(tiered):
         with contextlib.suppress(OSError):
             os.close(descriptor)
     assert len(listed(tiered)) == 21
+    tiered.fault(match="", action="delay", delay_ms=500, count=-1)  # both would have read the list before anything is sent
     both = [subprocess.Popen([BIN / "e2bfs", "recover", "--send", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                              env={**TOOL_ENVIRONMENT, **tiered.environment()}) for _ in range(2)]
     results = []
@@ -224,6 +225,7 @@ def test_two_at_once_send_once(tiered):
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         results += json.loads(output)["results"]
+    tiered.clear_faults()
     assert [each["outcome"] for each in results] == ["sent"] * 21, results
     assert (mount.inside / "log").read_bytes() == b"one\ntwo\n"
     assert sorted(os.listdir(mount.inside)) == sorted([f"f{i}" for i in range(20)] + ["log"])
