@@ -354,9 +354,11 @@ Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
       for (auto* time : {&change.atime, &change.mtime}) {
         if (*time && (*time)->now) **time = transport::TimeChange{false, SandboxNow()};
       }
+      NoteBase(*node);
       MergeAttributes(node->content->current.attributes, change);
       node->content->untried = true;
       if (!node->content->current.empty()) dirty_.insert(node->id);
+      NoteUnsent(*node);
       change = kept;
     }
     if (change.empty() && !send_now) {

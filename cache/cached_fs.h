@@ -52,6 +52,7 @@ struct CachedFsOptions {
   std::chrono::milliseconds settled_after{2000};
   // Where the content of a file goes that is not there any more when it is to be sent; made when needed. Empty: it stays unsent.
   std::string unsent_directory;
+  std::string sandbox_id;  // for what says of unsent data where it belongs
 };
 
 struct NodeAttributes {
@@ -186,7 +187,7 @@ class CachedFs {
   // --- the mount's end, and people
   // Sends everything that is dirty, also of files that failed before; progress gets the bytes left, now and then. What could not be sent within ctx stays.
   virtual Result<void> FlushAll(const OpContext& ctx, const std::function<void(int64_t bytes_left)>& progress) = 0;
-  // Moves what is unsent into `directory` (created 0700): content files plus a text file saying what belongs where. The number of files.
+  // Moves what is unsent into `directory` (created 0700): content files, each with its note (unsent_record.h), and a text file for people. The number of files.
   virtual Result<int> SaveUnsent(const std::string& directory) = 0;
   virtual CacheStatus Status() const = 0;
 

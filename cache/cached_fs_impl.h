@@ -309,7 +309,11 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void RecordWrite(Node& node, int64_t offset, int64_t length);   // mutex_ held
   void RecordAppend(Node& node, int64_t offset, int64_t length);  // mutex_ held
   void RecordTruncate(Node& node, int64_t size);                  // mutex_ held
-  void ChargeSpool(Node& node);                                   // mutex_ held: what `present` now holds
+  void ChargeSpool(Node& node);                                   // mutex_ held: what `present` now holds, and the note
+  void ChargePresent(Node& node);                                 // mutex_ held: without the note
+  // mutex_ held. only_more: nothing but this range is new since the last note, and content was unsent then.
+  void NoteMore(Node& node, bool only_more, const transport::Extent& extent, bool appended);
+  void NoteBase(Node& node);                                      // mutex_ held: before the first unsent change
   void DropSentBytes(Node& node);                                 // mutex_ held: only what is unsent stays spooled
   void NoteUnsent(Node& node);                                    // mutex_ held: for whoever finds the spool file alone
 
@@ -346,8 +350,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void DiscardUnsent(Node& node);                       // mutex_ held
   // One file's share of SaveUnsent; false: nothing was unsent.
   Result<bool> SaveUnsentOf(const NodePtr& node, const std::string& directory, bool only_refused);
-  // The words of UNSENT.txt about a node; mutex_ held.
-  std::string DescribeUnsent(const Node& node, const std::string& content_file) const;
+  UnsentRecord RecordOf(const Node& node) const;  // mutex_ held: of what is unsent
   // What can never be sent since its file is gone there, and which nobody has open, leaves the mount: no lock.
   void PutAsideIfRefused(const NodePtr& node);
   bool IsRefused(const Node& node) const;      // mutex_ held

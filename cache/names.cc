@@ -591,6 +591,12 @@ Result<void> CachedFsImpl::Rename(NodeId parent_id, const std::string& name, Nod
   }
   EndParent(*to, new_after);
   if (!done) return Forward(done.error());
+  // What is unsent below a directory belongs elsewhere now.
+  if ((moved && moved->is_directory()) || (exchange && target && target->is_directory())) {
+    for (const NodeId id : dirty_) {
+      if (const NodePtr dirty = tree_.Find(id); dirty && dirty->content.exists()) NoteUnsent(*dirty);
+    }
+  }
   lock.unlock();
   if (target) PutAsideIfRefused(target);
   return {};

@@ -15,20 +15,6 @@ void Places::UseNext() {
   if (++current_ == all_.end()) current_ = all_.begin();
 }
 
-int64_t Change::SizeAfter(int64_t before) const {
-  if (size) return *size;
-  int64_t after = std::max(before, extents.end());
-  if (append) after = std::max(after, append->end());
-  return after;
-}
-
-void Change::AppendBecomesExtent() {
-  if (!append) return;
-  extents.Add(*append);
-  if (size) size = std::max(*size, append->end());
-  append.reset();
-}
-
 int64_t Content::unsent_bytes() const {
   int64_t bytes = current.extents.bytes() + sending.extents.bytes();
   if (current.append) bytes += current.append->length;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cache/cached_fs.h"
+#include "cache/change.h"
 #include "cache/early_send.h"
 #include "cache/extent_map.h"
 #include "cache/memory_budget.h"
@@ -57,20 +58,6 @@ struct Child {
   uint64_t stamp = 0;         // of the last change made here; older answers say nothing about the name
 };
 
-// What one store has to bring. Two of them are laid over the remote file: the one on its way, and what came after it.
-struct Change {
-  ExtentMap extents;
-  std::optional<int64_t> size;               // exactly this afterwards (truncate happened); else never shrinks
-  std::optional<int64_t> cut;                // the smallest size it was truncated to
-  std::optional<transport::Extent> append;   // at its place as we see it; nothing else lies at or beyond it
-  transport::AttributeChange attributes;     // size is never set
-  bool touches_content() const { return !extents.empty() || size || cut || append; }
-  bool empty() const { return !touches_content() && attributes.empty(); }
-  // The file's size after this change, if it was `before`.
-  int64_t SizeAfter(int64_t before) const;
-  void AppendBecomesExtent();
-};
-
 struct Content {
   // Serialises writers of the spool and whoever drops spooled bytes. Level 1: taken before CachedFsImpl's mutex, held
   // over local disk I/O only.
@@ -84,7 +71,8 @@ struct Content {
   std::atomic<TimePoint::rep> store_progress{0};  // when the store that runs last took bytes; no lock
   bool saved = false;                  // a copy of what is being sent was put aside
   bool moving = false;                 // a store's success moves bytes in the spool; they are not to be read then
-  TimePoint noted{};                   // the spool file's note says it all as of then
+  UnsentBase base;                     // the file before what is unsent, as it was known then
+  int64_t since = 0;                   // when the first of it was written: seconds since 1970
   bool being_written = false;          // bytes go into the spool that are not recorded yet; under write_mutex too
   std::condition_variable_any stored;  // with CachedFsImpl's mutex
   bool untried = false;                // changed since the last store began

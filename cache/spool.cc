@@ -7,8 +7,6 @@
 #include <cstdlib>
 #include <vector>
 
-#include "transport/base/log.h"
-
 namespace e2bfs::cache {
 namespace {
 
@@ -22,25 +20,14 @@ tl::unexpected<Error> SpoolError(int errno_value, const std::string& what, const
 
 }  // namespace
 
-SpoolFile::SpoolFile(Spool& spool, int fd, std::string path) : spool_(spool), fd_(fd), path_(std::move(path)) {}
+SpoolFile::SpoolFile(Spool& spool, int fd, std::string path) : spool_(spool), fd_(fd), path_(std::move(path)), note_(path_ + kUnsentNoteSuffix) {}
 
 SpoolFile::~SpoolFile() {
   spool_.used_ -= charged_.load();
   ::close(fd_);
-  if (!keep_) ::unlink(path_.c_str());
-  if (note_fd_ < 0) return;
-  ::close(note_fd_);
-  if (!keep_) ::unlink((path_ + kSpoolNoteSuffix).c_str());
-}
-
-void SpoolFile::Note(const std::string& text) {
-  if (text == noted_) return;
-  if (note_fd_ < 0) note_fd_ = ::open((path_ + kSpoolNoteSuffix).c_str(), O_CREAT | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (note_fd_ < 0) return;
-  const bool shorter = text.size() < noted_.size();
-  const ssize_t written = ::pwrite(note_fd_, text.data(), text.size(), 0);
-  if (shorter && ::ftruncate(note_fd_, static_cast<off_t>(text.size())) != 0) log::Debug("cache", "the note of {}", path_);
-  noted_ = written == static_cast<ssize_t>(text.size()) ? text : std::string();
+  if (keep_) return;
+  ::unlink(path_.c_str());
+  note_.Unlink();
 }
 
 void SpoolFile::Charge(int64_t bytes) {

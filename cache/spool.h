@@ -10,15 +10,12 @@
 #include <memory>
 #include <string>
 
+#include "cache/unsent_record.h"
 #include "transport/base/error.h"
 
 namespace e2bfs::cache {
 
 class Spool;
-
-inline constexpr char kSpoolNoteSuffix[] = ".note";
-// The note of a file whose bytes are all in the sandbox, or that nobody misses.
-inline constexpr char kNothingUnsentNote[] = "nothing unsent\n";
 
 class SpoolFile {
  public:
@@ -37,22 +34,23 @@ class SpoolFile {
   Result<void> CopyTo(const std::string& target) const;
   // Gives the disk space of the range back; it reads as zeros. Best effort.
   void Discard(int64_t offset, int64_t length);
-  // What the file beside it (path() + kSpoolNoteSuffix) says of this one, for whoever finds both after a crash. Best effort.
-  // One thread at a time.
-  void Note(const std::string& text);
+  // What the file beside it (path() + kUnsentNoteSuffix) says of this one, for whoever finds both after a crash.
+  UnsentNote& note() { return note_; }
   // The name stays when the object goes, and the note's too.
   void Keep() { keep_ = true; }
   const std::string& path() const { return path_; }
+  // The random part of its name: what is unsent is called so.
+  std::string id() const { return path_.substr(path_.size() - kIdLength); }
   // Bytes that the owner accounts for with Spool::Reserve; given back when the object goes.
   void Charge(int64_t bytes);
   int64_t charged() const { return charged_.load(); }
 
  private:
+  static constexpr size_t kIdLength = 6;
   Spool& spool_;
   const int fd_;
   const std::string path_;
-  int note_fd_ = -1;
-  std::string noted_;
+  UnsentNote note_;
   std::atomic<bool> keep_{false};
   std::atomic<int64_t> charged_{0};
 };

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -16,6 +15,7 @@ namespace e2bfs::cache {
 namespace {
 
 constexpr int64_t kMostSentBeforeStat = 4 << 20;
+constexpr size_t kMostErrorText = 1000;
 
 class SpoolSource final : public transport::ContentSource {
  public:
@@ -30,59 +30,6 @@ class SpoolSource final : public transport::ContentSource {
   std::shared_ptr<SpoolFile> spool_;
   Content& content_;
 };
-
-// What a failed store was to bring, with what came after it laid over. `remote_size`: without both.
-Change MergeChanges(Change first, Change later, int64_t remote_size) {
-  Change merged = std::move(first);
-  const int64_t first_end = merged.SizeAfter(remote_size);
-  if (later.append && (merged.size || (!merged.append && merged.extents.end() > remote_size) ||
-                       (merged.append && merged.append->end() != later.append->offset))) {
-    later.AppendBecomesExtent();
-  }
-  if (merged.append && (later.size || later.extents.end() > merged.append->offset)) {
-    merged.AppendBecomesExtent();
-    later.AppendBecomesExtent();
-  }
-  merged.extents.Add(later.extents);
-  if (later.append) {
-    if (merged.append) {
-      merged.append->length += later.append->length;
-    } else {
-      merged.append = later.append;
-    }
-  }
-  if (later.size) {
-    merged.size = later.size;
-  } else if (merged.size) {
-    merged.size = std::max(first_end, later.extents.end());
-  }
-  if (later.cut) merged.cut = std::min(merged.cut.value_or(*later.cut), *later.cut);
-  transport::AttributeChange& set = merged.attributes;
-  if (later.attributes.permissions) set.permissions = later.attributes.permissions;
-  if (later.attributes.uid) set.uid = later.attributes.uid;
-  if (later.attributes.gid) set.gid = later.attributes.gid;
-  if (later.attributes.atime) set.atime = later.attributes.atime;
-  if (later.attributes.mtime) {
-    set.mtime = later.attributes.mtime;
-    set.mtime_is_implied = later.attributes.mtime_is_implied;
-  }
-  return merged;
-}
-
-// Names come from the sandbox: none forges a line.
-std::string PrintableName(const std::string& name) {
-  static constexpr char kDigits[] = "01234567";
-  std::string text;
-  for (const char c : name) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 && byte != 0x7f && byte != '\\') {
-      text += c;
-    } else {
-      text += {'\\', kDigits[byte >> 6], kDigits[byte >> 3 & 7], kDigits[byte & 7]};
-    }
-  }
-  return text;
-}
 
 // Whether attributes of a stored file can be those of the file that was asked for.
 bool IsOf(const transport::Attributes& attributes, const transport::FileId& id) {
@@ -343,6 +290,7 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
     if (shift != 0 && !content.current.size) later = content.current.append;
     spool = content.spool;
     content.moving = later.has_value();
+    if (content.moving) NoteUnsent(*node);
   }
   // Others appended as well: what we appended since the store began lies further on.
   const bool follows = later && spool && later->offset + shift >= 0;
@@ -367,6 +315,7 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
   const bool newest = node->changes_in_flight == 0 && asked_stamp >= node->stamp;
   node->fresh_until = newest ? NodeUntil(*node, asked_stamp, asked, false) : TimePoint{};
   node->stamp = ++stamp_;
+  if (content.dirty()) content.base = UnsentBase{content.base.id, after.size, after.mtime, after.ctime, after.permissions};
   if (sent.touches_content()) {
     content.fresh = false;
     ContentChanged(*node, after.size != expected);  // another size than ours: others wrote, too
@@ -525,23 +474,24 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
   return {};
 }
 
-std::string CachedFsImpl::DescribeUnsent(const Node& node, const std::string& content_file) const {
+UnsentRecord CachedFsImpl::RecordOf(const Node& node) const {
   const Content& content = *node.content;
-  std::string text = "file in the sandbox: " + PrintableName(tree_.PathOf(node)) + "\nwhat was written:    " +
-                     PrintableName(content_file) + "\nits ranges:         ";
-  for (const Change* change : {&content.sending, &content.current}) {
-    for (const transport::Extent& extent : change->extents.extents()) {
-      text += ' ' + std::to_string(extent.offset) + '+' + std::to_string(extent.length);
-    }
-    if (change->append) {
-      text += " appended " + std::to_string(change->append->offset) + '+' + std::to_string(change->append->length);
-    }
-    if (change->cut) text += "; cut to " + std::to_string(*change->cut) + " bytes before";
-    if (change->size) text += "; size " + std::to_string(*change->size);
-  }
-  if (content.storing) text += "\nwhy:                 it was being sent when the mount ended, and may have arrived";
-  if (content.last_error) text += "\nwhy:                 " + ToString(*content.last_error);
-  return text + "\n\n";
+  const transport::Description& remote = remote_.description();
+  UnsentRecord record;
+  if (content.spool) record.id = content.spool->id();
+  record.sandbox_id = options_.sandbox_id;
+  record.user = remote.user;
+  record.root = remote.root;
+  record.path = tree_.PathOf(node);
+  record.has_content = content.spool != nullptr && content.unsent_bytes() > 0;
+  record.fresh = content.fresh;
+  record.base = content.base;
+  record.change = content.sending.empty() ? content.current : MergeChanges(content.sending, content.current, node.attributes.size);
+  record.since = content.since;
+  if (content.last_error) record.last_error = ToString(*content.last_error).substr(0, kMostErrorText);
+  record.being_sent = content.storing;
+  record.moving = content.moving;
+  return record;
 }
 
 Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& directory, bool only_refused) {
@@ -558,25 +508,44 @@ Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& 
   // A store that does not end still uses the spool file: a copy then, and nothing is dropped.
   const bool being_sent = content.storing;
   if (being_sent && content.saved && content.current.empty()) return false;
-  const std::string path = tree_.PathOf(*node);
-  std::string target = "(no content)";
-  if (content.spool && content.unsent_bytes() > 0) {
-    const std::string wanted = directory + "/" + std::to_string(node->id) + "-" + path.substr(path.rfind('/') + 1).substr(0, 200);
-    target = wanted;
-    struct stat there {};
-    for (int n = 2; ::lstat(target.c_str(), &there) == 0; ++n) target = wanted + "." + std::to_string(n);
-    if (being_sent || ::rename(content.spool->path().c_str(), target.c_str()) != 0) {
-      const int error = errno;
-      if (!being_sent && error != EXDEV) return Failure(ErrorKind::kLocal, error, "moving " + content.spool->path());
-      if (auto copied = content.spool->CopyTo(target); !copied) return Forward(copied.error());
+  UnsentRecord record = RecordOf(*node);
+  if (being_sent || record.id.empty()) record.id = NewUnsentId();
+  const std::string name = record.path.substr(record.path.rfind('/') + 1).substr(0, 200);
+  // No name of the sandbox makes a content file that looks like a note.
+  const bool misleading = name.ends_with(kUnsentNoteSuffix) || name.ends_with(kUnsentNoteTemporarySuffix);
+  const std::string wanted = directory + "/" + std::to_string(node->id) + "-" + name + (misleading ? "." : "");
+  std::string target = wanted;
+  struct stat there {};
+  auto taken = [&](const std::string& path) { return ::lstat(path.c_str(), &there) == 0; };
+  for (int n = 2; taken(target) || taken(target + kUnsentNoteSuffix); ++n) target = wanted + "." + std::to_string(n);
+  // First what it is, so that the content is never there without.
+  const std::string note = target + kUnsentNoteSuffix;
+  if (auto noted = WriteUnsentNote(note, record); !noted) return Forward(noted.error());
+  if (record.has_content && (being_sent || ::rename(content.spool->path().c_str(), target.c_str()) != 0)) {
+    const int error = errno;
+    Result<void> copied;
+    if (!being_sent && error != EXDEV) {
+      copied = Failure(ErrorKind::kLocal, error, "moving " + content.spool->path());
+    } else {
+      const std::string temporary = directory + "/.copy-" + record.id;
+      copied = content.spool->CopyTo(temporary);
+      if (copied && ::rename(temporary.c_str(), target.c_str()) != 0) copied = Failure(ErrorKind::kLocal, errno, "renaming " + temporary);
+      if (!copied) ::unlink(temporary.c_str());
+    }
+    if (!copied) {
+      ::unlink(note.c_str());
+      return Forward(copied.error());
     }
   }
-  std::ofstream list(directory + "/UNSENT.txt", std::ios::app);
-  list << DescribeUnsent(*node, target);
-  list.flush();
-  if (!list) return Failure(ErrorKind::kLocal, EIO, "writing " + directory + "/UNSENT.txt");
+  if (auto said = AppendUnsentText(directory, DescribeUnsent(record, record.has_content ? target : "(no content)")); !said) {
+    log::Warning("cache", "{}", ToString(said.error()));  // only for people: the note says it all
+  }
   content.saved = being_sent;
-  if (being_sent && content.spool) content.spool->Note(kNothingUnsentNote);  // the copy counts now
+  if (being_sent && content.spool) {  // the copy counts now
+    UnsentRecord nothing;
+    nothing.nothing = true;
+    content.spool->note().Write(nothing);
+  }
   if (!being_sent) DiscardUnsent(*node);
   return true;
 }

@@ -7,35 +7,44 @@
 namespace e2bfs::cache {
 namespace {
 
-constexpr size_t kRangesNotedAtOnce = 64;
 constexpr int64_t kEarlyBytes = 4 << 20;  // of a file that is sent while it is written
-constexpr auto kLongNoteInterval = std::chrono::seconds(1);
 
 }  // namespace
 
 // `present` and the charge follow what is recorded.
 void CachedFsImpl::ChargeSpool(Node& node) {
+  ChargePresent(node);
+  NoteUnsent(node);
+}
+
+void CachedFsImpl::ChargePresent(Node& node) {
   Content& content = *node.content;
   if (content.spool) content.spool->Charge(content.present.bytes() - content.spool->charged());
-  NoteUnsent(node);
+}
+
+// The only thing that many small writes do: the note gets a line for each.
+void CachedFsImpl::NoteMore(Node& node, bool only_more, const transport::Extent& extent, bool appended) {
+  ChargePresent(node);
+  Content& content = *node.content;
+  if (!only_more || !content.spool || node.is_gone() || !content.spool->note().Add(extent, appended)) NoteUnsent(node);
 }
 
 void CachedFsImpl::NoteUnsent(Node& node) {
   Content& content = *node.content;
   if (!content.spool) return;
-  if (!content.dirty() || node.is_gone()) {
-    content.spool->Note(kNothingUnsentNote);
-    content.noted = {};
-    return;
-  }
-  // A long list is not written anew for each of a million small writes.
-  const TimePoint now = Clock::now();
-  const bool is_long = content.current.extents.count() + content.sending.extents.count() > kRangesNotedAtOnce;
-  if (is_long && now - content.noted < kLongNoteInterval) return;
-  content.noted = now;
-  const std::string& file = content.spool->path();
-  content.spool->Note(DescribeUnsent(node, file.substr(file.rfind('/') + 1)) +
-                      (is_long ? "note:                ranges of the last second may be missing here\n\n" : ""));
+  UnsentRecord record;
+  record.nothing = !content.dirty() || node.is_gone();
+  if (!record.nothing) record = RecordOf(node);
+  content.spool->note().Write(record);
+}
+
+void CachedFsImpl::NoteBase(Node& node) {
+  Content& content = *node.content;
+  if (content.dirty()) return;
+  const transport::Attributes& known = node.attributes;
+  content.base = UnsentBase{node.file_id, known.size, known.mtime, known.ctime, known.permissions};
+  if (!remote_.description().identities_survive_renames) content.base.id = {};  // made up for this mount
+  content.since = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
 void CachedFsImpl::DropSentBytes(Node& node) {
@@ -70,9 +79,12 @@ void CachedFsImpl::DropSentBytes(Node& node) {
 void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
   Content& content = *node.content;
   if (content.early && offset < content.early->claimed()) EndEarly(node);
+  NoteBase(node);
   const transport::Extent extent{offset, length};
   Change& change = content.current;
+  const bool only_more = content.sending.empty() && change.touches_content() && !change.append;
   if (change.append && extent.end() > change.append->offset) change.AppendBecomesExtent();
+  const int64_t known_bytes = change.extents.bytes();
   change.extents.Add(extent);
   if (change.size) change.size = std::max(*change.size, extent.end());
   content.present.Add(extent);
@@ -80,7 +92,8 @@ void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
   change.attributes.mtime_is_implied = true;
   node.content->untried = true;
   dirty_.insert(node.id);
-  ChargeSpool(node);
+  const bool written_again = change.extents.bytes() == known_bytes;
+  NoteMore(node, only_more, written_again ? transport::Extent{} : extent, false);
   SendEarly(node);
 }
 
@@ -121,10 +134,12 @@ void CachedFsImpl::EndEarly(Node& node) {
 }
 
 void CachedFsImpl::RecordAppend(Node& node, int64_t offset, int64_t length) {
+  NoteBase(node);
   Change& change = node.content->current;
   const int64_t base = node.content->sending.SizeAfter(node.attributes.size);
   // An append is one only as long as nothing else of ours says where the file ends.
   if (!change.size && (change.append || change.extents.end() <= base)) {
+    const bool only_more = change.append && node.content->sending.empty();
     if (!change.append) change.append = transport::Extent{offset, 0};
     if (change.append->end() == offset) {
       change.append->length += length;
@@ -133,7 +148,7 @@ void CachedFsImpl::RecordAppend(Node& node, int64_t offset, int64_t length) {
       change.attributes.mtime_is_implied = true;
       node.content->untried = true;
       dirty_.insert(node.id);
-      ChargeSpool(node);
+      NoteMore(node, only_more, transport::Extent{offset, length}, true);
       return;
     }
   }
@@ -145,6 +160,7 @@ void CachedFsImpl::RecordTruncate(Node& node, int64_t size) {
   Change& change = content.current;
   const int64_t before = node.size();
   if (content.early && size < content.early->claimed()) EndEarly(node);
+  NoteBase(node);
   change.AppendBecomesExtent();
   if (size <= before) {
     change.extents.ClipTo(size);

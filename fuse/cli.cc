@@ -162,7 +162,7 @@ int Dispatch(const std::vector<std::string>& words) {
   }
   if (name == "manual" && words.size() == 3) return WriteManual(words[1], words[2]);
   if (name.empty()) {
-    PrintErrorLine("", "which command? One of mount, umount, list, status, demo (see e2bfs --help)");
+    PrintErrorLine("", "which command? One of mount, umount, list, status, cache, recover, demo (see e2bfs --help)");
     return static_cast<int>(ExitStatus::kUsage);
   }
   for (const CommandSpec& command : Commands()) {

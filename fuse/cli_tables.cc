@@ -4,6 +4,11 @@
 #include "fuse/commands.h"
 
 namespace e2bfs::fuse {
+namespace {
+
+constexpr size_t kAnyNumber = 100'000;
+
+}  // namespace
 
 const std::vector<CommandSpec>& Commands() {
   static const std::vector<CommandSpec> commands = {
@@ -42,6 +47,24 @@ const std::vector<CommandSpec>& Commands() {
        "comes from the sandbox again.",
        {{"--clear", '\0', "", "Remove what is in it."}, {"--json", '\0', "", "For programs: one JSON object."}},
        0, 1, false, CacheCommand},
+      {"recover", "[ID...] [--send [--to SANDBOX] | --export DIR | --drop] [--all] [--yes] [-o OPTION[,OPTION...]] [--json]",
+       "Lists, sends, exports or drops what earlier mounts could not send.",
+       "When a sandbox goes away, refuses what was written, or a mount is killed, what was not sent stays on this machine. Without an option it is listed: "
+       "id, sandbox, size, since when, file, and why it was not sent. IDs choose some of it. A living mount's data is not listed: it sends that itself.\n\n"
+       "--send compares each file in the sandbox with what the change was made to (identity, time of modification, size). If it is the same, the change goes onto it as the mount would "
+       "have done it. A file that is gone is made again if all of its content is here. If it was changed meanwhile, or replaced, or may not be written, it stays as it is, and what was "
+       "written lies beside it as NAME.e2bfs-conflict-DATE-TIME (UTC, of the first write that was not sent), which is said. What was sent leaves the list; what could not be sent stays in it, "
+       "and the exit status is 8.\n\n"
+       "-o takes the options of mount: how the sandbox is reached (user=, tier=, protocol= and so on), and spool_dir= of mounts that had one. A paused sandbox is resumed, as by mount.",
+       {{"--send", 's', "", "Send it to the sandbox that it was written to."},
+        {"--to", '\0', "SANDBOX", "With --send: to this sandbox instead, such as one that was restored from a snapshot."},
+        {"--export", 'e', "DIR", "Copy it below DIR, with the sandbox's directories, and a text file that says which parts of each file were written. No file that is there is touched."},
+        {"--drop", '\0', "", "Remove it from this machine for good. Needs IDs or --all, and asks first."},
+        {"--all", 'a', "", "All of it, as without IDs; --drop needs it said."},
+        {"--yes", 'y', "", "With --drop: do not ask."},
+        {"--option", 'o', "OPTION[,OPTION...]", "Options of mount, see above. May be given several times."},
+        {"--json", '\0', "", "For programs: one JSON object. path_bytes has names as percent-encoded bytes."}},
+       0, kAnyNumber, false, RecoverCommand},
       {"demo", "[--seconds N]", "Tries everything here: a local test sandbox, mounted.",
        "Needs no account. Starts e2bfs-test-sandbox on the loopback interface with a scratch directory, mounts it, and shows a file being listed, "
        "read, written and seen changed on the other side. From a terminal it stays up until Ctrl-C. It leaves nothing behind.",
@@ -81,7 +104,7 @@ const std::vector<TableLine>& ExitStatusTable() {
       {"5", "The control plane or the sandbox cannot be reached."},
       {"6", "The local directory is missing, busy, stale, or not a mount of e2bfs."},
       {"7", "This machine cannot mount: no /dev/fuse, or no fusermount3."},
-      {"8", "Data could not be sent: it is still mounted, or the data was put aside; which and where, is printed."},
+      {"8", "Data could not be sent: it is still mounted, or the data was put aside, or still is (recover); which and where, is printed."},
       {"9", "The path in the sandbox is not there, or is not a directory."},
       {"130", "Interrupted."},
   };

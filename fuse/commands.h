@@ -8,6 +8,7 @@ namespace e2bfs::fuse {
 ExitStatus MountCommand(const CommandLine& line);
 ExitStatus UmountCommand(const CommandLine& line);
 ExitStatus ListCommand(const CommandLine& line);
+ExitStatus RecoverCommand(const CommandLine& line);
 ExitStatus StatusCommand(const CommandLine& line);
 ExitStatus CacheCommand(const CommandLine& line);
 ExitStatus DemoCommand(const CommandLine& line);

@@ -68,24 +68,6 @@ std::string MetadataText(const std::map<std::string, std::string>& metadata) {
   return Printable(text);
 }
 
-// Columns as wide as their widest cell.
-void PrintTable(const std::vector<std::vector<std::string>>& rows) {
-  std::vector<size_t> widths;
-  for (const auto& row : rows) {
-    widths.resize(std::max(widths.size(), row.size()));
-    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max({widths[i], row[i].size(), size_t{1}});
-  }
-  for (const auto& row : rows) {
-    std::string line;
-    for (size_t i = 0; i < row.size(); ++i) {
-      line += row[i].empty() ? "-" : row[i];
-      if (i + 1 < row.size()) line += std::string(widths[i] - std::max<size_t>(row[i].size(), 1) + 2, ' ');
-    }
-    while (!line.empty() && line.back() == ' ') line.pop_back();
-    PrintLine(line);
-  }
-}
-
 void PrintSandboxes(const std::vector<SandboxSummary>& sandboxes, const std::vector<RunningMount>& mounts) {
   std::vector<std::vector<std::string>> rows = {{"SANDBOX", "TEMPLATE", "STATE", "TIME LEFT", "MOUNTED ON", "METADATA"}};
   for (const SandboxSummary& sandbox : sandboxes) {

@@ -1,5 +1,5 @@
-// e2bfs mount: the composition root, the one file that sees every layer. Credentials, control plane, endpoint, HTTP client, envd
-// client, remote file system, cache, mount, in this order; and back.
+// e2bfs mount: the composition root, which sees every layer. Credentials, control plane, endpoint, HTTP client, envd client, remote
+// file system (commands_connect.h), cache, mount, in this order; and back.
 #include <fcntl.h>
 #include <fmt/core.h>
 #include <linux/capability.h>
@@ -16,6 +16,7 @@
 
 #include "cache/block_store.h"
 #include "cache/cached_fs.h"
+#include "cache/recovery.h"
 #include "fuse/commands.h"
 #include "fuse/commands_connect.h"
 #include "fuse/control_socket.h"
@@ -27,73 +28,34 @@
 #include "fuse/mount_table.h"
 #include "fuse/options.h"
 #include "fuse/running_mounts.h"
-#include "fuse/sandbox_spec.h"
 #include "transport/base/log.h"
 #include "transport/envd/client.h"
-#include "transport/service_fs.h"
-#include "transport/syscall/syscall_fs.h"
 
 namespace e2bfs::fuse {
 namespace {
 
-using transport::Environment;
 namespace envd = transport::envd;
 namespace http = transport::http;
 
 constexpr std::chrono::seconds kConnectTime{90};
 constexpr std::chrono::seconds kControlIdleTime{3};
-constexpr std::string_view kNoCache = "none";
 constexpr off_t kLongLogBytes = off_t{8} << 20;
 
 // A forced umount has put aside what could not be sent before it ends the mount.
 constexpr std::chrono::milliseconds kForcedDrainTime{2'000};
 
 // What is known before anything is asked.
-struct MountRequest {
-  SandboxSpec spec;
+struct MountRequest : SandboxRequest {
   std::string mount_point;
-  OptionValues options;
   bool foreground = false;
   bool debug = false;
-  Environment environment;
-  http::ClientOptions http;
   std::string state_directory, runtime_directory;
 };
 
-// An error and the exit status that goes with it.
-struct MountFailure {
-  std::string text;
-  ExitStatus status = ExitStatus::kFailure;
-};
 template <typename T>
-using MountStep = tl::expected<T, MountFailure>;
-
-tl::unexpected<MountFailure> Stop(ExitStatus status, std::string text) {
-  return tl::unexpected<MountFailure>(MountFailure{std::move(text), status});
-}
+using MountStep = CommandStep<T>;
 
 // --- before the fork
-
-std::string AbsolutePath(const std::string& path) {
-  if (path.empty() || path[0] == '/') return path;
-  char* here = get_current_dir_name();
-  std::string result = here != nullptr ? std::string(here) + "/" + path : path;
-  free(here);
-  return result;
-}
-
-MountStep<OptionValues> ReadOptions(const CommandLine& line) {
-  OptionValues options;
-  for (const std::string& argument : line.Values("--option")) {
-    if (auto applied = ApplyMountOptions(argument, options); !applied) return Stop(ExitStatus::kUsage, applied.error().message);
-  }
-  if (auto checked = CheckMountOptions(options, geteuid() == 0); !checked) return Stop(ExitStatus::kUsage, checked.error().message);
-  if (line.Has("--debug")) options.log_level = "debug";
-  options.log_file = AbsolutePath(options.log_file);
-  options.spool_directory = AbsolutePath(options.spool_directory);
-  if (options.cache_directory != kNoCache) options.cache_directory = AbsolutePath(options.cache_directory);
-  return options;
-}
 
 // Takes away what is left of a mount of ours whose process is gone.
 MountStep<std::string> CheckMountPoint(const std::string& directory) {
@@ -168,30 +130,9 @@ MountStep<void> CheckFuse(const OptionValues& options) {
   return {};
 }
 
-MountStep<http::ClientOptions> HttpOptions(const OptionValues& options) {
-  auto from_environment = http::ClientOptions::FromEnvironment();
-  if (!from_environment) return Stop(ExitStatus::kUsage, from_environment.error().message);
-  http::ClientOptions result = *from_environment;
-  auto set_number = [](int& target, const std::optional<int64_t>& value) {
-    if (value) target = static_cast<int>(*value);  // the table bounds it
-  };
-  set_number(result.max_connections, options.max_connections);
-  set_number(result.max_connections_per_origin, options.max_connections_per_host);
-  set_number(result.max_idle_connections, options.max_idle_connections);
-  set_number(result.max_streams_per_connection, options.max_streams);
-  set_number(result.max_requests, options.max_requests);
-  set_number(result.rate_limit_requests, options.rate_limit);
-  result.idle_expiry = options.idle_expiry.value_or(result.idle_expiry);
-  result.connect_timeout = options.connect_timeout.value_or(result.connect_timeout);
-  result.head_timeout = options.head_timeout.value_or(result.head_timeout);
-  result.idle_timeout = options.idle_timeout.value_or(result.idle_timeout);
-  if (options.protocol == "http1") result.protocol = http::ProtocolChoice::kHttp1Only;
-  return result;
-}
-
 MountStep<MountRequest> PrepareRequest(const CommandLine& line) {
   MountRequest request;
-  auto options = ReadOptions(line);
+  auto options = ReadMountOptions(line);
   if (!options) return tl::unexpected(options.error());
   request.options = std::move(*options);
   auto spec = ParseSandboxSpec(line.arguments[0]);
@@ -239,49 +180,6 @@ std::string DefaultLogFile(const std::string& state_directory) {
   return path;
 }
 
-// How the sandbox is reached, once it is known to run.
-struct SandboxWay {
-  std::shared_ptr<transport::SandboxEndpoint> endpoint;
-  std::unique_ptr<transport::ControlPlane> control_plane;  // null in debug mode
-  std::string envd_version = "debug";
-  std::string template_id;
-};
-
-MountStep<SandboxWay> FindSandbox(const MountRequest& request, http::HttpClient& http, const OpContext& ctx) {
-  SandboxWay way;
-  const Environment& environment = request.environment;
-  if (environment.debug) {
-    if (request.spec.sandbox_id != transport::kDebugSandboxId) {
-      return Stop(ExitStatus::kSandbox, fmt::format("no such sandbox: {} (E2B_DEBUG is set: there is {} alone)", request.spec.sandbox_id, transport::kDebugSandboxId));
-    }
-    auto endpoint = transport::SandboxEndpoint::Create(std::string(transport::kDebugSandboxId), "", environment, {});
-    if (!endpoint) return Stop(RemoteExitStatus(endpoint.error()), ErrorText(endpoint.error()));
-    way.endpoint = std::move(*endpoint);
-    return way;
-  }
-  auto control_plane = OpenControlPlane(http, environment);
-  if (!control_plane) return Stop(RemoteExitStatus(control_plane.error()), ErrorText(control_plane.error()));
-  way.control_plane = std::move(*control_plane);
-  const std::string& id = request.spec.sandbox_id;
-  auto connection = way.control_plane->Connect(id, {.extend_to_seconds = request.options.sandbox_timeout_s.value_or(0)}, ctx);
-  if (!connection) {
-    const Error& error = connection.error();
-    if (error.errno_value == ENOENT) return Stop(ExitStatus::kSandbox, fmt::format("no such sandbox: {} (see e2bfs list)", id));
-    return Stop(RemoteExitStatus(error), fmt::format("sandbox {}: {}", id, ErrorText(error)));
-  }
-  way.envd_version = connection->envd_version;
-  way.template_id = connection->template_id;
-  auto endpoint = transport::SandboxEndpoint::Create(id, connection->domain, environment, connection->tokens);
-  if (!endpoint) return Stop(RemoteExitStatus(endpoint.error()), ErrorText(endpoint.error()));
-  way.endpoint = std::move(*endpoint);
-  way.endpoint->SetTokenSource([plane = way.control_plane.get(), id](const OpContext& asked) -> Result<transport::SandboxTokens> {
-    auto detail = plane->Get(id, asked);
-    if (!detail) return Forward(detail.error());
-    return detail->tokens;
-  });
-  return way;
-}
-
 // -o keep_alive: a thread that extends the time to live at half of it, as long as the mount is there.
 class KeepAlive {
  public:
@@ -306,46 +204,6 @@ class KeepAlive {
   std::condition_variable_any tick_;
   std::jthread thread_;
 };
-
-// Why the syscall tier does not work in this sandbox; empty if it is about the path, the network or the key, which are the same in the other tier.
-std::string WhyNoSyscallTier(const Error& error) {
-  if (error.errno_value == ENOEXEC) return fmt::format("{} (it needs a /usr/bin/perl that works)", error.message);
-  if (error.kind == ErrorKind::kTimeout) return fmt::format("the syscall server did not answer: {}", ErrorText(error));
-  return error.errno_value == ENOTSUP || error.kind == ErrorKind::kProtocol ? ErrorText(error) : "";
-}
-
-// The best tier that the sandbox can do, or the one that was asked for. `why` gets the reason where it is not the best.
-Result<std::unique_ptr<transport::RemoteFs>> OpenTier(const MountRequest& request, const std::shared_ptr<envd::Client>& client, const OpContext& ctx,
-                                                      std::string* why) {
-  if (request.options.tier != "service") {
-    auto remote = transport::SyscallFs::Create(client, {.channel = {.root = request.spec.path}, .read_only = request.options.read_only}, ctx);
-    if (remote) return remote;
-    *why = WhyNoSyscallTier(remote.error());
-    if (why->empty() || request.options.tier == "syscall") return remote;
-    log::Info("mount", "the service tier is used: {}", *why);
-  } else {
-    *why = "asked for";
-  }
-  return transport::ServiceFs::Create(client, {.root = request.spec.path, .read_only = request.options.read_only}, ctx);
-}
-
-MountStep<std::unique_ptr<transport::RemoteFs>> OpenRemote(const MountRequest& request, const std::shared_ptr<envd::Client>& client,
-                                                           const OpContext& ctx, std::string* why) {
-  auto remote = OpenTier(request, client, ctx, why);
-  if (remote) return std::move(*remote);
-  const Error& error = remote.error();
-  if (request.options.tier == "syscall" && !why->empty()) {
-    return Stop(RemoteExitStatus(error), fmt::format("mount option tier=syscall does not work in this sandbox: {}", *why));
-  }
-  if (error.kind == ErrorKind::kUnauthorized && !request.options.user.empty() && error.message.find("invalid username") != std::string::npos) {
-    return Stop(ExitStatus::kUsage, fmt::format("mount option user={}: the sandbox has no such user", request.options.user));
-  }
-  const bool of_the_path = error.kind == ErrorKind::kErrno && (error.errno_value == ENOENT || error.errno_value == ENOTDIR || error.errno_value == EACCES);
-  if (of_the_path) {
-    return Stop(ExitStatus::kRemotePath, fmt::format("path {} in the sandbox: {}", request.spec.path.empty() ? "(home)" : request.spec.path, strerrordesc_np(error.errno_value)));
-  }
-  return Stop(RemoteExitStatus(error), fmt::format("sandbox {}: {}", request.spec.sandbox_id, ErrorText(error)));
-}
 
 // What -o ids=real needs of the sandbox's side.
 MountStep<void> CheckRealIds(const MountRequest& request, const transport::Description& remote) {
@@ -441,6 +299,19 @@ void ReportEnd(const MountEnd& end, const std::string& spool_directory) {
   }
 }
 
+// What earlier mounts of this sandbox could not send.
+void SayWhatIsPutAside(const MountRequest& request) {
+  int64_t bytes = 0, files = 0;
+  for (const cache::UnsentEntry& entry : cache::ListUnsent(UnsentParent(request.state_directory))) {
+    if (!entry.record || entry.record->sandbox_id != request.spec.sandbox_id) continue;
+    bytes += entry.bytes;
+    ++files;
+  }
+  if (files == 0) return;
+  log::Warning("mount", "{} in {} file{} of this sandbox could not be sent by earlier mounts and {} put aside: see e2bfs recover", HumanBytes(bytes), files,
+               files == 1 ? "" : "s", files == 1 ? "is" : "are");
+}
+
 // Declared before what keeps files there.
 struct SpoolDirectoryOwner {
   std::string path;
@@ -465,13 +336,13 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   auto spool_directory = MakeSpoolDirectory(spool_parent, UnsentParent(request.state_directory));
   if (!spool_directory) return Stop(ExitStatus::kFailure, "spool directory: " + ErrorText(spool_directory.error()));
   const SpoolDirectoryOwner spool_owner{*spool_directory};
+  SayWhatIsPutAside(request);
   auto http = http::HttpClient::Create(request.http);
   if (!http) return Stop(RemoteExitStatus(http.error()), ErrorText(http.error()));
   const OpContext connect_context = OpContext::Within(kConnectTime);
   auto way = FindSandbox(request, **http, connect_context);
   if (!way) return tl::unexpected(way.error());
-  auto client = std::make_shared<envd::Client>(**http, way->endpoint, envd::Capabilities::ForVersion(way->envd_version),
-                                               envd::ClientOptions{.user = request.options.user, .compress = request.options.compress == "auto"});
+  auto client = MakeClient(request, **http, *way);
   std::string tier_reason;
   auto remote = OpenRemote(request, client, connect_context, &tier_reason);
   if (!remote) return tl::unexpected(remote.error());
@@ -486,6 +357,7 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   cache_options.store = store->get();
   // Ids are one platform's: another one, and each envd that is named by its address alone, has its own.
   cache_options.store_scope = fmt::format("{} at {}{}", sandbox_id, way->endpoint->origin(), way->endpoint->path_prefix());
+  cache_options.sandbox_id = sandbox_id;
   auto cached = cache::CachedFs::Create(**remote, std::move(cache_options), connect_context);
   if (!cached) return Stop(RemoteExitStatus(cached.error()), ErrorText(cached.error()));
 
@@ -534,7 +406,7 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   return {};
 }
 
-ExitStatus PrintFailure(const MountFailure& failure) {
+ExitStatus PrintFailure(const CommandFailure& failure) {
   PrintErrorLine("mount", failure.text);
   return failure.status;
 }

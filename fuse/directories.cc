@@ -13,9 +13,8 @@
 #include <cstring>
 #include <ctime>
 #include <fstream>
-#include <iterator>
 
-#include "cache/spool.h"
+#include "cache/unsent_record.h"
 #include "transport/base/log.h"
 
 namespace e2bfs::fuse {
@@ -75,37 +74,45 @@ void RemoveTreeOn(const std::string& path, dev_t device) {
   rmdir(path.c_str());
 }
 
-std::string ReadSmallFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
+bool SaysNothingIsUnsent(const std::string& note) {
+  const auto record = cache::ReadUnsentNote(note);
+  return record && record->nothing;
 }
 
-// Removes what says of itself that nothing in it is unsent, and notes without a file.
+// Removes what says of itself that nothing in it is unsent, and notes that were never finished.
 void RemoveWhatWasSent(const std::string& path) {
-  const std::string_view suffix = cache::kSpoolNoteSuffix;
+  const std::string_view suffix = cache::kUnsentNoteSuffix;
   for (const std::string& name : NamesIn(path)) {
     const std::string whole = path + "/" + name;
     struct stat status {};
     if (name == kLockName || lstat(whole.c_str(), &status) != 0) continue;
-    if (name.ends_with(suffix)) {
-      if (access(whole.substr(0, whole.size() - suffix.size()).c_str(), F_OK) != 0) unlink(whole.c_str());
+    if (name.ends_with(cache::kUnsentNoteTemporarySuffix)) {
+      unlink(whole.c_str());
       continue;
     }
-    const std::string note = whole + cache::kSpoolNoteSuffix;
+    if (name.ends_with(suffix)) {
+      if (access(whole.substr(0, whole.size() - suffix.size()).c_str(), F_OK) != 0 && SaysNothingIsUnsent(whole)) unlink(whole.c_str());
+      continue;
+    }
+    const std::string note = whole + cache::kUnsentNoteSuffix;
     const bool empty = S_ISREG(status.st_mode) && status.st_size == 0 && access(note.c_str(), F_OK) != 0;
-    if (!empty && ReadSmallFile(note) != cache::kNothingUnsentNote) continue;
+    if (!empty && !SaysNothingIsUnsent(note)) continue;
     unlink(whole.c_str());
     unlink(note.c_str());
   }
 }
 
-// The words that each file's note says, in one place.
+// The words about each file, in one place.
 void WriteUnsentText(const std::string& path) {
-  std::ofstream text(path + "/UNSENT.txt", std::ios::app);
-  text << "left behind by a mount that died\n\n";
+  std::string text = "left behind by a mount that died\n\n";
   for (const std::string& name : NamesIn(path)) {
-    if (name.ends_with(cache::kSpoolNoteSuffix)) text << ReadSmallFile(path + "/" + name);
+    if (!name.ends_with(cache::kUnsentNoteSuffix)) continue;
+    const std::string content = name.substr(0, name.size() - (sizeof cache::kUnsentNoteSuffix - 1));
+    const auto record = cache::ReadUnsentNote(path + "/" + name);
+    if (record && !record->nothing) text += cache::DescribeUnsent(*record, content);
+    if (!record) text += fmt::format("what was written:    {}\nwhat it is:          {}\n\n", cache::PrintableName(content), record.error().message);
   }
+  if (auto said = cache::AppendUnsentText(path, text); !said) log::Warning("mount", "{}", ToString(said.error()));
 }
 
 std::string TimeText() {
@@ -115,29 +122,6 @@ std::string TimeText() {
   localtime_r(&now, &local);
   strftime(date, sizeof date, "%Y%m%d-%H%M%S", &local);
   return date;
-}
-
-void CleanLeftovers(const std::string& parent, const std::string& unsent_parent) {
-  for (const std::string& name : NamesIn(parent)) {
-    if (name.rfind("mount-", 0) != 0) continue;
-    const std::string path = parent + "/" + name;
-    const int lock = open((path + "/" + kLockName).c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    if (lock < 0) continue;
-    if (flock(lock, LOCK_EX | LOCK_NB) == 0) {
-      RemoveWhatWasSent(path);
-      const std::string kept = fmt::format("{}/left-behind-{}-{}", unsent_parent, TimeText(), name);
-      if (HoldsNothing(path)) {
-        RemoveTree(path);
-      } else if (MakePrivateDirectory(unsent_parent) && rename(path.c_str(), kept.c_str()) == 0) {
-        WriteUnsentText(kept);
-        unlink((kept + "/" + kLockName).c_str());
-        log::Error("mount", "a mount died with data that was not sent: it is kept in {}", kept);
-      } else {
-        log::Error("mount", "a mount died with data that was not sent: it is kept in {}", path);
-      }
-    }
-    close(lock);
-  }
 }
 
 // Directories named e2bfs in which somebody listens on a unix socket: a mount may have been made with other environment variables.
@@ -218,6 +202,29 @@ std::string UnsentParent(const std::string& state_directory) { return state_dire
 
 std::string UnsentDirectory(const std::string& state_directory, const std::string& sandbox_id) {
   return fmt::format("{}/{}-{}-{}", UnsentParent(state_directory), sandbox_id, TimeText(), getpid());
+}
+
+void CleanLeftovers(const std::string& parent, const std::string& unsent_parent) {
+  for (const std::string& name : NamesIn(parent)) {
+    if (name.rfind("mount-", 0) != 0) continue;
+    const std::string path = parent + "/" + name;
+    const int lock = open((path + "/" + kLockName).c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (lock < 0) continue;
+    if (flock(lock, LOCK_EX | LOCK_NB) == 0) {
+      RemoveWhatWasSent(path);
+      const std::string kept = fmt::format("{}/left-behind-{}-{}", unsent_parent, TimeText(), name);
+      if (HoldsNothing(path)) {
+        RemoveTree(path);
+      } else if (MakePrivateDirectory(unsent_parent) && rename(path.c_str(), kept.c_str()) == 0) {
+        WriteUnsentText(kept);
+        unlink((kept + "/" + kLockName).c_str());
+        log::Error("mount", "a mount died with data that was not sent: it is kept in {}", kept);
+      } else {
+        log::Error("mount", "a mount died with data that was not sent: it is kept in {}", path);
+      }
+    }
+    close(lock);
+  }
 }
 
 Result<std::string> MakeSpoolDirectory(const std::string& parent, const std::string& unsent_parent) {

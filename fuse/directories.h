@@ -26,14 +26,15 @@ Result<std::string> RuntimeDirectory();
 // (owned by that user or root, nobody else allowed in).
 std::vector<std::string> RuntimeDirectoriesOf(unsigned uid);
 
-// "<state directory>/unsent": what could not be sent, until its owner takes it away. Nothing of ours ever does.
+// "<state directory>/unsent": what could not be sent, until `e2bfs recover` sends it or is told to drop it.
 std::string UnsentParent(const std::string& state_directory);
 // "<state directory>/unsent/<sandbox>-<date>-<time>-<pid>": where the mount that begins now puts aside what it cannot send. Not made.
 std::string UnsentDirectory(const std::string& state_directory, const std::string& sandbox_id);
 
-// A directory of this mount alone, below `parent` (made and checked), that is locked as long as this process lives. What mounts that
-// died left behind there is never removed unless it is known to hold nothing unsent: the rest is moved below `unsent_parent`, which
-// the log says, with a text file about it.
+// What mounts that died left behind in `parent` (of spool directories; it need not be there) is never removed unless it is known to hold nothing
+// unsent: the rest is moved below `unsent_parent`, which the log says, with a text file about it. A living mount's is locked, and left alone.
+void CleanLeftovers(const std::string& parent, const std::string& unsent_parent);
+// A directory of this mount alone, below `parent` (made and checked), that is locked as long as this process lives. Cleans leftovers first.
 Result<std::string> MakeSpoolDirectory(const std::string& parent, const std::string& unsent_parent);
 // Removes a spool directory if nothing but its lock file is in it.
 void RemoveSpoolDirectory(const std::string& path);

@@ -3,6 +3,8 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 namespace e2bfs::fuse {
 namespace {
 
@@ -45,6 +47,23 @@ void PrintLine(std::string_view text) {
   std::string line(text);
   line += '\n';
   WriteToDescriptor(STDOUT_FILENO, line);
+}
+
+void PrintTable(const std::vector<std::vector<std::string>>& rows) {
+  std::vector<size_t> widths;
+  for (const auto& row : rows) {
+    widths.resize(std::max(widths.size(), row.size()));
+    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max({widths[i], row[i].size(), size_t{1}});
+  }
+  for (const auto& row : rows) {
+    std::string line;
+    for (size_t i = 0; i < row.size(); ++i) {
+      line += row[i].empty() ? "-" : row[i];
+      if (i + 1 < row.size()) line += std::string(widths[i] - std::max<size_t>(row[i].size(), 1) + 2, ' ');
+    }
+    while (!line.empty() && line.back() == ' ') line.pop_back();
+    PrintLine(line);
+  }
 }
 
 std::string ErrorText(const Error& error) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "fuse/exit_status.h"
 #include "transport/base/error.h"
@@ -18,6 +19,9 @@ void PrintErrorLine(std::string_view command, std::string_view text);
 
 // To stdout, as it is, with a newline.
 void PrintLine(std::string_view text);
+
+// Columns as wide as their widest cell; an empty one is "-".
+void PrintTable(const std::vector<std::vector<std::string>>& rows);
 
 // An error in a person's words: its message, and what the other side said, without internals.
 std::string ErrorText(const Error& error);

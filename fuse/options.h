@@ -14,6 +14,8 @@
 
 namespace e2bfs::fuse {
 
+inline constexpr std::string_view kNoCache = "none";  // as OptionValues::cache_directory
+
 // Values of -o, in the words of the table. What is unset takes the default of the layer it belongs to (or the
 // environment's value of the official SDKs' variables).
 struct OptionValues {

@@ -602,6 +602,7 @@ TEST_F(WritingTest, UnsentFilesAreMovedAsideWithAWordAboutThem) {
 }
 
 TEST_F(WritingTest, UnsentSpoolFilesOutliveTheMountWithANote) {
+  options_.sandbox_id = "sandbox-1";
   const auto made = Made("a\nb");
   Write(made.handle, 5, "text");
   FailStores(-1);
@@ -609,31 +610,64 @@ TEST_F(WritingTest, UnsentSpoolFilesOutliveTheMountWithANote) {
   const std::string spooled = fs().Status().unsent.at(0).spool_file;
   fs_.reset();
   EXPECT_EQ(SpoolFiles(), 2u);
-  const std::string note = FileContent(spooled + kSpoolNoteSuffix);
-  EXPECT_NE(note.find("file in the sandbox: a\\012b\n"), std::string::npos) << note;
-  EXPECT_NE(note.find(" 5+4"), std::string::npos) << note;
-  EXPECT_NE(note.find(spooled.substr(spooled.rfind('/') + 1)), std::string::npos) << note;
+  const auto record = ReadUnsentNote(spooled + kUnsentNoteSuffix);
+  ASSERT_TRUE(record) << ToString(record.error());
+  EXPECT_EQ(record->path, "a\nb");
+  EXPECT_EQ(record->root, "/home/user");
+  EXPECT_EQ(record->sandbox_id, "sandbox-1");
+  EXPECT_EQ(record->id, spooled.substr(spooled.size() - 6));
+  EXPECT_TRUE(record->fresh && record->has_content);
+  EXPECT_EQ(record->change.extents.extents(), (std::vector<transport::Extent>{{5, 4}}));
+  EXPECT_NE(record->last_error.find("EIO"), std::string::npos) << record->last_error;
+  EXPECT_EQ(record->base.id, remote_->InsideStat("a\nb")->id);
+  EXPECT_EQ(record->base.size, 0);
 }
 
 // A process that is killed leaves the note as it is: it has to be true after each step.
 TEST_F(WritingTest, TheNoteOfASpoolFileIsTrueAtAnyTime) {
   const auto made = Made("a");
-  const auto notes = [&] {
-    std::string all;
+  const auto note = [&] {
+    Result<UnsentRecord> found = e2bfs::Errno(ENOENT);
     for (const auto& entry : std::filesystem::directory_iterator(spool_)) {
-      if (entry.path().extension() == kSpoolNoteSuffix) all += FileContent(entry.path());
+      if (entry.path().extension() == kUnsentNoteSuffix) found = ReadUnsentNote(entry.path());
     }
-    return all;
+    EXPECT_TRUE(found);
+    return found.value_or(UnsentRecord{});
   };
+  using Extents = std::vector<transport::Extent>;
   Write(made.handle, 0, "text");
-  EXPECT_NE(notes().find(" 0+4"), std::string::npos) << notes();
+  EXPECT_EQ(note().change.extents.extents(), (Extents{{0, 4}}));
+  EXPECT_TRUE(note().fresh);
   EXPECT_EQ(Flush(made.handle), 0);
-  EXPECT_EQ(notes(), kNothingUnsentNote);
-  Write(made.handle, 100, "more");
-  EXPECT_NE(notes().find(" 100+4"), std::string::npos) << notes();
-  EXPECT_EQ(notes().find(" 0+4"), std::string::npos) << notes();
+  EXPECT_TRUE(note().nothing);
+  const auto stored = *remote_->InsideStat("a");
+  // Also when there are many ranges, which are not all written anew with each.
+  for (int i = 1; i <= 500; ++i) {
+    Write(made.handle, 100 * i, "more");
+    const UnsentRecord now = note();
+    ASSERT_EQ(now.change.extents.count(), static_cast<size_t>(i));
+    ASSERT_EQ(now.change.extents.bytes(), 4 * i);
+    ASSERT_FALSE(now.fresh);
+    ASSERT_EQ(now.base.size, 4);
+    ASSERT_EQ(now.base.mtime.tv_nsec, stored.mtime.tv_nsec);
+  }
+  EXPECT_EQ(Truncate(made.attributes.node, made.handle, 150), 0);
+  EXPECT_EQ(note().change.extents.extents(), (Extents{{100, 4}}));
+  EXPECT_EQ(note().change.cut, 150);
+  EXPECT_EQ(note().change.size, 150);
   EXPECT_EQ(Close(made.handle), 0);
   EXPECT_EQ(SpoolFiles(), 0u);
+}
+
+TEST_F(WritingTest, TheNoteFollowsARenamedDirectory) {
+  ASSERT_TRUE(fs().MakeDirectory(kRoot, "d", 0755, Ctx()));
+  const auto made = Made("a", Find("d"));
+  Write(made.handle, 0, "text");
+  ASSERT_TRUE(fs().Rename(kRoot, "d", kRoot, "e", 0, Ctx()));
+  const auto record = ReadUnsentNote(fs().Status().unsent.at(0).spool_file + kUnsentNoteSuffix);
+  ASSERT_TRUE(record);
+  EXPECT_EQ(record->path, "e/a");
+  EXPECT_EQ(Close(made.handle), 0);
 }
 
 // What can never be sent does not keep the mount for ever, nor is it lost.

@@ -14,7 +14,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "cache/spool.h"
+#include "cache/unsent_record.h"
 #include "fuse/control_socket.h"
 #include "fuse/daemon.h"
 #include "fuse/directories.h"
@@ -110,10 +110,17 @@ TEST_F(CommandPlaces, WhatTheDeadLeftUnsentIsKeptAndTheRestCleared) {
   }
   for (const char* name : {"/mount-sent/unsent-1", "/mount-full/unsent-1"}) {
     std::ofstream(parent + name) << "bytes";
-    std::ofstream(parent + name + cache::kSpoolNoteSuffix) << cache::kNothingUnsentNote;
+    cache::UnsentRecord nothing;
+    nothing.nothing = true;
+    ASSERT_TRUE(cache::WriteUnsentNote(parent + name + cache::kUnsentNoteSuffix, nothing));
   }
   std::ofstream(parent + "/mount-full/unsent-2") << "unsent";
-  std::ofstream(parent + "/mount-full/unsent-2" + cache::kSpoolNoteSuffix) << "file in the sandbox: a/b\n";
+  cache::UnsentRecord record;
+  record.path = "a/b";
+  ASSERT_TRUE(cache::WriteUnsentNote(parent + "/mount-full/unsent-2" + cache::kUnsentNoteSuffix, record));
+  std::ofstream(parent + "/mount-full/unsent-4") << "torn";
+  std::ofstream(parent + "/mount-full/unsent-4" + cache::kUnsentNoteSuffix) << "e2bfs-unsent 1 slot 0000000";
+  std::ofstream(parent + "/mount-full/unsent-4" + cache::kUnsentNoteTemporarySuffix) << "e2bfs";
   std::ofstream(parent + "/mount-full/unsent-3") << "without a word";
   auto mine = MakeSpoolDirectory(parent, unsent);
   ASSERT_TRUE(mine);
@@ -128,6 +135,8 @@ TEST_F(CommandPlaces, WhatTheDeadLeftUnsentIsKeptAndTheRestCleared) {
   EXPECT_EQ(content("unsent-2"), "unsent");
   EXPECT_EQ(content("unsent-3"), "without a word");
   EXPECT_THAT(content("UNSENT.txt"), HasSubstr("file in the sandbox: a/b\n"));
+  EXPECT_EQ(content("unsent-4"), "torn");
+  EXPECT_THAT(content("UNSENT.txt"), HasSubstr("its record is torn"));
   EXPECT_NE(access((kept + "/unsent-1").c_str(), F_OK), 0);
   auto second = MakeSpoolDirectory(parent, unsent);  // the first is locked: its owner lives
   ASSERT_TRUE(second);

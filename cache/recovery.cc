@@ -1,0 +1,554 @@
+#include "cache/recovery.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <ctime>
+#include <functional>
+#include <set>
+#include <string_view>
+#include <utility>
+
+#include "cache/cached_fs.h"
+#include "transport/base/context.h"
+
+namespace e2bfs::cache {
+namespace {
+
+using transport::Attributes;
+using transport::Extent;
+
+constexpr size_t kComparedBytes = 1 << 20;
+constexpr size_t kLongestName = 255;
+constexpr int kMostConflictCopies = 100;
+constexpr std::string_view kUnsentText = "UNSENT.txt";
+
+std::vector<std::string> EntriesOf(const std::string& path) {
+  std::vector<std::string> names;
+  DIR* directory = ::opendir(path.c_str());
+  if (directory == nullptr) return names;
+  while (const dirent* entry = ::readdir(directory)) {
+    // What begins with a dot is a lock, or a copy that is not finished.
+    if (entry->d_name[0] != '.') names.emplace_back(entry->d_name);
+  }
+  ::closedir(directory);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+// Of what has no record that says it: the random part of a spool file's name, or a number made of its place.
+std::string IdOfPlace(const std::string& directory, const std::string& name) {
+  constexpr std::string_view kSpooled = "unsent-";
+  constexpr std::string_view kPlain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
+  if (name.starts_with(kSpooled) && name.size() > kSpooled.size() && name.find_first_not_of(kPlain, kSpooled.size()) == std::string::npos) {
+    return name.substr(kSpooled.size());
+  }
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const char c : directory.substr(directory.rfind('/') + 1) + "/" + name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  std::string id;
+  for (int i = 0; i < 8; ++i, hash >>= 5) id += "abcdefghijkmnpqrstuvwxyz23456789"[hash & 31];
+  return id;
+}
+
+bool IsRelativePath(const std::string& path) {
+  for (size_t begin = 0; begin <= path.size();) {
+    const size_t end = std::min(path.find('/', begin), path.size());
+    if (!IsName(std::string_view(path).substr(begin, end - begin))) return false;
+    begin = end + 1;
+  }
+  return true;
+}
+
+// What the record, if there is one, and the content file make of the entry.
+void Examine(UnsentEntry& entry, Result<UnsentRecord> record) {
+  struct stat status {};
+  entry.content_is_there = ::lstat(entry.content.c_str(), &status) == 0 && S_ISREG(status.st_mode);
+  if (entry.content_is_there) {
+    entry.bytes = std::min<int64_t>(status.st_size, int64_t{status.st_blocks} * 512);
+    entry.since = status.st_mtim.tv_sec;
+  }
+  if (!record) {
+    entry.problem = record.error().errno_value == ENOENT ? "there is no record of what it is" : record.error().message;
+    return;
+  }
+  const Change& change = record->change;
+  if (!record->id.empty()) entry.id = record->id;
+  entry.bytes = change.bytes();
+  entry.since = record->since;
+  const int64_t end = std::max(change.extents.end(), change.append ? change.append->end() : 0);
+  if (!IsRelativePath(record->path)) {
+    entry.problem = "its record has no path that can be used";
+  } else if (record->moving) {
+    entry.problem = "its bytes were being moved when the mount ended, and may be at either place";
+  } else if (record->has_content && !entry.content_is_there) {
+    entry.problem = "its content is missing";
+  } else if (record->has_content && status.st_size < end) {
+    entry.problem = "its content is shorter than its record says";
+  }
+  entry.record = std::move(*record);
+}
+
+void RemoveIfOver(const std::string& directory) {
+  for (const std::string& name : EntriesOf(directory)) {
+    if (name != kUnsentText) return;
+  }
+  // If a mount puts something there meanwhile, the directory stays.
+  ::unlink((directory + "/" + std::string(kUnsentText)).c_str());
+  ::rmdir(directory.c_str());
+}
+
+bool SameInstant(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
+
+bool IsGone(const Error& error) {
+  return error.kind == ErrorKind::kErrno && (error.errno_value == ENOENT || error.errno_value == ENOTDIR);
+}
+
+// The sandbox would say the same tomorrow.
+bool IsRefusedForGood(const Error& error) {
+  if (error.kind != ErrorKind::kErrno) return false;
+  return error.errno_value == EACCES || error.errno_value == EPERM || error.errno_value == ETXTBSY;
+}
+
+// A descriptor that is closed.
+class LocalFile {
+ public:
+  explicit LocalFile(int fd) : fd_(fd) {}
+  ~LocalFile() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  LocalFile(const LocalFile&) = delete;
+  LocalFile& operator=(const LocalFile&) = delete;
+  int fd() const { return fd_; }
+
+ private:
+  const int fd_;
+};
+
+// The file as the change leaves it, of which what is not known here reads as zeros.
+class ChangedContent final : public transport::ContentSource {
+ public:
+  ChangedContent(int fd, const Change& change) : fd_(fd), known_(change.extents) {
+    if (change.append) known_.Add(*change.append);
+  }
+  Result<void> ReadAt(int64_t offset, char* buffer, size_t length) override {
+    std::fill_n(buffer, length, '\0');
+    for (const Extent& part : known_.Within(Extent{offset, static_cast<int64_t>(length)})) {
+      if (auto read = ReadPart(part, buffer + (part.offset - offset)); !read) return read;
+    }
+    return {};
+  }
+  const ExtentMap& known() const { return known_; }
+
+ private:
+  Result<void> ReadPart(const Extent& part, char* buffer) const {
+    for (int64_t done = 0; done < part.length;) {
+      const ssize_t got = ::pread(fd_, buffer + done, static_cast<size_t>(part.length - done), part.offset + done);
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) return Failure(ErrorKind::kLocal, got < 0 ? errno : EIO, "reading the content that was put aside");
+      done += got;
+    }
+    return {};
+  }
+  const int fd_;
+  ExtentMap known_;
+};
+
+// One entry on its way.
+class LateSend {
+ public:
+  LateSend(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times)
+      : remote_(remote), entry_(entry), record_(*entry.record), times_(times), file_(OpenContent(entry)), ours_(file_.fd(), record_.change) {
+    identities_count_ = same_sandbox && remote.description().identities_survive_renames && record_.base.id.known();
+  }
+
+  SendReport Run() {
+    if (record_.has_content && file_.fd() < 0) return Failed("its content cannot be opened");
+    const transport::Node at{record_.path, {}};
+    auto now = remote_.Stat(at, Short());
+    if (!now) return IsGone(now.error()) ? SendToMissing() : Failed(ToString(now.error()));
+    if (now->type != transport::FileType::kRegular) return MakeConflictCopy("something else has its name now", nullptr);
+    if (!record_.change.touches_content()) return SendAttributes(*now);
+    if (IsBase(*now)) return Store(*now, record_.change);
+    auto there = IsThere(*now);
+    if (!there) return Failed(ToString(there.error()));
+    if (*there) return AttributesOfWhatIsThere(*now);
+    auto rest = RestOfAppend(*now);
+    if (!rest) return Failed(ToString(rest.error()));
+    if (*rest) return Store(*now, **rest);
+    if (record_.fresh && (!identities_count_ || now->id == record_.base.id)) {
+      // A store of ours that did not end, if it is the beginning of ours.
+      const int64_t size = record_.change.SizeAfter(0);
+      auto begun = now->size <= size ? Equal(*now, Extent{0, now->size}) : Result<bool>(false);
+      if (!begun) return Failed(ToString(begun.error()));
+      if (*begun) return Store(*now, WholeChange());
+    }
+    const bool replaced = identities_count_ && now->id != record_.base.id;
+    return MakeConflictCopy(replaced ? "another file has its name now" : "it was changed in the sandbox", nullptr);
+  }
+
+ private:
+  static int OpenContent(const UnsentEntry& entry) {
+    return entry.record->has_content ? ::open(entry.content.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
+  }
+  OpContext Short() const { return OpContext::Within(times_.operation); }
+  OpContext Long() const {
+    OpContext ctx = OpContext::Within(times_.transfer, ServiceClass::kBulk);
+    ctx.renewal = times_.transfer;
+    return ctx;
+  }
+  static SendReport Failed(std::string text) { return {SendOutcome::kFailed, {}, std::move(text)}; }
+
+  bool IsBase(const Attributes& now) const {
+    const UnsentBase& base = record_.base;
+    return (!identities_count_ || now.id == base.id) && now.size == base.size && SameInstant(now.mtime, base.mtime);
+  }
+
+  // All of the file, of which all is known here.
+  Change WholeChange() const {
+    Change whole;
+    const int64_t size = record_.change.SizeAfter(record_.base.size);
+    whole.extents = ours_.known();
+    whole.size = size;
+    whole.attributes = record_.change.attributes;
+    return whole;
+  }
+
+  // Whether the range of the file there is what we have, zeros where we have nothing.
+  Result<bool> Equal(const Attributes& now, const Extent& range) {
+    return EqualAt(transport::Node{record_.path, now.id}, now, range, ours_);
+  }
+  Result<bool> EqualAt(const transport::Node& node, const Attributes& now, const Extent& range, transport::ContentSource& source) {
+    std::string mine;
+    bool equal = true;
+    auto read = ReadThere(node, now, range, [&](int64_t offset, std::string_view bytes) -> Result<bool> {
+      mine.resize(bytes.size());
+      if (auto got = source.ReadAt(offset, mine.data(), mine.size()); !got) return Forward(got.error());
+      equal = mine == bytes;
+      return equal;
+    });
+    if (!read) return Forward(read.error());
+    return equal;
+  }
+
+  // The range of the file as it is by `now`, piece by piece, until `take` returns false.
+  Result<void> ReadThere(const transport::Node& node, const Attributes& now, const Extent& range,
+                         const std::function<Result<bool>(int64_t, std::string_view)>& take) {
+    if (range.length == 0) return {};
+    auto stream = remote_.Read(0, node, &now, range, Long());
+    if (!stream) return Forward(stream.error());
+    std::string piece(kComparedBytes, '\0');
+    for (int64_t done = 0; done < range.length;) {
+      const auto wanted = static_cast<size_t>(std::min<int64_t>(range.length - done, static_cast<int64_t>(piece.size())));
+      auto got = (*stream)->Read(piece.data(), wanted, Long());
+      if (!got) return Forward(got.error());
+      if (*got == 0) return Errno(ESTALE, "the file became shorter");
+      auto more = take(range.offset + done, std::string_view(piece).substr(0, *got));
+      if (!more) return Forward(more.error());
+      if (!*more) break;
+      done += static_cast<int64_t>(*got);
+    }
+    return {};
+  }
+
+  // The answer of a store may have been lost: then all of ours is there, whatever the file's times say.
+  Result<bool> IsThere(const Attributes& now) {
+    const Change& change = record_.change;
+    const bool only_append = change.append && change.extents.empty() && !change.size && !change.cut;
+    const int64_t expected = change.SizeAfter(record_.base.size);
+    // Others may have appended since.
+    const bool size_fits = now.size == expected || (only_append && identities_count_ && now.id == record_.base.id && now.size > expected);
+    if (!size_fits) return false;
+    ExtentMap to_compare = ours_.known();
+    const int64_t zeros = std::min(record_.base.size, change.cut.value_or(record_.base.size));
+    if (!only_append && expected > zeros) to_compare.Add(Extent{zeros, expected - zeros});
+    for (const Extent& extent : to_compare.extents()) {
+      auto equal = Equal(now, extent);
+      if (!equal || !*equal) return equal;
+    }
+    return true;
+  }
+
+  // What is still to be appended to a file that is the same one and ends where our append begins, or within it, with our bytes. Nothing
+  // is overwritten by that, whatever else was changed.
+  Result<std::optional<Change>> RestOfAppend(const Attributes& now) {
+    const Change& change = record_.change;
+    if (!change.append || !change.extents.empty() || change.size || change.cut) return std::optional<Change>();
+    if (!identities_count_ || now.id != record_.base.id) return std::optional<Change>();
+    const Extent& append = *change.append;
+    if (now.size < append.offset || now.size >= append.end()) return std::optional<Change>();
+    auto equal = Equal(now, Extent{append.offset, now.size - append.offset});
+    if (!equal) return Forward(equal.error());
+    if (!*equal) return std::optional<Change>();
+    Change rest = change;
+    rest.append = Extent{now.size, append.end() - now.size};
+    return std::optional<Change>(std::move(rest));
+  }
+
+  Result<Attributes> CallStore(const transport::Node& node, const Change& change, bool fresh, transport::ContentSource& source) {
+    transport::StoreRequest request;
+    request.extents = change.extents.extents();
+    request.size = change.size;
+    request.cut_to = change.cut;
+    request.append = change.append;
+    request.attributes = change.attributes;
+    request.source = &source;
+    request.fresh = fresh;
+    request.last = true;
+    auto stored = remote_.Store(0, node, request, Long());
+    if (stored && node.id.known() && stored->id.known() && stored->id != node.id) return Errno(ESTALE, "the sandbox stored into another file");
+    return stored;
+  }
+
+  SendReport Store(const Attributes& now, const Change& change) {
+    const transport::Node at{record_.path, now.id};
+    auto stored = CallStore(at, change, record_.fresh && now.size == 0, ours_);
+    if (stored) return {SendOutcome::kSent, {}, {}};
+    const Error& error = stored.error();
+    if (error.content_stored) return {SendOutcome::kSent, {}, "its attributes were refused: " + ToString(error)};
+    if (change.append) return AfterFailedAppend(at, change, error);
+    if (IsRefusedForGood(error)) return MakeConflictCopy("the sandbox refused it (" + ToString(error) + ")", &now);
+    return Failed(ToString(error));
+  }
+
+  // Appending again what arrived would double it: what is there now tells, and the record says from where the next try has to go on.
+  SendReport AfterFailedAppend(const transport::Node& at, const Change& change, const Error& error) {
+    auto now = remote_.Stat(at, Short());
+    if (now && now->size == change.append->end() && error.kind != ErrorKind::kErrno) return {SendOutcome::kSent, {}, {}};
+    if (error.appended > 0 && now) {
+      UnsentRecord rest = record_;
+      const int64_t done = std::min(error.appended, change.append->length);
+      rest.change = change;
+      rest.change.append = Extent{change.append->offset + done, change.append->length - done};
+      rest.base = UnsentBase{rest.base.id, now->size, now->mtime, now->ctime, now->permissions};
+      if (auto noted = WriteUnsentNote(entry_.note, rest); !noted) return Failed(ToString(error) + "; " + ToString(noted.error()));
+      return Failed(ToString(error) + " after a part of it had arrived");
+    }
+    if (IsRefusedForGood(error)) return now ? MakeConflictCopy("the sandbox refused it (" + ToString(error) + ")", &*now) : Failed(ToString(error));
+    return Failed(ToString(error));
+  }
+
+  SendReport SendAttributes(const Attributes& now) {
+    if (!IsBase(now) && !(identities_count_ && now.id == record_.base.id)) return Failed("another file may have its name now, and only attributes were to be set");
+    auto set = remote_.SetAttributes(transport::Node{record_.path, now.id}, 0, record_.change.attributes, Short());
+    if (!set) return Failed(ToString(set.error()));
+    return {SendOutcome::kSent, {}, {}};
+  }
+
+  SendReport AttributesOfWhatIsThere(const Attributes& now) {
+    transport::AttributeChange set = record_.change.attributes;
+    if (set.mtime_is_implied) set.mtime.reset();
+    SendReport report{SendOutcome::kWasThere, {}, "its content had arrived"};
+    if (set.empty()) return report;
+    auto done = remote_.SetAttributes(transport::Node{record_.path, now.id}, 0, set, Short());
+    if (!done && done.error().kind != ErrorKind::kErrno) return Failed(ToString(done.error()));
+    if (!done) report.text += "; its attributes were refused: " + ToString(done.error());
+    return report;
+  }
+
+  transport::Name NameOf(const std::string& name) const {
+    const size_t slash = record_.path.rfind('/');
+    return {transport::Node{slash == std::string::npos ? std::string() : record_.path.substr(0, slash), {}}, name};
+  }
+  std::string OwnName() const { return record_.path.substr(record_.path.rfind('/') + 1); }
+  std::string PathBeside(const std::string& name) const {
+    const size_t slash = record_.path.rfind('/');
+    return slash == std::string::npos ? name : record_.path.substr(0, slash + 1) + name;
+  }
+  uint32_t NewPermissions() const { return record_.change.attributes.permissions.value_or(record_.base.permissions) & 0777; }
+
+  SendReport SendToMissing() {
+    if (!record_.change.touches_content()) return Failed("it is not there any more, and only attributes were to be set");
+    if (!record_.IsWhole()) return MakeConflictCopy("it is not there any more", nullptr);
+    auto made = remote_.Create(NameOf(OwnName()), {NewPermissions(), true}, Short());
+    if (!made) {
+      return Failed(IsGone(made.error()) ? "its directory is not there any more (make it there, or use --export)" : ToString(made.error()));
+    }
+    if (made->handle != 0) remote_.Close(made->handle, Short());
+    // Should the rest not arrive now, the next try knows the file for ours.
+    UnsentRecord begun = record_;
+    begun.fresh = true;
+    begun.base = UnsentBase{identities_count_ || !record_.base.id.known() ? made->attributes.id : transport::FileId{}, 0, made->attributes.mtime,
+                            made->attributes.ctime, made->attributes.permissions};
+    if (!remote_.description().identities_survive_renames) begun.base.id = {};
+    begun.change = WholeChange();
+    if (auto noted = WriteUnsentNote(entry_.note, begun); !noted) return Failed(ToString(noted.error()));
+    auto stored = CallStore(transport::Node{record_.path, made->attributes.id}, begun.change, true, ours_);
+    if (stored) return {SendOutcome::kSent, {}, "it was not there any more, and was made again"};
+    if (stored.error().content_stored) return {SendOutcome::kSent, {}, "its attributes were refused: " + ToString(stored.error())};
+    return Failed(ToString(stored.error()));
+  }
+
+  // "name.e2bfs-conflict-20261130-023709": the time of the first unsent write, UTC, so that a second try finds what the first made.
+  std::string ConflictName(int number) const {
+    char when[32] = "";
+    const auto since = static_cast<time_t>(record_.since);
+    tm utc{};
+    if (::gmtime_r(&since, &utc) != nullptr) ::strftime(when, sizeof when, "%Y%m%d-%H%M%S", &utc);
+    const std::string suffix = std::string(".e2bfs-conflict-") + when + (number > 1 ? "-" + std::to_string(number) : "");
+    std::string name = OwnName();
+    if (name.size() + suffix.size() > kLongestName) {
+      name.resize(kLongestName - suffix.size());
+      while (!name.empty() && (static_cast<unsigned char>(name.back()) & 0xc0) == 0x80) name.pop_back();  // no half character
+      if (!name.empty() && static_cast<unsigned char>(name.back()) >= 0xc0) name.pop_back();
+    }
+    return name + suffix;
+  }
+
+  // `base`: the file that the change was made to is still there, as this.
+  SendReport MakeConflictCopy(const std::string& why, const Attributes* base) {
+    if (!record_.change.touches_content()) return Failed(why + ", and only attributes were to be set");
+    Change whole = WholeChange();
+    const bool complete = record_.IsWhole() || base != nullptr;
+    whole.attributes = {};
+    if (record_.change.attributes.mtime) whole.attributes.mtime = record_.change.attributes.mtime;
+    whole.attributes.mtime_is_implied = true;
+    if (!complete) whole.size = whole.extents.end();
+    if (!complete && whole.extents.empty()) return Failed(why + ", and nothing but its length was changed");
+    std::optional<LocalFile> laid_over;
+    std::optional<ChangedContent> source;
+    if (!record_.IsWhole() && base != nullptr) {
+      laid_over.emplace(::open(entry_.directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+      if (auto copied = LayOver(laid_over->fd(), *base, whole); !copied) return Failed(ToString(copied.error()));
+      whole.extents.Clear();
+      whole.extents.Add(Extent{0, *whole.size});
+      source.emplace(laid_over->fd(), whole);
+    }
+    transport::ContentSource& content = source ? static_cast<transport::ContentSource&>(*source) : ours_;
+    for (int number = 1; number <= kMostConflictCopies; ++number) {
+      const std::string name = ConflictName(number);
+      auto placed = PlaceNew(name, whole, content);
+      if (!placed) return Failed(why + ", and no conflict copy could be made: " + ToString(placed.error()));
+      if (!*placed) continue;  // there is another one
+      return {SendOutcome::kConflictCopy, PathBeside(name),
+              why + (complete ? "" : "; the copy has nothing but the ranges that were written, and zeros elsewhere")};
+    }
+    return Failed(why + ", and there are too many conflict copies");
+  }
+
+  // The file there, with our change over it, into a file here.
+  Result<void> LayOver(int fd, const Attributes& base, const Change& whole) {
+    if (fd < 0) return Failure(ErrorKind::kLocal, errno, "a temporary file in " + entry_.directory);
+    const auto write = [fd](int64_t offset, std::string_view bytes) -> Result<bool> {
+      for (size_t done = 0; done < bytes.size();) {
+        const ssize_t put = ::pwrite(fd, bytes.data() + done, bytes.size() - done, offset + static_cast<int64_t>(done));
+        if (put < 0 && errno == EINTR) continue;
+        if (put <= 0) return Failure(ErrorKind::kLocal, put < 0 ? errno : EIO, "a temporary file");
+        done += static_cast<size_t>(put);
+      }
+      return true;
+    };
+    const int64_t kept = std::min({base.size, record_.change.cut.value_or(base.size), *whole.size});
+    if (auto read = ReadThere(transport::Node{record_.path, base.id}, base, Extent{0, kept}, write); !read) return read;
+    std::string piece;
+    for (const Extent& extent : whole.extents.extents()) {
+      for (int64_t done = 0; done < extent.length;) {
+        piece.resize(static_cast<size_t>(std::min<int64_t>(extent.length - done, kComparedBytes)));
+        if (auto got = ours_.ReadAt(extent.offset + done, piece.data(), piece.size()); !got) return got;
+        if (auto put = write(extent.offset + done, piece); !put) return Forward(put.error());
+        done += static_cast<int64_t>(piece.size());
+      }
+    }
+    if (::ftruncate(fd, *whole.size) != 0) return Failure(ErrorKind::kLocal, errno, "a temporary file");
+    return {};
+  }
+
+  // A new file of that name with that content. Also true if it is there from an earlier try, which may not have ended; false if
+  // another one has the name.
+  Result<bool> PlaceNew(const std::string& name, const Change& whole, transport::ContentSource& content) {
+    auto made = remote_.Create(NameOf(name), {NewPermissions(), true}, Short());
+    transport::FileId id;
+    if (made) {
+      if (made->handle != 0) remote_.Close(made->handle, Short());
+      id = made->attributes.id;
+    } else {
+      if (made.error().kind != ErrorKind::kErrno || made.error().errno_value != EEXIST) return Forward(made.error());
+      auto now = remote_.Stat(transport::Node{PathBeside(name), {}}, Short());
+      if (!now) return Forward(now.error());
+      if (now->type != transport::FileType::kRegular || now->size > *whole.size) return false;
+      auto equal = EqualAt(transport::Node{PathBeside(name), now->id}, *now, Extent{0, now->size}, content);
+      if (!equal || !*equal || now->size == *whole.size) return equal;
+      id = now->id;
+    }
+    auto stored = CallStore(transport::Node{PathBeside(name), id}, whole, true, content);
+    if (!stored && !stored.error().content_stored) return Forward(stored.error());
+    return true;
+  }
+
+  transport::RemoteFs& remote_;
+  const UnsentEntry& entry_;
+  const UnsentRecord& record_;
+  const SendTimes times_;
+  const LocalFile file_;
+  ChangedContent ours_;
+  bool identities_count_ = false;
+};
+
+}  // namespace
+
+std::vector<UnsentEntry> ListUnsent(const std::string& parent) {
+  std::vector<UnsentEntry> entries;
+  const std::string_view suffix = kUnsentNoteSuffix;
+  for (const std::string& sub : EntriesOf(parent)) {
+    const std::string directory = parent + "/" + sub;
+    std::set<std::string> contents;  // names, whether the file or only its note is there
+    for (const std::string& name : EntriesOf(directory)) {
+      struct stat status {};
+      if (name == kUnsentText || name.ends_with(kUnsentNoteTemporarySuffix)) continue;
+      if (::lstat((directory + "/" + name).c_str(), &status) != 0 || !S_ISREG(status.st_mode)) continue;
+      contents.insert(name.ends_with(suffix) ? name.substr(0, name.size() - suffix.size()) : name);
+    }
+    for (const std::string& name : contents) {
+      UnsentEntry entry;
+      entry.id = IdOfPlace(directory, name);
+      entry.directory = directory;
+      entry.content = directory + "/" + name;
+      entry.note = entry.content + kUnsentNoteSuffix;
+      auto record = ReadUnsentNote(entry.note);
+      if (record && record->nothing) continue;
+      Examine(entry, std::move(record));
+      entries.push_back(std::move(entry));
+    }
+  }
+  std::stable_sort(entries.begin(), entries.end(), [](const UnsentEntry& a, const UnsentEntry& b) { return a.since < b.since; });
+  std::set<std::string> ids;
+  for (UnsentEntry& entry : entries) {
+    const std::string wanted = entry.id;
+    for (int n = 2; !ids.insert(entry.id).second; ++n) entry.id = wanted + "-" + std::to_string(n);
+  }
+  return entries;
+}
+
+Result<void> RemoveUnsent(const UnsentEntry& entry) {
+  UnsentRecord nothing;
+  nothing.nothing = true;
+  if (auto noted = WriteUnsentNote(entry.note, nothing); !noted) return noted;
+  if (::unlink(entry.content.c_str()) != 0 && errno != ENOENT) return Failure(ErrorKind::kLocal, errno, "removing " + entry.content);
+  if (::unlink(entry.note.c_str()) != 0) return Failure(ErrorKind::kLocal, errno, "removing " + entry.note);
+  RemoveIfOver(entry.directory);
+  return {};
+}
+
+void ClearRemoved(const std::string& parent) {
+  const std::string_view suffix = kUnsentNoteSuffix;
+  for (const std::string& sub : EntriesOf(parent)) {
+    const std::string directory = parent + "/" + sub;
+    for (const std::string& name : EntriesOf(directory)) {
+      if (!name.ends_with(suffix)) continue;
+      const std::string note = directory + "/" + name;
+      if (const auto record = ReadUnsentNote(note); !record || !record->nothing) continue;
+      ::unlink(note.substr(0, note.size() - suffix.size()).c_str());
+      ::unlink(note.c_str());
+      RemoveIfOver(directory);
+    }
+  }
+}
+
+SendReport SendUnsent(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times) {
+  return LateSend(remote, entry, same_sandbox, times).Run();
+}
+
+}  // namespace e2bfs::cache

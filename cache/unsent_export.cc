@@ -1,0 +1,174 @@
+#include "cache/unsent_export.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "cache/cached_fs.h"
+
+namespace e2bfs::cache {
+namespace {
+
+constexpr size_t kCopyBytes = 1 << 20;
+constexpr int kMostTexts = 1000;
+constexpr size_t kLongestKeptName = 200;
+
+tl::unexpected<Error> ExportError(int errno_value, const std::string& what) { return Failure(ErrorKind::kLocal, errno_value, what + ": " + ErrnoName(errno_value)); }
+
+class ExportDescriptor {
+ public:
+  explicit ExportDescriptor(int fd) : fd_(fd) {}
+  ExportDescriptor(ExportDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  ExportDescriptor& operator=(ExportDescriptor&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~ExportDescriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+// The parts of `path`, each one a name and nothing else.
+Result<std::vector<std::string>> PartsOf(std::string_view path) {
+  std::vector<std::string> parts;
+  while (!path.empty()) {
+    const size_t end = std::min(path.find('/'), path.size());
+    if (end > 0) {
+      if (!IsName(path.substr(0, end))) return ExportError(EINVAL, PrintableName(path.substr(0, end)) + " is no name of a file");
+      parts.emplace_back(path.substr(0, end));
+    }
+    path.remove_prefix(std::min(end + 1, path.size()));
+  }
+  return parts;
+}
+
+// A range, at the same place.
+Result<void> CopyPart(int from, int to, const transport::Extent& range) {
+  std::vector<char> piece(kCopyBytes);
+  for (int64_t at = range.offset; at < range.end();) {
+    const ssize_t got = ::pread(from, piece.data(), static_cast<size_t>(std::min<int64_t>(range.end() - at, static_cast<int64_t>(piece.size()))), at);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return ExportError(got < 0 ? errno : EIO, "reading the content");
+    for (ssize_t done = 0; done < got;) {
+      const ssize_t put = ::pwrite(to, piece.data() + done, static_cast<size_t>(got - done), at + done);
+      if (put < 0 && errno == EINTR) continue;
+      if (put <= 0) return ExportError(put < 0 ? errno : EIO, "writing");
+      done += put;
+    }
+    at += got;
+  }
+  return {};
+}
+
+// All that is in the file, holes left out.
+Result<void> CopyAllData(int from, int to) {
+  for (off_t at = 0;;) {
+    const off_t data = ::lseek(from, at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) break;
+    const off_t hole = data < 0 ? -1 : ::lseek(from, data, SEEK_HOLE);
+    if (hole < 0) return ExportError(errno, "reading the content");
+    if (auto copied = CopyPart(from, to, {data, hole - data}); !copied) return copied;
+    at = hole;
+  }
+  struct stat status {};
+  if (::fstat(from, &status) != 0 || ::ftruncate(to, status.st_size) != 0) return ExportError(errno, "writing");
+  return {};
+}
+
+Result<void> CopyContent(const UnsentEntry& entry, int from, int to) {
+  if (!entry.record || !entry.problem.empty()) return CopyAllData(from, to);
+  const Change& change = entry.record->change;
+  for (const transport::Extent& extent : change.extents.extents()) {
+    if (auto copied = CopyPart(from, to, extent); !copied) return copied;
+  }
+  if (change.append) {
+    if (auto copied = CopyPart(from, to, *change.append); !copied) return copied;
+  }
+  if (::ftruncate(to, change.SizeAfter(entry.record->base.size)) != 0) return ExportError(errno, "writing");
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<UnsentExport>> UnsentExport::Open(const std::string& directory) {
+  if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) return ExportError(errno, directory);
+  const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return ExportError(errno, directory);
+  return std::unique_ptr<UnsentExport>(new UnsentExport(directory, fd));
+}
+
+UnsentExport::~UnsentExport() { ::close(fd_); }
+
+Result<std::string> UnsentExport::Add(const UnsentEntry& entry) {
+  std::string wanted = "unknown/" + entry.id;
+  if (entry.record) {
+    const std::string& sandbox = entry.record->sandbox_id;
+    wanted = (IsName(sandbox) ? sandbox : "unknown") + "/" + entry.record->root + "/" + entry.record->path;
+  }
+  auto parts = PartsOf(wanted);
+  if (!parts) return Forward(parts.error());
+  std::string path;
+  if (entry.content_is_there) {
+    const ExportDescriptor from(::open(entry.content.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    if (from.get() < 0) return ExportError(errno, entry.content);
+    ExportDescriptor at(::dup(fd_));
+    for (size_t i = 0; i + 1 < parts->size(); ++i) {
+      const std::string& name = (*parts)[i];
+      if (::mkdirat(at.get(), name.c_str(), 0700) != 0 && errno != EEXIST) return ExportError(errno, PrintableName(path + name));
+      ExportDescriptor next(::openat(at.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+      if (next.get() < 0) return ExportError(errno, PrintableName(path + name));
+      at = std::move(next);
+      path += name + "/";
+    }
+    std::string name = parts->back();
+    int made = ::openat(at.get(), name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (made < 0 && errno == EEXIST) {
+      name = name.substr(0, kLongestKeptName) + ".e2bfs-" + entry.id;
+      made = ::openat(at.get(), name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    }
+    path += name;
+    if (made < 0) return ExportError(errno, PrintableName(path));
+    const ExportDescriptor to(made);
+    auto copied = CopyContent(entry, from.get(), to.get());
+    if (copied && ::fsync(to.get()) != 0) copied = ExportError(errno, "writing");
+    if (!copied) {
+      ::unlinkat(at.get(), name.c_str(), 0);
+      return Failure(ErrorKind::kLocal, copied.error().errno_value, PrintableName(path) + ": " + copied.error().message);
+    }
+  }
+  if (entry.record) {
+    text_ += DescribeUnsent(*entry.record, path.empty() ? "(no content)" : path);
+    if (!entry.problem.empty()) text_.insert(text_.size() - 1, "but:                 " + PrintableName(entry.problem) + "\n");
+  } else {
+    text_ += "what was written:    " + PrintableName(path) + "\nwhat it is:          " + PrintableName(entry.problem) + "\n\n";
+  }
+  return path;
+}
+
+Result<std::string> UnsentExport::WriteText() {
+  if (text_.empty()) return std::string();
+  std::string name = "E2BFS-EXPORT.txt";
+  int made = -1;
+  for (int n = 2; n < kMostTexts; ++n) {
+    made = ::openat(fd_, name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (made >= 0 || errno != EEXIST) break;
+    name = "E2BFS-EXPORT-" + std::to_string(n) + ".txt";
+  }
+  if (made < 0) return ExportError(errno, directory_ + "/" + name);
+  const ExportDescriptor to(made);
+  const std::string all = "Bytes that are in no range of a file were not written by this machine: they are zeros here, and what the sandbox has there.\n\n" + text_;
+  const ssize_t put = ::pwrite(to.get(), all.data(), all.size(), 0);
+  if (put != static_cast<ssize_t>(all.size()) || ::fsync(to.get()) != 0) return ExportError(put < 0 ? errno : EIO, directory_ + "/" + name);
+  return name;
+}
+
+}  // namespace e2bfs::cache
