@@ -400,7 +400,7 @@ def test_reading_in_order_costs_few_requests(tiered):
     tiered.reset_counts()
     assert (mount.path / "f").read_bytes() == content
     counts = tiered.counts()
-    assert counts["requests"]["GET /files"] <= 12, counts
+    assert counts["requests"]["GET /files"] <= 16, counts  # ranges that grow to 8 MiB
     assert counts["response_body_bytes"] <= 1.2 * len(content), counts
 
 
