@@ -410,6 +410,7 @@ void CachedFsImpl::NodeRemoved(const NodePtr& node, const std::optional<transpor
   node->deleted = true;
   node->linked_elsewhere = links > 0 && !node->is_directory();
   tree_.ForgetIdentity(*node);
+  if (node->content.exists()) NoteUnsent(*node);  // who finds the spool must not make it again
   if (node->open_files == 0 && node->is_gone()) DiscardUnsent(*node);
 }
 

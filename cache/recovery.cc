@@ -161,7 +161,8 @@ class ChangedContent final : public transport::ContentSource {
 class LateSend {
  public:
   LateSend(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times)
-      : remote_(remote), entry_(entry), record_(*entry.record), times_(times), file_(OpenContent(entry)), ours_(file_.fd(), record_.change) {
+      : remote_(remote), entry_(entry), record_(*entry.record), times_(times), same_sandbox_(same_sandbox),
+        file_(OpenContent(entry)), ours_(file_.fd(), record_.change) {
     identities_count_ = same_sandbox && remote.description().identities_survive_renames && record_.base.id.known();
   }
 
@@ -179,7 +180,7 @@ class LateSend {
     auto rest = RestOfAppend(*now);
     if (!rest) return Failed(ToString(rest.error()));
     if (*rest) return Store(*now, **rest);
-    if (record_.fresh && (!identities_count_ || now->id == record_.base.id)) {
+    if (record_.fresh && record_.IsWhole() && (!identities_count_ || now->id == record_.base.id)) {
       // A store of ours that did not end, if it is the beginning of ours.
       const int64_t size = record_.change.SizeAfter(0);
       auto begun = now->size <= size ? Equal(*now, Extent{0, now->size}) : Result<bool>(false);
@@ -318,7 +319,7 @@ class LateSend {
   SendReport AfterFailedAppend(const transport::Node& at, const Change& change, const Error& error) {
     auto now = remote_.Stat(at, Short());
     if (now && now->size == change.append->end() && error.kind != ErrorKind::kErrno) return {SendOutcome::kSent, {}, {}};
-    if (error.appended > 0 && now) {
+    if (error.appended > 0 && now && same_sandbox_) {
       UnsentRecord rest = record_;
       const int64_t done = std::min(error.appended, change.append->length);
       rest.change = change;
@@ -375,7 +376,9 @@ class LateSend {
                             made->attributes.ctime, made->attributes.permissions};
     if (!remote_.description().identities_survive_renames) begun.base.id = {};
     begun.change = WholeChange();
-    if (auto noted = WriteUnsentNote(entry_.note, begun); !noted) return Failed(ToString(noted.error()));
+    if (same_sandbox_) {  // what another sandbox has says nothing of this one
+      if (auto noted = WriteUnsentNote(entry_.note, begun); !noted) return Failed(ToString(noted.error()));
+    }
     auto stored = CallStore(transport::Node{record_.path, made->attributes.id}, begun.change, true, ours_);
     if (stored) return {SendOutcome::kSent, {}, "it was not there any more, and was made again"};
     if (stored.error().content_stored) return {SendOutcome::kSent, {}, "its attributes were refused: " + ToString(stored.error())};
@@ -482,6 +485,7 @@ class LateSend {
   const UnsentEntry& entry_;
   const UnsentRecord& record_;
   const SendTimes times_;
+  const bool same_sandbox_;
   const LocalFile file_;
   ChangedContent ours_;
   bool identities_count_ = false;

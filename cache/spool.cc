@@ -1,6 +1,7 @@
 #include "cache/spool.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -78,19 +79,21 @@ Result<void> SpoolFile::MoveRange(int64_t from, int64_t to, int64_t length) {
   return {};
 }
 
-Result<void> SpoolFile::CopyTo(const std::string& target) const {
-  const int to = ::open(target.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
-  if (to < 0) return SpoolError(errno, "copying to " + target, path_);
+Result<void> SpoolFile::CopyTo(const std::string& target) const { return CopySparse(fd_, target); }
+
+Result<void> CopySparse(int from, const std::string& target) {
+  const int to = ::open(target.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (to < 0) return SpoolError(errno, "copying", target);
   std::vector<char> piece(1 << 20);
   int64_t at = 0;
   int error = 0;
   while (error == 0) {
-    const off_t data = ::lseek(fd_, at, SEEK_DATA);
+    const off_t data = ::lseek(from, at, SEEK_DATA);
     if (data < 0) {
       if (errno != ENXIO) error = errno;
       break;
     }
-    const ssize_t got = ::pread(fd_, piece.data(), piece.size(), data);
+    const ssize_t got = ::pread(from, piece.data(), piece.size(), data);
     if (got <= 0) {
       error = got < 0 ? errno : 0;
       break;
@@ -102,9 +105,11 @@ Result<void> SpoolFile::CopyTo(const std::string& target) const {
     }
     at = data + got;
   }
+  struct stat status {};
+  if (error == 0 && (::fstat(from, &status) != 0 || ::ftruncate(to, status.st_size) != 0)) error = errno;
   if (error == 0 && ::fsync(to) != 0) error = errno;
   ::close(to);
-  if (error != 0) return SpoolError(error, "copying to " + target, path_);
+  if (error != 0) return SpoolError(error, "copying", target);
   return {};
 }
 

@@ -17,6 +17,9 @@ namespace e2bfs::cache {
 
 class Spool;
 
+// All of an open file, sparse where that is, into a new file, 0600, on the disk when it returns.
+Result<void> CopySparse(int from, const std::string& target);
+
 class SpoolFile {
  public:
   SpoolFile(Spool& spool, int fd, std::string path);

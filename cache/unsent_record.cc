@@ -345,7 +345,7 @@ int64_t SteadyNs() {
 }  // namespace
 
 bool UnsentRecord::IsWhole() const {
-  if (fresh || change.cut == 0 || base.size == 0) return true;
+  if (change.cut == 0 || base.size == 0) return true;
   if (change.append) return false;
   const int64_t end = change.SizeAfter(base.size);
   return change.extents.bytes() == end && change.extents.end() == end && end > 0;

@@ -14,6 +14,7 @@
 #include <ctime>
 #include <fstream>
 
+#include "cache/spool.h"
 #include "cache/unsent_record.h"
 #include "transport/base/log.h"
 
@@ -55,11 +56,20 @@ std::vector<std::string> NamesIn(const std::string& path) {
   return names;
 }
 
+// Certainly: what cannot be read may hold something.
 bool HoldsNothing(const std::string& path) {
-  for (const std::string& name : NamesIn(path)) {
-    if (name != kLockName) return false;
+  DIR* directory = opendir(path.c_str());
+  if (directory == nullptr) return errno == ENOENT;
+  bool nothing = true;
+  errno = 0;
+  while (const dirent* entry = readdir(directory)) {
+    const std::string_view name = entry->d_name;
+    if (name != "." && name != ".." && name != kLockName) nothing = false;
+    errno = 0;
   }
-  return true;
+  nothing = nothing && errno == 0;
+  closedir(directory);
+  return nothing;
 }
 
 void RemoveTreeOn(const std::string& path, dev_t device) {
@@ -100,6 +110,25 @@ void RemoveWhatWasSent(const std::string& path) {
     unlink(whole.c_str());
     unlink(note.c_str());
   }
+}
+
+// To where the other names are, also on another file system: then all of it is there before anything is removed here. Whoever calls holds the lock.
+Result<void> MoveLeftovers(const std::string& path, const std::string& parent, const std::string& name) {
+  const std::string target = parent + "/" + name;
+  if (rename(path.c_str(), target.c_str()) == 0) return {};
+  if (errno != EXDEV) return Errno(errno, target);
+  const std::string moving = parent + "/.moving-" + name;
+  if (mkdir(moving.c_str(), 0700) != 0) return Errno(errno, moving);
+  Result<void> copied;
+  for (const std::string& each : NamesIn(path)) {
+    if (each == kLockName || !copied) continue;
+    const int from = open((path + "/" + each).c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    copied = from < 0 ? Result<void>(Errno(errno, each)) : cache::CopySparse(from, moving + "/" + each);
+    if (from >= 0) close(from);
+  }
+  if (copied && rename(moving.c_str(), target.c_str()) != 0) copied = Errno(errno, target);
+  RemoveTree(copied ? path : moving);
+  return copied;
 }
 
 // The words about each file, in one place.
@@ -212,15 +241,19 @@ void CleanLeftovers(const std::string& parent, const std::string& unsent_parent)
     if (lock < 0) continue;
     if (flock(lock, LOCK_EX | LOCK_NB) == 0) {
       RemoveWhatWasSent(path);
-      const std::string kept = fmt::format("{}/left-behind-{}-{}", unsent_parent, TimeText(), name);
+      const std::string new_name = fmt::format("left-behind-{}-{}", TimeText(), name);
+      const std::string kept = unsent_parent + "/" + new_name;
       if (HoldsNothing(path)) {
         RemoveTree(path);
-      } else if (MakePrivateDirectory(unsent_parent) && rename(path.c_str(), kept.c_str()) == 0) {
-        WriteUnsentText(kept);
-        unlink((kept + "/" + kLockName).c_str());
-        log::Error("mount", "a mount died with data that was not sent: it is kept in {}", kept);
       } else {
-        log::Error("mount", "a mount died with data that was not sent: it is kept in {}", path);
+        auto moved = MakePrivateDirectory(unsent_parent);
+        if (moved) moved = MoveLeftovers(path, unsent_parent, new_name);
+        if (moved) {
+          WriteUnsentText(kept);
+          unlink((kept + "/" + kLockName).c_str());
+        }
+        log::Error("mount", "a mount died with data that was not sent: it is kept in {}{}", moved ? kept : path,
+                   moved ? "" : ", since it cannot be put aside: " + ToString(moved.error()));
       }
     }
     close(lock);

@@ -492,5 +492,84 @@ TEST_F(RecoveryTest, ExportKeepsToItsDirectory) {
   std::filesystem::remove_all(target);
 }
 
+
+// The part of an append that arrived is known here no longer.
+TEST_F(RecoveryTest, TheRestOfAnAppendToANewFileIsNotAllOfIt) {
+  const auto made = Made("log", kRoot, {true, true, true, false});
+  Write(made.handle, 0, "one\ntwo\n");
+  RemoteFault half;
+  half.function = "Store";
+  half.error = Error{ENOSPC, ErrorKind::kErrno, "no space", 0, ""};
+  half.error.appended = 4;
+  faulty_->Add(half);
+  EXPECT_EQ(Close(made.handle), ENOSPC);
+  PutAside();
+  const UnsentEntry entry = Only();
+  ASSERT_TRUE(remote_->InsideRemove("log"));
+  EXPECT_NE(Send(entry).outcome, SendOutcome::kSent);
+  EXPECT_FALSE(remote_->InsideExists("log"));
+}
+
+TEST_F(RecoveryTest, AFileOfOursThatOthersFilledIsNotAllOurs) {
+  options_.attribute_ttl = options_.negative_ttl = std::chrono::milliseconds(0);
+  const auto made = Made("f");
+  EXPECT_EQ(Close(made.handle), 0);
+  ASSERT_TRUE(remote_->InsideWrite("f", "0123456789"));
+  const FileHandle handle = OpenFor(Find("f"), {true, true, false, false});
+  Write(handle, 12, "xy");
+  FailStores();
+  EXPECT_EQ(Close(handle), EIO);
+  EXPECT_FALSE(remote_->stores().empty() ? false : remote_->stores().back().fresh);
+  PutAside();
+  const UnsentEntry entry = Only();
+  EXPECT_FALSE(entry.record->fresh);
+  ASSERT_TRUE(remote_->InsideRemove("f"));
+  EXPECT_NE(Send(entry).outcome, SendOutcome::kSent);
+  EXPECT_FALSE(remote_->InsideExists("f"));
+}
+
+// What another sandbox has says nothing of the one that the change was made to.
+TEST_F(RecoveryTest, WhatFailedElsewhereIsSentHereAllTheSame) {
+  ASSERT_TRUE(remote_->InsideWrite("a", "old content"));
+  WriteAndPutAside("a", 0, "new", {true, true, false, true});
+  {
+    testing::MemoryRemoteFs other{testing::MemoryRemoteFsOptions{}};
+    testing::FaultyRemoteFs faulty(other);
+    faulty.FailNth("Store", 1, EIO, ErrorKind::kBroken);
+    EXPECT_EQ(SendUnsent(faulty, Only(), false, kTimes).outcome, SendOutcome::kFailed);
+  }
+  ExpectSent(Only());
+  EXPECT_EQ(Inside("a"), "new");
+}
+
+TEST_F(RecoveryTest, APartOfAnAppendThatAnotherSandboxTookIsNotMissingHere) {
+  ASSERT_TRUE(remote_->InsideWrite("log", "one\n"));
+  WriteAndPutAside("log", 0, "two\n", {true, true, true, false});
+  RemoteFault half;
+  half.function = "Store";
+  half.error = Error{ENOSPC, ErrorKind::kErrno, "no space", 0, ""};
+  half.error.appended = 2;
+  faulty_->Add(half);
+  EXPECT_EQ(Send(Only(), false).outcome, SendOutcome::kFailed);
+  ExpectSent(Only());
+  EXPECT_EQ(Inside("log"), "one\ntwo\n");
+}
+
+TEST_F(RecoveryTest, WhatWasRemovedHereIsNotUnsent) {
+  const auto made = Made("tmp");
+  Write(made.handle, 0, "secret");
+  EXPECT_EQ(Errno(fs().Unlink(kRoot, "tmp", Ctx())), 0);
+  int notes = 0;
+  for (const auto& file : std::filesystem::directory_iterator(spool_)) {
+    const std::string name = file.path().string();
+    if (!name.ends_with(kUnsentNoteSuffix)) continue;
+    const auto note = ReadUnsentNote(name);
+    ASSERT_TRUE(note);
+    EXPECT_TRUE(note->nothing) << note->path;
+    ++notes;
+  }
+  EXPECT_EQ(notes, 1);
+}
+
 }  // namespace
 }  // namespace e2bfs::cache
