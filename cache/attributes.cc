@@ -129,7 +129,7 @@ void CachedFsImpl::ContentChanged(Node& node, bool for_the_kernel) {
 }
 
 TimePoint CachedFsImpl::NameUntil(const Node& directory, uint64_t asked_stamp, TimePoint asked, std::chrono::milliseconds ttl) const {
-  const bool covered = directory.watched && asked_stamp >= lost_stamp_ && ttl.count() > 0;
+  const bool covered = directory.watched && asked_stamp >= directory.unwatched_stamp && asked_stamp >= lost_stamp_ && ttl.count() > 0;
   return covered ? kWatched : asked + ttl;
 }
 
@@ -143,7 +143,7 @@ TimePoint CachedFsImpl::NodeUntil(const Node& node, uint64_t asked_stamp, TimePo
   // That a mark was taken away is told by no kernel.
   if (node.attributes.write_refusal == EPERM || node.attributes.appends_only) return unwatched;
   const NodePtr directory = tree_.Find(node.places.current().parent);
-  const bool covered = directory && directory->watched && (by_directory || asked_stamp >= directory->watched_stamp);
+  const bool covered = directory && directory->watched && asked_stamp >= directory->unwatched_stamp && (by_directory || asked_stamp >= directory->watched_stamp);
   return covered ? kWatched : unwatched;
 }
 
@@ -164,6 +164,7 @@ bool CachedFsImpl::Absorb(Node& node, const transport::Attributes& attributes, u
   if (node.is_regular() && (attributes.size != node.attributes.size ||
                             (origin == Origin::kAsked && !SameTime(attributes.mtime, node.attributes.mtime)))) {
     ContentChanged(node, origin == Origin::kAsked);
+    if (origin == Origin::kAsked && node.content.exists()) node.content->fresh = false;  // somebody else wrote into it
   }
   TakeAttributes(node, attributes, asked);
   if (node.is_directory() && attributes.watched && asked_stamp >= lost_stamp_ && asked_stamp >= node.watched_stamp) {

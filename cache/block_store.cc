@@ -231,7 +231,9 @@ BlockStore::File::OpenedPtr BlockStore::File::GetOrMake(int* problem) {
     named = ::linkat(entries, temporary.c_str(), entries, name_.c_str(), 0) == 0;
     if (!named && errno == EEXIST) {  // another mount was faster
       ::unlinkat(entries, temporary.c_str(), 0);
-      return OpenNow(problem);
+      auto other = OpenNow(problem);
+      if (*problem == ENOENT) *problem = 0;  // and removed it again: nothing is wrong with the disk
+      return other;
     }
     // No links there: whoever has the other one open goes on with it, and only what that one has is lost.
     if (!named) named = ::renameat(entries, temporary.c_str(), entries, name_.c_str()) == 0;

@@ -48,8 +48,9 @@ struct CachedFsOptions {
   // Content that was read is kept there and served from there; null: nowhere. It outlives this object.
   BlockStore* store = nullptr;
   std::string store_scope;                  // which sandbox, among all that the store has something of
-  // A version can be told from the next one when its ctime is so old by the sandbox's clock: the grain of times in any file system, with room to spare.
-  std::chrono::milliseconds settled_after{2000};
+  // A version goes into the store when its ctime is so old by the sandbox's clock. Two changes within one tick of a file system's clock have one ctime; and stores
+  // through mmap set it for the first one in a page only, until that is on the disk (30 s and more).
+  std::chrono::milliseconds settled_after{60'000};
   // Where the content of a file goes that is not there any more when it is to be sent; made when needed. Empty: it stays unsent.
   std::string unsent_directory;
   std::string sandbox_id;  // for what says of unsent data where it belongs

@@ -332,6 +332,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   Result<void> SendOnce(const NodePtr& node, const OpenFile* teller, const std::shared_ptr<EarlySend>& early, const OpContext& ctx, bool tried);
   // Before its attributes are told: whether the send was waited for to its end, so that they are as new as the question. No lock.
   bool SendBeforeStat(const NodePtr& node, const OpContext& ctx);
+  bool MaySendBeforeStat(const Node& node) const;  // mutex_ held
   bool WritingEnded(const Node& node) const;  // mutex_ held; everything that may write it was flushed
   Result<transport::Attributes> CallStore(const NodePtr& node, const Change& change, bool fresh, const std::shared_ptr<SpoolFile>& spool,
                                           transport::EarlyStore* early, const OpContext& ctx);

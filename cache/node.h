@@ -78,6 +78,7 @@ struct Content {
   bool untried = false;                // changed since the last store began
   bool fresh = false;                  // made by this mount, nothing but our stores was ever in it
   std::shared_ptr<EarlySend> early;    // sends the content while it is written; counted in the node's changes_in_flight
+  std::shared_ptr<std::optional<bool>> stat_send;  // a send that a stat waits for, until it has ended: whether it succeeded
   std::weak_ptr<EarlySend> given_up;   // the last one that ended without a store, until nothing of it can arrive any more
   bool not_early = false;              // it was changed where it had been sent already: not before the next store
   std::optional<Error> last_error;     // of the last store, if it failed
@@ -154,6 +155,7 @@ struct Node {
   // Directories.
   bool watched = false;             // changes of it, and in it, are told: what is known needs no asking (fresh_until is kWatched)
   uint64_t watched_stamp = 0;       // answers to questions asked before were not covered by the watch
+  uint64_t unwatched_stamp = 0;     // answers to questions asked before may be older than a time without a watch
   std::map<std::string, Child> children;
   uint32_t linked_children = 0;     // children with a node
   TimePoint listed_until{};         // until then what is not in `children` does not exist

@@ -23,6 +23,7 @@ constexpr uint32_t kDeep = 250;
 // A question's directories by name, and names looked at for them.
 constexpr size_t kMostPathBytes = 20 << 10;
 constexpr size_t kMostLookedAt = 50'000;
+constexpr size_t kMostInVain = 500;  // of them, as long as none of them is good for it
 constexpr size_t kMostUnknown = 4096;
 constexpr int64_t kAbsorbedAtOnce = 64;
 
@@ -371,7 +372,7 @@ void CachedFsImpl::AddFiles(const Node& top, const NodePtr& first, size_t most_f
     bytes += node->attributes.size;
     request_bytes += name.size() + 6;
   };
-  auto full = [&] { return question.asked.size() >= most_files || bytes >= most_bytes || request_bytes >= kMostPathBytes || looked_at >= kMostLookedAt; };
+  auto full = [&] { return question.asked.size() >= most_files || bytes >= most_bytes || request_bytes >= kMostPathBytes || looked_at >= (question.asked.size() < 2 ? kMostInVain : kMostLookedAt); };
   std::function<void(const Node&, const std::string&, const std::string*, bool, int)> add = [&](const Node& in, const std::string& prefix, const std::string* after,
                                                                                                bool descends, int depth) {
     for (auto at = after ? in.children.upper_bound(*after) : in.children.begin(); at != in.children.end() && !full(); ++at) {

@@ -15,6 +15,7 @@ namespace e2bfs::cache {
 namespace {
 
 constexpr int64_t kMostSentBeforeStat = 4 << 20;
+constexpr auto kMostWaitedByStat = std::chrono::seconds(5);
 constexpr size_t kMostErrorText = 1000;
 
 class SpoolSource final : public transport::ContentSource {
@@ -92,6 +93,7 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
       waiting.deadline = progress + ctx.renewal;
     }
     if (!content.dirty() || node->is_gone()) return {};
+    if (tried && !MaySendBeforeStat(*node)) return {};  // any more: it was changed while this waited
     if (node->deleted) return CannotReach(*node, teller);
     content.sending = std::exchange(content.current, {});
     content.storing = true;
@@ -105,36 +107,47 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
   return SendOnce(node, teller, early, ctx, tried);
 }
 
-bool CachedFsImpl::SendBeforeStat(const NodePtr& node, const OpContext& ctx) {
-  Lock lock(mutex_);
-  if (!node->content.exists() || !remote_.description().tells_ctime) return false;
-  const Content& content = *node->content;
+bool CachedFsImpl::MaySendBeforeStat(const Node& node) const {
+  if (!node.content.exists() || !remote_.description().tells_ctime) return false;
+  const Content& content = *node.content;
   const transport::AttributeChange& set = content.current.attributes;
   // Who sets them has not finished with the file: all goes at once with his close. (The kernel asks as stat does before each chown.)
   const bool being_furnished = set.permissions || set.uid || set.gid || set.atime || (set.mtime && !set.mtime_is_implied);
   // Old content goes when its writer closes, not when somebody looks. What failed waits for its writers, too; what is long and still being
   // written would be cut in two.
   const bool replaced = content.current.cut && !content.fresh;
-  const bool send = content.current.touches_content() && !being_furnished && !replaced && content.untried && !content.last_error &&
-                    !content.early && !node->deleted && content.unsent_bytes() <= kMostSentBeforeStat;
-  if (!send) return false;
-  // By a thread of ours: who waits may be killed, a store may not.
-  auto sent = std::make_shared<std::optional<bool>>();
-  ++node->pins;
-  const bool added = stat_senders_.Add([this, node, sent](std::stop_token stop) {
-    OpContext sending;
-    sending.stop = stop;
-    const auto stored = Send(node, nullptr, ForTransfer(sending), true);
-    Lock locked(mutex_);
-    *sent = stored.has_value();
-    --node->pins;
-    node->content->stored.notify_all();
-  });
-  if (!added) {
-    --node->pins;
-    return false;
+  return content.current.touches_content() && !being_furnished && !replaced && content.untried && !content.last_error && !content.early && !node.deleted &&
+         content.unsent_bytes() <= kMostSentBeforeStat;
+}
+
+bool CachedFsImpl::SendBeforeStat(const NodePtr& node, const OpContext& ctx) {
+  Lock lock(mutex_);
+  if (!MaySendBeforeStat(*node)) return false;
+  // By a thread of ours: who waits may be killed, a store may not. One for all who ask.
+  auto sent = node->content->stat_send;
+  if (!sent) {
+    sent = std::make_shared<std::optional<bool>>();
+    ++node->pins;
+    const bool added = stat_senders_.Add([this, node, sent](std::stop_token stop) {
+      OpContext sending;
+      sending.stop = stop;
+      const auto stored = Send(node, nullptr, ForTransfer(sending), true);
+      Lock locked(mutex_);
+      *sent = stored.has_value();
+      node->content->stat_send.reset();
+      --node->pins;
+      node->content->stored.notify_all();
+    });
+    if (!added) {
+      --node->pins;
+      return false;
+    }
+    node->content->stat_send = sent;
   }
-  return WaitWithin(node->content->stored, lock, ctx, [&] { return sent->has_value(); }) && **sent;
+  // Then with what is known here: a sandbox that stalls keeps nobody longer who only looks.
+  OpContext waiting = ctx;
+  waiting.deadline = std::min(ctx.deadline, Clock::now() + kMostWaitedByStat);
+  return WaitWithin(node->content->stored, lock, waiting, [&] { return sent->has_value(); }) && **sent;
 }
 
 bool CachedFsImpl::WritingEnded(const Node& node) const {
@@ -337,6 +350,7 @@ void CachedFsImpl::AppendedInPart(Node& node, int64_t done) {
   done = std::min(done, append->length);
   append = transport::Extent{append->offset + done, append->length - done};
   node.attributes.size = std::max(node.attributes.size, append->offset);
+  node.content->base.size = std::max(node.content->base.size, append->offset);  // what arrived is known here no longer
   if (append->length == 0) append.reset();
 }
 

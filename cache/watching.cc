@@ -84,7 +84,7 @@ void CachedFsImpl::DirectoryChanged(const transport::Attributes& now) {
 
 void CachedFsImpl::NotWatched(Node& directory, TimePoint until) {
   directory.watched = false;
-  directory.watched_stamp = ++stamp_;
+  directory.watched_stamp = directory.unwatched_stamp = ++stamp_;
   directory.fresh_until = std::min(directory.fresh_until, until);
   directory.listed_until = std::min(directory.listed_until, until);
   for (auto& [name, child] : directory.children) {

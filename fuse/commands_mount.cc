@@ -355,6 +355,7 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   const std::string unsent_directory = UnsentDirectory(request.state_directory, sandbox_id);
   cache::CachedFsOptions cache_options = CacheOptions(request.options, *spool_directory, unsent_directory);
   cache_options.store = store->get();
+  cache_options.settled_after = request.options.cache_after;
   // Ids are one platform's: another one, and each envd that is named by its address alone, has its own.
   cache_options.store_scope = fmt::format("{} at {}{}", sandbox_id, way->endpoint->origin(), way->endpoint->path_prefix());
   cache_options.sandbox_id = sandbox_id;

@@ -136,6 +136,8 @@ const std::vector<OptionRow>& Table() {
        "nothing is kept on this machine's disk. See e2bfs cache."},
       {kSpace, "cache_size", Form::kBytes, "SIZE", &M::cache_size, int64_t{1} << 20, kMaxBytes, nullptr,
        "How much is kept there at most, and never more than a quarter of what is free; what was not used for longest goes first."},
+      {kSpace, "cache_after", Form::kDuration, "TIME", &M::cache_after, 2'000, kDay, nullptr,
+       "Only files that have not changed for so long, as the sandbox's clock says, are kept. What a program in the sandbox stores through mmap may show in no time of the file for half a minute."},
 
       {kLife, "timeout", Form::kNumber, "SECONDS", &M::sandbox_timeout_s, 1, 30 * 86'400, "left as it is; 300 for a sandbox that has to be resumed",
        "Extends the sandbox's time to live to so many seconds from now. It is never shortened."},

@@ -59,6 +59,7 @@ struct OptionValues {
   std::string spool_directory;
   std::string cache_directory;   // empty: the default one; "none": no cache on the disk
   int64_t cache_size = int64_t{2} << 30;
+  std::chrono::milliseconds cache_after{60'000};
 
   // the sandbox's time to live
   std::optional<int64_t> sandbox_timeout_s;

@@ -153,7 +153,7 @@ class Bench:
         return found
 
     def on_mount(self, each, latency, tier):
-        with self.work() as name, mounted(tier, self.double, f"{name}-{tier}", inside=self.double.root) as mount:
+        with self.work() as name, mounted(tier, self.double, f"{name}-{tier}", ["cache_after=2"], inside=self.double.root) as mount:
             def remount():
                 mount.umount()
                 mount.mount()

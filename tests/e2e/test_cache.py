@@ -7,7 +7,8 @@ from conftest import BIN, eventually, run
 from tiers import round_trips, tier, tiered, tiered_anywhere  # noqa: F401 (fixtures)
 
 MIB = 1 << 20
-SETTLED = 4  # seconds after which a version is one that no change can hide in (2, and the grain of the clock that was asked for)
+SETTLED = 4  # seconds after which a file is kept with these options (2, and the grain of the clock that was asked for)
+SOON = ["cache_after=2"]
 
 
 def noise(size, seed=1):
@@ -74,7 +75,7 @@ class Warm:
             os.utime(inside / name, (1_500_000_000, 1_500_000_000))
         if double.tier == "syscall":
             time.sleep(SETTLED)  # ctime
-        self.mount = double.mount("m", options)
+        self.mount = double.mount("m", [*SOON, *options])
         self.path = self.mount.path
         self.check(read)
         written(self.mount)
@@ -340,7 +341,7 @@ def test_a_killed_mount_leaves_a_store_that_is_right(tiered):  # noqa: F811
     (tiered.root / "m/f").write_bytes(content)
     time.sleep(SETTLED)
     for pause in (0.0, 0.02, 0.1):
-        mount = tiered.mount("m")
+        mount = tiered.mount("m", SOON)
         reader = subprocess.Popen(["cat", mount.path / "f"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         eventually(lambda: entries(mount), "the store is being filled")  # noqa: B023
         time.sleep(pause)
