@@ -1,5 +1,5 @@
 """`e2bfs recover`: what could not be sent is listed, exported, sent late, and dropped only when told. Real mounts, real kills."""
-import contextlib, json, os, re, signal, stat, subprocess, time, urllib.parse
+import contextlib, json, os, re, signal, stat, subprocess, tempfile, time, urllib.parse
 
 import pytest
 
@@ -203,6 +203,25 @@ def test_a_living_mount_is_left_alone(tiered):
     assert (mount.inside / "f").read_bytes() == b""
     holder.communicate(timeout=60)
     assert (mount.inside / "f").read_bytes() == b"data"
+
+
+def test_a_spool_on_another_file_system(tiered):
+    """It is copied to where the others are, holes included, and nothing of it stays."""
+    here = os.stat(tiered.scratch).st_dev
+    other = next((top for top in ("/dev/shm", "/var/tmp", "/run") if os.access(top, os.W_OK) and os.stat(top).st_dev != here), None)
+    if other is None:
+        pytest.skip("there is only one file system here")
+    with tempfile.TemporaryDirectory(dir=other) as top:
+        spool = os.path.join(top, "spool")
+        mount = mounted(tiered, options=[f"spool_dir={spool}"])
+        leave_unsent(mount, "far", b"content", 100 << 20)
+        (entry,) = listed(tiered, "-o", f"spool_dir={spool}")
+        assert path_of(entry) == os.fsencode(mount.inside) + b"/far" and os.listdir(spool) == []
+        assert_private(tiered)
+        kept = [path for path in (tiered.scratch / "state").rglob("unsent-*") if path.suffix != ".note"]
+        assert [(path.stat().st_size, path.stat().st_blocks < 2_000) for path in kept] == [((100 << 20) + 7, True)]
+        recover(tiered, "--send")
+        assert (mount.inside / "far").read_bytes() == bytes(100 << 20) + b"content" and listed(tiered) == []
 
 
 def test_two_at_once_send_once(tiered):
