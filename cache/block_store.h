@@ -6,8 +6,8 @@
 // again. docs/cache.md has the format, and why each step is safe.
 //
 // Any thread may call any of it. Reading is local disk I/O in the caller's thread; filling copies bytes and leaves them to two threads of this object,
-// within a bounded memory: what comes faster than the disk takes it is not stored, after a wait of a twentieth of the time at most. No call waits for the network, and none fails for who reads: what
-// cannot be read is not there, what cannot be written is not stored, and the log says so once.
+// within a bounded memory: what comes faster than the disk takes it is not stored, after a wait of a twentieth of the time at most. No call waits for
+// the network, and none fails for who reads: what cannot be read is not there, what cannot be written is not stored, and the log says so once.
 #pragma once
 
 #include <algorithm>

@@ -372,7 +372,10 @@ void CachedFsImpl::AddFiles(const Node& top, const NodePtr& first, size_t most_f
     bytes += node->attributes.size;
     request_bytes += name.size() + 6;
   };
-  auto full = [&] { return question.asked.size() >= most_files || bytes >= most_bytes || request_bytes >= kMostPathBytes || looked_at >= (question.asked.size() < 2 ? kMostInVain : kMostLookedAt); };
+  auto full = [&] {
+    const size_t most_looked_at = question.asked.size() < 2 ? kMostInVain : kMostLookedAt;
+    return question.asked.size() >= most_files || bytes >= most_bytes || request_bytes >= kMostPathBytes || looked_at >= most_looked_at;
+  };
   std::function<void(const Node&, const std::string&, const std::string*, bool, int)> add = [&](const Node& in, const std::string& prefix, const std::string* after,
                                                                                                bool descends, int depth) {
     for (auto at = after ? in.children.upper_bound(*after) : in.children.begin(); at != in.children.end() && !full(); ++at) {
