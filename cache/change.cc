@@ -19,6 +19,17 @@ void Change::AppendBecomesExtent() {
   append.reset();
 }
 
+transport::StoreRequest RequestOf(const Change& change, transport::ContentSource& source) {
+  transport::StoreRequest request;
+  request.extents = change.extents.extents();
+  request.size = change.size;
+  request.cut_to = change.cut;
+  request.append = change.append;
+  request.attributes = change.attributes;
+  request.source = &source;
+  return request;
+}
+
 Change MergeChanges(Change first, Change later, int64_t remote_size) {
   Change merged = std::move(first);
   const int64_t first_end = merged.SizeAfter(remote_size);

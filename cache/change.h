@@ -23,6 +23,9 @@ struct Change {
   void AppendBecomesExtent();
 };
 
+// What a store of the change asks for, but for what only its caller knows (fresh, last, early). `source` outlives the request.
+transport::StoreRequest RequestOf(const Change& change, transport::ContentSource& source);
+
 // What a failed store was to bring, with what came after it laid over. `remote_size`: without both.
 Change MergeChanges(Change first, Change later, int64_t remote_size);
 

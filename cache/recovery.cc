@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "cache/cached_fs.h"
+#include "cache/descriptor.h"
 #include "transport/base/context.h"
 
 namespace e2bfs::cache {
@@ -113,21 +114,6 @@ bool IsRefusedForGood(const Error& error) {
   return error.errno_value == EACCES || error.errno_value == EPERM || error.errno_value == ETXTBSY;
 }
 
-// A descriptor that is closed.
-class LocalFile {
- public:
-  explicit LocalFile(int fd) : fd_(fd) {}
-  ~LocalFile() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  LocalFile(const LocalFile&) = delete;
-  LocalFile& operator=(const LocalFile&) = delete;
-  int fd() const { return fd_; }
-
- private:
-  const int fd_;
-};
-
 // The file as the change leaves it, of which what is not known here reads as zeros.
 class ChangedContent final : public transport::ContentSource {
  public:
@@ -162,12 +148,12 @@ class LateSend {
  public:
   LateSend(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times)
       : remote_(remote), entry_(entry), record_(*entry.record), times_(times), same_sandbox_(same_sandbox),
-        file_(OpenContent(entry)), ours_(file_.fd(), record_.change) {
+        file_(OpenContent(entry)), ours_(file_.get(), record_.change) {
     identities_count_ = same_sandbox && remote.description().identities_survive_renames && record_.base.id.known();
   }
 
   SendReport Run() {
-    if (record_.has_content && file_.fd() < 0) return Failed("its content cannot be opened");
+    if (record_.has_content && file_.get() < 0) return Failed("its content cannot be opened");
     const transport::Node at{record_.path, {}};
     auto now = remote_.Stat(at, Short());
     if (!now) return IsGone(now.error()) ? SendToMissing() : Failed(ToString(now.error()));
@@ -290,13 +276,7 @@ class LateSend {
   }
 
   Result<Attributes> CallStore(const transport::Node& node, const Change& change, bool fresh, transport::ContentSource& source) {
-    transport::StoreRequest request;
-    request.extents = change.extents.extents();
-    request.size = change.size;
-    request.cut_to = change.cut;
-    request.append = change.append;
-    request.attributes = change.attributes;
-    request.source = &source;
+    transport::StoreRequest request = RequestOf(change, source);
     request.fresh = fresh;
     request.last = true;
     auto stored = remote_.Store(0, node, request, Long());
@@ -411,14 +391,14 @@ class LateSend {
     whole.attributes.mtime_is_implied = true;
     if (!complete) whole.size = whole.extents.end();
     if (!complete && whole.extents.empty()) return Failed(why + ", and nothing but its length was changed");
-    std::optional<LocalFile> laid_over;
+    std::optional<Descriptor> laid_over;
     std::optional<ChangedContent> source;
     if (!record_.IsWhole() && base != nullptr) {
       laid_over.emplace(::open(entry_.directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
-      if (auto copied = LayOver(laid_over->fd(), *base, whole); !copied) return Failed(ToString(copied.error()));
+      if (auto copied = LayOver(laid_over->get(), *base, whole); !copied) return Failed(ToString(copied.error()));
       whole.extents.Clear();
       whole.extents.Add(Extent{0, *whole.size});
-      source.emplace(laid_over->fd(), whole);
+      source.emplace(laid_over->get(), whole);
     }
     transport::ContentSource& content = source ? static_cast<transport::ContentSource&>(*source) : ours_;
     for (int number = 1; number <= kMostConflictCopies; ++number) {
@@ -486,7 +466,7 @@ class LateSend {
   const UnsentRecord& record_;
   const SendTimes times_;
   const bool same_sandbox_;
-  const LocalFile file_;
+  const Descriptor file_;
   ChangedContent ours_;
   bool identities_count_ = false;
 };

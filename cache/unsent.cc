@@ -184,13 +184,7 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
     return AtNode(node, ctx, [&](const transport::Node& at) { return remote_.Stat(at, ctx); });
   }
   SpoolSource source(spool, *node->content);
-  transport::StoreRequest request;
-  request.extents = change.extents.extents();
-  request.size = change.size;
-  request.cut_to = change.cut;
-  request.append = change.append;
-  request.attributes = change.attributes;
-  request.source = &source;
+  transport::StoreRequest request = RequestOf(change, source);
   request.fresh = fresh;
   request.early = early;
   {

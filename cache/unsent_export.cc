@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cache/cached_fs.h"
+#include "cache/descriptor.h"
 
 namespace e2bfs::cache {
 namespace {
@@ -19,23 +20,6 @@ constexpr int kMostTexts = 1000;
 constexpr size_t kLongestKeptName = 200;
 
 tl::unexpected<Error> ExportError(int errno_value, const std::string& what) { return Failure(ErrorKind::kLocal, errno_value, what + ": " + ErrnoName(errno_value)); }
-
-class ExportDescriptor {
- public:
-  explicit ExportDescriptor(int fd) : fd_(fd) {}
-  ExportDescriptor(ExportDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  ExportDescriptor& operator=(ExportDescriptor&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~ExportDescriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 // The parts of `path`, each one a name and nothing else.
 Result<std::vector<std::string>> PartsOf(std::string_view path) {
@@ -118,13 +102,13 @@ Result<std::string> UnsentExport::Add(const UnsentEntry& entry) {
   if (!parts) return Forward(parts.error());
   std::string path;
   if (entry.content_is_there) {
-    const ExportDescriptor from(::open(entry.content.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    const Descriptor from(::open(entry.content.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
     if (from.get() < 0) return ExportError(errno, entry.content);
-    ExportDescriptor at(::dup(fd_));
+    Descriptor at(::dup(fd_));
     for (size_t i = 0; i + 1 < parts->size(); ++i) {
       const std::string& name = (*parts)[i];
       if (::mkdirat(at.get(), name.c_str(), 0700) != 0 && errno != EEXIST) return ExportError(errno, PrintableName(path + name));
-      ExportDescriptor next(::openat(at.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+      Descriptor next(::openat(at.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
       if (next.get() < 0) return ExportError(errno, PrintableName(path + name));
       at = std::move(next);
       path += name + "/";
@@ -137,7 +121,7 @@ Result<std::string> UnsentExport::Add(const UnsentEntry& entry) {
     }
     path += name;
     if (made < 0) return ExportError(errno, PrintableName(path));
-    const ExportDescriptor to(made);
+    const Descriptor to(made);
     auto copied = CopyContent(entry, from.get(), to.get());
     if (copied && ::fsync(to.get()) != 0) copied = ExportError(errno, "writing");
     if (!copied) {
@@ -164,7 +148,7 @@ Result<std::string> UnsentExport::WriteText() {
     name = "E2BFS-EXPORT-" + std::to_string(n) + ".txt";
   }
   if (made < 0) return ExportError(errno, directory_ + "/" + name);
-  const ExportDescriptor to(made);
+  const Descriptor to(made);
   const std::string all = "Bytes that are in no range of a file were not written by this machine: they are zeros here, and what the sandbox has there.\n\n" + text_;
   const ssize_t put = ::pwrite(to.get(), all.data(), all.size(), 0);
   if (put != static_cast<ssize_t>(all.size()) || ::fsync(to.get()) != 0) return ExportError(put < 0 ? errno : EIO, directory_ + "/" + name);

@@ -29,11 +29,19 @@ def mounted(double, **more):
     return mount
 
 
+def is_dead(pid):
+    """All its threads are: its first one may be a zombie while others still hold its files, and with them the lock that says it lives."""
+    try:
+        return os.listdir(f"/proc/{pid}/task") in ([], [str(pid)]) and open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def kill_mount(mount):
     """kill -9, and the dead mount cleared away."""
     pid = mount.pid
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not os.path.exists(f"/proc/{pid}") or open(f"/proc/{pid}/stat").read().split()[2] == "Z", "it is dead")
+    eventually(lambda: is_dead(pid), "it is dead")
     subprocess.run(["fusermount3", "-uz", str(mount.path)], check=False)
     mount.mounted = False
 
@@ -283,6 +291,7 @@ def test_a_kill_at_any_time_loses_nothing(tiered, after, size):
     writer.stdout.close()
     writer.wait()
     assert said[-1][0] == "error", said[-3:]
+    eventually(lambda: is_dead(mount.pid), "it is dead")
     subprocess.run(["fusermount3", "-uz", str(mount.path)], check=False)
     mount.mounted = False
 
