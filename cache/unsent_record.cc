@@ -99,6 +99,14 @@ void AppendFlag(std::string& text, std::string_view key, bool flag) {
   if (flag) text.append(key) += '\n';
 }
 
+std::string_view TypeWord(transport::FileType type) {
+  switch (type) {
+    case transport::FileType::kDirectory: return "directory";
+    case transport::FileType::kSymlink: return "symlink";
+    default: return "file";
+  }
+}
+
 // The record's lines; the time that writes imply is the last, and begins at `*implied`.
 std::string EncodeBody(const UnsentRecord& record, size_t* implied) {
   std::string text;
@@ -118,6 +126,14 @@ std::string EncodeBody(const UnsentRecord& record, size_t* implied) {
   AppendFlag(text, "fresh", record.fresh);
   AppendFlag(text, "being_sent", record.being_sent);
   AppendFlag(text, "moving", record.moving);
+  AppendFlag(text, "accepted", record.accepted);
+  if (record.order != 0) AppendLine(text, "order", static_cast<int64_t>(record.order));
+  if (record.make) {
+    AppendText(text, "make", TypeWord(record.make->type));
+    AppendLine(text, "make_permissions", int64_t{record.make->permissions});
+    if (record.make->creator) AppendLine(text, "make_creator", transport::Extent{record.make->creator->uid, record.make->creator->gid});
+    AppendText(text, "make_target", record.make->target);
+  }
   AppendText(text, "error", record.last_error);
   AppendText(text, "base_id", record.base.id.value);
   AppendLine(text, "base_size", record.base.size);
@@ -219,6 +235,28 @@ class NoteWords {
   bool good_ = true;
 };
 
+bool DecodeMake(NoteWords& words, UnsentRecord& record) {
+  const std::string word = words.Text();
+  for (const auto type : {transport::FileType::kRegular, transport::FileType::kDirectory, transport::FileType::kSymlink}) {
+    if (word == TypeWord(type)) record.make.emplace().type = type;
+  }
+  return record.make && words.AllGood();
+}
+
+bool DecodeOfMake(std::string_view key, NoteWords& words, UnsentMaking& make) {
+  if (key == "make_permissions") {
+    make.permissions = words.Small();
+  } else if (key == "make_creator") {
+    make.creator.emplace().uid = words.Small();
+    make.creator->gid = words.Small();
+  } else if (key == "make_target") {
+    make.target = words.Text();
+  } else {
+    return false;
+  }
+  return words.AllGood();
+}
+
 bool DecodeLine(std::string_view line, UnsentRecord& record) {
   NoteWords words(line);
   const std::string_view key = words.Next();
@@ -235,6 +273,10 @@ bool DecodeLine(std::string_view line, UnsentRecord& record) {
   else if (key == "fresh") record.fresh = true;
   else if (key == "being_sent") record.being_sent = true;
   else if (key == "moving") record.moving = true;
+  else if (key == "accepted") record.accepted = true;
+  else if (key == "order") record.order = static_cast<uint64_t>(words.Number());
+  else if (key == "make") return DecodeMake(words, record);
+  else if (key.starts_with("make_")) return record.make && DecodeOfMake(key, words, *record.make);
   else if (key == "error") record.last_error = words.Text();
   else if (key == "base_id") record.base.id.value = words.Text();
   else if (key == "base_size") record.base.size = words.Number();

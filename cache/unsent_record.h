@@ -37,6 +37,14 @@ struct UnsentBase {
   uint32_t permissions = 0644;
 };
 
+// What is not in the sandbox yet, and has to be made before anything else is done to it.
+struct UnsentMaking {
+  transport::FileType type = transport::FileType::kRegular;  // or kDirectory, kSymlink
+  uint32_t permissions = 0;                                  // of a file or directory; umask applied
+  std::optional<Creator> creator;
+  std::string target;                                        // of a link
+};
+
 struct UnsentRecord {
   bool nothing = false;     // nothing is unsent; nothing else counts then
   std::string id;           // what `e2bfs recover` calls it
@@ -50,6 +58,9 @@ struct UnsentRecord {
   int64_t since = 0;        // seconds since 1970, this machine's clock: the first unsent change
   std::string last_error;   // of sending it; empty: it was not tried
   bool being_sent = false;  // a store was under way, and may have arrived
+  bool accepted = false;    // the program was told that it is done (-o writeback): the next mount sends it without being told to
+  uint64_t order = 0;       // of what is accepted: grows in the order in which it was
+  std::optional<UnsentMaking> make;  // unset: it is there. Of a file: `fresh`, and base.id is not known
   bool moving = false;      // bytes of the content were being moved, and may be at either place
 
   // All of the file afterwards is known from here alone.

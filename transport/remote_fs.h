@@ -265,6 +265,34 @@ struct StoreRequest {
   EarlyStore* early = nullptr;
 };
 
+// Something new. A row of them is made by one question, in its order; those that fail keep no other from being made.
+struct NewObject {
+  std::optional<size_t> made_in;       // the directory of the same row that it goes into; unset: `directory`
+  Node directory;                      // which is there; ESTALE if its identity is known, and another one is there
+  std::string name;                    // EEXIST if it is taken, by whatever
+  FileType type = FileType::kRegular;  // or kDirectory, kSymlink
+  uint32_t permissions = 0;            // of a file or directory; umask already applied
+  std::optional<Creator> creator{};    // as OpContext::creator, which does not count here
+  std::string target{};                // of a link
+  int64_t size = 0;                    // of a file
+  ContentSource* source = nullptr;     // all of its bytes; not needed for an empty file
+  AttributeChange attributes{};        // set at last: of a file after its content, of a directory after all of the row was made; size is ignored
+};
+
+struct MadeObject {
+  std::optional<Attributes> attributes;  // it is there, with its content, as after the whole row
+  std::optional<Error> error;            // nothing of it is there; or, with attributes, NewObject::attributes were refused
+};
+
+struct MadeObjects {
+  std::vector<MadeObject> objects;      // one for each of the row
+  std::vector<Attributes> directories;  // that were there before and were made in, afterwards, as far as they are known
+};
+
+// Bounds of a row, for whoever asks.
+inline constexpr size_t kMostNewObjects = 2000;
+inline constexpr int64_t kMostNewBytes = 4 << 20;  // of content, in all
+
 struct Description {
   std::string tier;             // "service", "syscall"
   std::string user;             // who the operations act as
@@ -327,6 +355,12 @@ class RemoteFs {
   virtual Result<Changed> Rename(const Name& from, const Name& to, uint32_t flags, const OpContext& ctx) = 0;
   // `handle`: an open handle of the same object if there is one, else 0; it finds an unlinked object too where handles can.
   virtual Result<Changed> SetAttributes(const Node& node, Handle handle, const AttributeChange& change, const OpContext& ctx) = 0;
+
+  // At most kMostNewObjects and kMostNewBytes. An error of the whole says nothing of any: each may have been made, or the beginning of its content, unless
+  // the error's kind tells that nothing was done. ENOTSUP: they have to be made one by one.
+  virtual Result<MadeObjects> MakeObjects(const std::vector<NewObject>& /*objects*/, const OpContext& /*ctx*/) {
+    return Errno(ENOTSUP, "several new objects at once");
+  }
 
   // --- extended attributes; ENOTSUP where the implementation has none. `handle` as in SetAttributes.
   virtual Result<std::string> GetXattr(const Node& node, Handle handle, const std::string& name, const OpContext& ctx) = 0;

@@ -38,6 +38,9 @@ UnsentRecord FullRecord() {
   record.last_error = "EIO: no\nway";
   record.being_sent = true;
   record.moving = true;
+  record.accepted = true;
+  record.order = 1'764'470'229'123'456'789;
+  record.make = UnsentMaking{transport::FileType::kSymlink, 07777, Creator{UINT32_MAX, 0}, "../a b\n\xff"};
   return record;
 }
 
@@ -55,7 +58,13 @@ std::string Everything(const UnsentRecord& r) {
   for (const auto& time : {set.atime, set.mtime}) {
     text += !time ? "|-" : time->now ? "|now" : "|" + std::to_string(time->value.tv_sec) + "." + std::to_string(time->value.tv_nsec);
   }
-  return text + (set.mtime_is_implied ? "|implied" : "|");
+  text += set.mtime_is_implied ? "|implied" : "|";
+  text += (r.accepted ? "|accepted " : "|") + std::to_string(r.order);
+  if (r.make) {
+    text += "|" + std::to_string(static_cast<int>(r.make->type)) + " " + std::to_string(r.make->permissions) + " " + r.make->target;
+    if (r.make->creator) text += " " + std::to_string(r.make->creator->uid) + " " + std::to_string(r.make->creator->gid);
+  }
+  return text;
 }
 
 class UnsentRecordTest : public ::testing::Test {
