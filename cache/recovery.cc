@@ -498,7 +498,7 @@ class LateSend {
   SendReport MakeSomewhere(std::string_view fault_point, const std::function<Result<transport::Changed>(const transport::Name&)>& make,
                            const std::function<Result<bool>(const std::string&)>& is_it) {
     for (int number = 0; number <= kMostConflictCopies; ++number) {
-      const std::string name = number == 0 ? OwnName() : ConflictName(number);
+      const std::string name = number == 0 ? OwnName() : ConflictName(OwnName(), record_.since, number);
       const std::string path = PathBeside(name);
       auto made = make(NameOf(name));
       FaultPoint(fault_point);
@@ -514,22 +514,6 @@ class LateSend {
       return {was_there ? SendOutcome::kWasThere : SendOutcome::kSent, {}, {}};
     }
     return Failed("something else has its name now, and there are too many conflict copies");
-  }
-
-  // "name.e2bfs-conflict-20261130-023709": the time of the first unsent write, UTC, so that a second try finds what the first made.
-  std::string ConflictName(int number) const {
-    char when[32] = "";
-    const auto since = static_cast<time_t>(record_.since);
-    tm utc{};
-    if (::gmtime_r(&since, &utc) != nullptr) ::strftime(when, sizeof when, "%Y%m%d-%H%M%S", &utc);
-    const std::string suffix = std::string(".e2bfs-conflict-") + when + (number > 1 ? "-" + std::to_string(number) : "");
-    std::string name = OwnName();
-    if (name.size() + suffix.size() > kLongestName) {
-      name.resize(kLongestName - suffix.size());
-      while (!name.empty() && (static_cast<unsigned char>(name.back()) & 0xc0) == 0x80) name.pop_back();  // no half character
-      if (!name.empty() && static_cast<unsigned char>(name.back()) >= 0xc0) name.pop_back();
-    }
-    return name + suffix;
   }
 
   // `base`: the file that the change was made to is still there, as this.
@@ -553,7 +537,7 @@ class LateSend {
     }
     transport::ContentSource& content = source ? static_cast<transport::ContentSource&>(*source) : ours_;
     for (int number = 1; number <= kMostConflictCopies; ++number) {
-      const std::string name = ConflictName(number);
+      const std::string name = ConflictName(OwnName(), record_.since, number);
       auto placed = PlaceNew(name, whole, content);
       if (!placed) {
         SendReport report = Failed(placed.error());
@@ -692,6 +676,21 @@ void ClearRemoved(const std::string& parent) {
     }
     RemoveIfOver(directory);
   }
+}
+
+std::string ConflictName(const std::string& name, int64_t since, int number) {
+  char when[32] = "";
+  const auto seconds = static_cast<time_t>(since);
+  tm utc{};
+  if (::gmtime_r(&seconds, &utc) != nullptr) ::strftime(when, sizeof when, "%Y%m%d-%H%M%S", &utc);
+  const std::string suffix = std::string(".e2bfs-conflict-") + when + (number > 1 ? "-" + std::to_string(number) : "");
+  std::string kept = name;
+  if (kept.size() + suffix.size() > kLongestName) {
+    kept.resize(kLongestName - suffix.size());
+    while (!kept.empty() && (static_cast<unsigned char>(kept.back()) & 0xc0) == 0x80) kept.pop_back();  // no half character
+    if (!kept.empty() && static_cast<unsigned char>(kept.back()) >= 0xc0) kept.pop_back();
+  }
+  return kept + suffix;
 }
 
 SendReport MakeUnsentDirectory(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times) {
