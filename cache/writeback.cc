@@ -467,6 +467,7 @@ void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error) {
     if (!node->unmade) return;
     Unmade& unmade = *node->unmade;
     unmade.being_made = false;
+    unmade.maybe_made = unmade.maybe_made || error.kind != ErrorKind::kErrno;
     unmade.error = error;
     ++unmade.tries;
     unmade.retry_at = Clock::now() + RetryAfter(unmade.tries);
