@@ -279,7 +279,7 @@ void ModelTest::Run(uint32_t seed, int operations, bool faults, testing::MemoryR
     ASSERT_EQ(remote_->InsideStat(path)->permissions, file->permissions) << path << "\n" << Trace();
   }
   EXPECT_EQ(fs().Status().dirty_files, 0);
-  EXPECT_EQ(SpoolFiles(), 0u);
+  EXPECT_TRUE(Eventually([&] { return SpoolFiles() == 0; })) << SpoolFiles();
 }
 
 TEST_F(ModelTest, RandomOperationsAgreeWithTheModel) {
