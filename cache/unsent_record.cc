@@ -20,6 +20,7 @@ constexpr std::string_view kNoteMagic = "e2bfs-unsent ";
 constexpr uint64_t kNoteVersion = 1;
 constexpr size_t kRangesOfASlot = 64;
 constexpr int64_t kLongLogBytes = 64 << 10;
+constexpr int64_t kHeldBytes = 4 << 10;
 constexpr int64_t kLongestLine = 64;
 constexpr int64_t kHeaderBytes = 80;  // and less
 constexpr int64_t kImpliedTimeGrainNs = 1'000'000'000;
@@ -579,7 +580,11 @@ bool UnsentNote::WriteSlot(const std::string& body) {
     fd_ = ::open((path_ + ".new").c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
     return fd_ >= 0 && WriteAllAt(fd_, text, slot) && ::rename((path_ + ".new").c_str(), path_.c_str()) == 0;
   }
-  if (fd_ < 0) fd_ = ::open(path_.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (fd_ < 0) {
+    fd_ = ::open(path_.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
+    // The other slot's beginning, so that the next record has a place on a disk that is full by then; where the file system cannot, it may have none.
+    if (fd_ >= 0) ::fallocate(fd_, FALLOC_FL_KEEP_SIZE, kNoteSlotBytes - slot, kHeldBytes);
+  }
   return fd_ >= 0 && WriteAllAt(fd_, text, slot);
 }
 
