@@ -88,6 +88,8 @@ NodeAttributes CachedFsImpl::BuildAttributes(const Node& node, TimePoint now) co
   built.attributes = node.attributes;
   built.content_generation = node.content_generation;
   transport::Attributes& shown = built.attributes;
+  if (node.ctime_shown && SameTime(shown.ctime, node.ctime_shown->there)) shown.ctime = node.ctime_shown->here;
+  if (made_here_.contains(node.id)) shown.device = shown.inode = 0;
   if (node.content->dirty()) {
     for (const Change* change : {&node.content->sending, &node.content->current}) {
       const transport::AttributeChange& set = change->attributes;
@@ -106,9 +108,9 @@ NodeAttributes CachedFsImpl::BuildAttributes(const Node& node, TimePoint now) co
       shown.permissions = SetIdsCleared(node, {}, false).value_or(shown.permissions);
     }
     shown.size = node.size();
-    shown.blocks = std::max(shown.blocks, (shown.size + 511) / 512);
+    if (node.is_regular()) shown.blocks = std::max(shown.blocks, (shown.size + 511) / 512);
     if (node.content->sending.cut || node.content->current.cut) shown.blocks = (shown.size + 511) / 512;
-  } else if (!node.deleted && node.changes_in_flight == 0 && node.fresh_until > now) {
+  } else if (!node.deleted && !node.unmade && node.changes_in_flight == 0 && node.fresh_until > now) {
     built.valid_for = Remaining(node.fresh_until, now);
   }
   if (node.deleted) shown.link_count = 0;
@@ -117,7 +119,7 @@ NodeAttributes CachedFsImpl::BuildAttributes(const Node& node, TimePoint now) co
 
 bool CachedFsImpl::Fresh(const Node& node, TimePoint now) const {
   // With unsent changes the other side's attributes are not what counts; a deleted file is known here only.
-  return node.deleted || node.content->dirty() || node.fresh_until > now;
+  return node.deleted || node.has_unsent() || node.fresh_until > now;
 }
 
 void CachedFsImpl::ContentChanged(Node& node, bool for_the_kernel) {
@@ -223,7 +225,7 @@ Result<transport::Attributes> CachedFsImpl::AskAttributes(const NodePtr& node, c
 Result<void> CachedFsImpl::Refresh(const NodePtr& node, bool even_if_fresh, const OpContext& ctx) {
   {
     Lock lock(mutex_);
-    if (node->deleted || (!even_if_fresh && Fresh(*node, Clock::now()))) return {};
+    if (node->deleted || node->unmade || (!even_if_fresh && Fresh(*node, Clock::now()))) return {};
   }
   if (!even_if_fresh && RefreshedByListing(node, ctx)) return {};
   auto ask = [&]() -> Result<bool> {
@@ -295,6 +297,11 @@ Result<NodeAttributes> CachedFsImpl::Stat(NodeId id, const OpContext& context) {
   return BuildAttributes(*node, Clock::now());
 }
 
+bool CachedFsImpl::MayDeferAttributes(const Node& node) const {
+  if (!options_.writeback || node.deleted) return false;
+  return node.unmade || node.content->accepted || node.content->sending_accepted || (node.is_directory() && node.ours);
+}
+
 Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
                                                    const transport::AttributeChange& asked_change,
                                                    const OpContext& context) {
@@ -302,7 +309,7 @@ Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
   if (auto may = MayChange(); !may) return Forward(may.error());
   transport::AttributeChange change = asked_change;
   NodePtr node;
-  bool send_now = false;
+  bool send_now = false, needs_journal = false;
   std::mutex* write_mutex;
   {
     Lock lock(mutex_);
@@ -312,11 +319,17 @@ Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
     if (change.size && !node->is_regular()) return Errno(node->is_directory() ? EISDIR : EINVAL, "truncate");
     if (change.size && *change.size < 0) return Errno(EINVAL, "truncate");
     write_mutex = &node->content->write_mutex;
+    needs_journal = MayDeferAttributes(*node) && !node->content->spool;
   }
+  std::shared_ptr<SpoolFile> journal;
+  if (needs_journal) journal = spool_.NewFile().value_or(nullptr);
   // The write lock keeps a truncate and a write of two threads apart.
   std::unique_lock writing(*write_mutex);
   {
     Lock lock(mutex_);
+    if (!WaitUntilUnmoved(lock, *node, ctx)) return WaitEnded(ctx, "changing attributes");
+    if (MayDeferAttributes(*node) && !node->content->spool) node->content->spool = std::move(journal);
+    const bool behind = MayDeferAttributes(*node) && node->content->spool;  // it is accepted, and sent later
     bool created_open = false;
     bool writable = false;  // by a handle whose flush is still to come
     for (const auto& [number, file] : files_) {
@@ -332,15 +345,15 @@ Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
     if (!change.permissions && (change.uid || change.gid || (change.size && ctx.creator))) {
       if (auto kept = SetIdsCleared(*node, ctx, change.uid || change.gid)) change.permissions = kept;
     }
-    if (change.size && (writable || node->content->dirty() || node->deleted)) {
+    if (change.size && (writable || node->has_unsent() || node->deleted)) {
       // Truncation of an open file goes with its content; of one whose last store failed, at once.
       // So does that of a file which another program has open: whoever truncates by name expects it there when he is told.
-      send_now = (!writable || handle == 0) && !node->deleted;
+      send_now = (!writable || handle == 0) && !node->deleted && !behind;
       RecordTruncate(*node, *change.size);
       ClearSetIds(*node, ctx);
       change.size.reset();
     }
-    const bool travels = node->deleted || (writable && (created_open || node->content->dirty()));
+    const bool travels = node->deleted || behind || (writable && (created_open || node->content->dirty()));
     if (travels && !change.empty() && !change.size) {
       transport::AttributeChange kept;  // what has to be asked for now, since it can be refused
       if ((change.uid || change.gid) && !as_root && !node->deleted) {
@@ -361,7 +374,9 @@ Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
       if (!node->content->current.empty()) dirty_.insert(node->id);
       NoteUnsent(*node);
       change = kept;
+      if (!kept.empty() && behind) send_now = true;  // in this order
     }
+    if (behind && !writable && !send_now) send_now = !Accept(*node) && node->has_unsent();
     if (change.empty() && !send_now) {
       NodeAttributes built = BuildAttributes(*node, Clock::now());
       if (cleared_there) {  // the kernel takes it for done, and writes

@@ -47,17 +47,28 @@ CachedFsImpl::CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options,
   closer_.SetTick([this] { ReleaseIdleReaders(); });
   remote_.SetListener(this);
   if (root.watched) ChangesLost();  // what came before it listened
+  if (!options_.writeback) return;
+  committer_.SetTick([this] {
+    if (unsynced_.exchange(false)) spool_.Sync();
+  });
+  maker_ = std::jthread([this](std::stop_token stop) { MakeBehind(stop); });
+  sender_ = std::jthread([this](std::stop_token stop) { SendBehind(stop); });
 }
 
 CachedFsImpl::~CachedFsImpl() {
   remote_.SetListener(nullptr);
+  for (std::jthread* thread : {&maker_, &sender_}) {
+    thread->request_stop();
+    if (thread->joinable()) thread->join();
+  }
+  committer_.Stop();
   prefetcher_.Stop();
   senders_.Stop();
   stat_senders_.Stop();
   // What is unsent stays in the spool directory, and what is open on the other side is closed.
   Lock lock(mutex_);
   for (const auto& [id, node] : tree_.nodes()) {
-    if (node->content.exists() && node->content->dirty() && node->content->spool && !node->is_gone()) node->content->spool->Keep();
+    if (node->content.exists() && node->has_unsent() && node->content->spool && !node->is_gone()) node->content->spool->Keep();
     node->open_files = 0;
     if (node->content.exists()) {
       node->content->storing = false;
@@ -227,12 +238,13 @@ CacheStatus CachedFsImpl::Status() const {
   const std::string root = remote_.description().root;
   for (NodeId id : dirty_) {
     NodePtr node = tree_.Find(id);
-    if (!node || !node->content->dirty() || node->is_gone()) continue;
+    if (!node || !node->has_unsent() || node->is_gone()) continue;
     UnsentFile file;
     file.path = (root == "/" ? "" : root) + "/" + tree_.PathOf(*node);
     file.bytes = node->content->unsent_bytes();
     if (node->content->spool) file.spool_file = node->content->spool->path();
     if (node->content->last_error) file.last_error = ToString(*node->content->last_error);
+    if (node->unmade && node->unmade->error) file.last_error = ToString(*node->unmade->error);
     status.dirty_bytes += file.bytes;
     ++status.dirty_files;
     status.unsent.push_back(std::move(file));

@@ -45,6 +45,9 @@ struct CachedFsOptions {
   std::string spool_directory;              // must exist, 0700, ours; files in it are removed at exit unless they hold unsent data
   int64_t spool_bytes = int64_t{10} << 30;  // limit; a write beyond it sends dirty files first, then ENOSPC
   bool read_only = false;
+  // close(2) returns when what was written is in the spool directory, with a note that says it, and so do calls that make something in a directory that
+  // this mount made. It is sent soon after. Barriers: Sync, SyncDirectory, FlushAll, and each change of names that depends on it.
+  bool writeback = false;
   // Content that was read is kept there and served from there; null: nowhere. It outlives this object.
   BlockStore* store = nullptr;
   std::string store_scope;                  // which sandbox, among all that the store has something of
@@ -184,6 +187,8 @@ class CachedFs {
   virtual Result<void> Sync(FileHandle handle, const OpContext& ctx) = 0;
   // The last close; sends what came after the last flush (mmap). Errors are logged and latched. The handle is gone afterwards.
   virtual void Release(FileHandle handle, const OpContext& ctx) = 0;
+  // fsync(2) of a directory: what was accepted in it and below is in the sandbox.
+  virtual Result<void> SyncDirectory(NodeId node, const OpContext& ctx) = 0;
 
   // --- the mount's end, and people
   // Sends everything that is dirty, also of files that failed before; progress gets the bytes left, now and then. What could not be sent within ctx stays.

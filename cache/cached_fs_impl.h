@@ -7,7 +7,9 @@
 #include <deque>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "cache/block_store.h"
 #include "cache/cached_fs.h"
@@ -100,6 +102,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   Result<void> Flush(FileHandle handle, const OpContext& ctx) override;
   Result<void> Sync(FileHandle handle, const OpContext& ctx) override;
   void Release(FileHandle handle, const OpContext& ctx) override;
+  Result<void> SyncDirectory(NodeId node, const OpContext& ctx) override;
   Result<void> FlushAll(const OpContext& ctx, const std::function<void(int64_t bytes_left)>& progress) override;
   Result<int> SaveUnsent(const std::string& directory) override;
   CacheStatus Status() const override;
@@ -166,6 +169,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // Asks for the node's attributes if they are not fresh. No lock.
   Result<void> Refresh(const NodePtr& node, bool even_if_fresh, const OpContext& ctx);
   timespec SandboxNow() const;
+  bool MayDeferAttributes(const Node& node) const;  // mutex_ held: what is set is accepted, and sent with what is unsent (-o writeback)
   Result<NodeAttributes> SendAttributes(const NodePtr& node, transport::AttributeChange change, const OpContext& ctx);
 
   // --- watching.cc: transport::ChangeListener
@@ -191,9 +195,10 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void EndParent(const NameChange& change, const std::optional<transport::Attributes>& parent);
   NodePtr EndMade(NameChange& change, const transport::Attributes& object);
   void EndUnknown(const NameChange& change);
+  // making: what it is, where it may be made here first; null: only there.
   Result<NodeAttributes> Make(NodeId parent, const std::string& name, const OpContext& ctx,
                               const std::function<Result<transport::Changed>(const transport::Name&)>& call,
-                              const std::string* link_text);
+                              const UnsentMaking* making);
   // mutex_ held: the node that lost its name, when `known` is what we took it for and `told` what the other side says of it. Null if none.
   NodePtr WhatLostItsName(const NodePtr& known, const std::optional<transport::Attributes>& told);
   void NodeRemoved(const NodePtr& node, const std::optional<transport::Attributes>& after, const NameChange& change);
@@ -212,6 +217,9 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   Result<std::shared_ptr<const DirectorySnapshot>> TakeSnapshot(const NodePtr& node, ListedFor why, const OpContext& ctx);
   // What the other side says, with more than was asked for where a program seems to go through a tree. No lock.
   Result<std::shared_ptr<const DirectorySnapshot>> AskListing(const NodePtr& node, ListedFor why, const OpContext& ctx);
+  // mutex_ held: what is not in the sandbox yet is in no listing of it.
+  void AddUnmade(const Node& directory, DirectorySnapshot& snapshot) const;
+  DirectorySnapshot::Entry EntryOf(const std::string& name, const Node& node) const;  // mutex_ held
   void AbsorbListing(Node& directory, const transport::Listing& listing, uint64_t asked_stamp, TimePoint asked);
 
   // --- prefetch.cc
@@ -359,6 +367,69 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // Sends before a rename or link; also fails with an error that nobody was told of.
   Result<void> SendForName(const NodePtr& node, const OpContext& ctx);
 
+  // Sends those nodes, several at once, then the directories among them. The first error.
+  Result<void> SendAll(std::vector<NodePtr> nodes, const OpContext& ctx, const std::function<void(int64_t)>& progress);
+
+  // --- writeback.cc: what is accepted here, and sent behind the programs' backs
+  // mutex_ held: nothing else can have that name, and what is made in the directory may be told to the sandbox later.
+  bool MayMakeHere(Node& parent, const std::string& name) const;
+  // Makes it here, in the journal, with a reference for the kernel. Null: it has to be made there.
+  Result<NodePtr> MakeHere(NodeId parent, const std::string& name, const UnsentMaking& making, const OpContext& ctx);
+  transport::Attributes AttributesOfNew(const Node& parent, const UnsentMaking& making) const;  // mutex_ held
+  void NameChangedHere(Node& directory);  // mutex_ held: its times
+  // Removes what is not in the sandbox yet, unless it is on its way there: then it is there when this returns. False: it has to be removed there.
+  Result<bool> RemoveHere(NodeId parent, const std::string& name, bool directory, const OpContext& ctx);
+  // mutex_ held: what is unsent of it is promised to be sent; it is in the journal now. False: the journal cannot take it.
+  bool Accept(Node& node);
+  // The same, not while a rename moves it. No lock.
+  Result<bool> AcceptFile(const NodePtr& node, const OpContext& ctx);
+  // mutex_ held: waits while the path, or one above it, is moved.
+  bool WaitUntilUnmoved(Lock& lock, const Node& node, const OpContext& ctx);
+  void Accepted();      // mutex_ held: something was
+  uint64_t NextOrder();  // mutex_ held
+  // It is in the sandbox when this returns, or why it cannot be made there. No lock.
+  Result<void> Settle(const NodePtr& node, const OpContext& ctx);
+  Result<void> SettleName(NodeId parent, const std::string& name, const OpContext& ctx);
+  Result<void> SettleAll(const std::vector<NodePtr>& nodes, const OpContext& ctx);
+  // What was accepted of it and of what is below it is in the sandbox. No lock.
+  Result<void> SendBelow(const NodePtr& node, const OpContext& ctx);
+  bool IsBelow(const Node& node, const Node& top) const;  // mutex_ held; also the same
+  struct Row;                            // of new objects, on their way
+  // While it lives nothing is accepted at or below those paths: what the journal says of them would not be true.
+  struct Unmoved {
+    Unmoved(CachedFsImpl& owner, std::vector<std::string> moved) : fs(owner), paths(std::move(moved)) {
+      Lock lock(fs.mutex_);
+      fs.unmoved_.insert(paths.begin(), paths.end());
+    }
+    ~Unmoved() {
+      Lock lock(fs.mutex_);
+      for (const std::string& path : paths) fs.unmoved_.erase(fs.unmoved_.find(path));
+      fs.moved_.notify_all();
+    }
+    Unmoved(const Unmoved&) = delete;
+    Unmoved& operator=(const Unmoved&) = delete;
+    CachedFsImpl& fs;
+    const std::vector<std::string> paths;
+  };
+  void MakeBehind(std::stop_token stop);  // a thread's
+  void SendBehind(std::stop_token stop);  // a thread's
+  // mutex_ held: what can be made now; retry_at: when more can.
+  Row CollectRow(TimePoint* retry_at);
+  void MakeRow(Row& row);
+  void EndUnmade(Node& node);            // mutex_ held
+  void Made(Row& row, size_t at, const transport::Attributes& attributes, const std::optional<Error>& refused);
+  void NotMade(Row& row, size_t at, const Error& error);
+  // Something else has its name there. No lock.
+  void ResolveTaken(const NodePtr& node);
+  bool TakeForOurs(const NodePtr& node, const transport::Attributes& there);
+  void RenameAside(const NodePtr& node);  // here, since it is nowhere else
+  // Into the directory for what is unsent, and if that can be: beside what is there. No lock.
+  void PutAsideAndSend(const NodePtr& node, const std::string& why);
+  // Send of what was accepted: not onto what somebody else wrote meanwhile.
+  Result<void> SendLate(const NodePtr& node, const OpContext& ctx);
+  Result<bool> ChangedThere(const NodePtr& node, const OpContext& ctx);
+  std::vector<NodePtr> SendableBehind(TimePoint* retry_at) const;  // mutex_ held: what was accepted, is made, and need not wait
+
   transport::RemoteFs& remote_;
   const CachedFsOptions options_;
   MemoryBudget memory_;
@@ -396,6 +467,16 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   std::multiset<std::string> moving_;         // paths that a rename is moving now
   std::condition_variable_any moved_;
   std::set<NodeId> dirty_;                    // nodes that may have something unsent
+  std::map<uint64_t, NodeId> unmade_;         // in the order in which they have to be made
+  std::unordered_set<NodeId> made_here_;      // their inode numbers are made up, and stay so
+  uint64_t last_order_ = 0;
+  uint64_t behind_count_ = 0;                 // grows when something more may be sent
+  TimePoint first_accepted_{}, last_accepted_{};  // of what no thread has begun to send
+  int wanted_ = 0;                            // so many wait for what is unmade
+  std::condition_variable_any behind_;        // for the two threads
+  std::condition_variable_any settled_;
+  std::multiset<std::string> unmoved_;        // paths at and below which nothing is accepted now
+  std::atomic<bool> unsynced_{false};         // something was accepted since the journal was on the disk for sure
   std::string last_error_;
   std::chrono::nanoseconds clock_offset_{0};  // sandbox minus here
 
@@ -403,6 +484,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   JobThreads prefetcher_{kPrefetchThreads, JobThreads::AtEnd::kDrop};
   JobThreads senders_{kSenderThreads, JobThreads::AtEnd::kDrop};  // of files that are being written
   JobThreads stat_senders_{kStatThreads, JobThreads::AtEnd::kDrop};
+  JobThreads committer_{1, JobThreads::AtEnd::kDrop};  // of the journal
+  std::jthread maker_, sender_;                        // of writeback.cc
 };
 
 // The open that a handle stands for was not waited for, and had failed.
@@ -418,6 +501,7 @@ inline bool OpenHadFailed(const Error& error) {
 template <typename Call>
 auto CachedFsImpl::WithHandle(const NodePtr& node, bool write, const OpContext& ctx, Call call)
     -> decltype(call(transport::Handle{}, std::declval<const transport::Node&>())) {
+  if (auto settled = Settle(node, ctx); !settled) return Forward(settled.error());
   auto handle = HandleToUse(node, write);
   if (!handle) return Forward(handle.error());
   auto result = AtNode(node, ctx, [&](const transport::Node& at) { return call(*handle, at); });
@@ -448,6 +532,7 @@ template <typename Call>
 auto CachedFsImpl::AtNode(const NodePtr& node, const OpContext& ctx, Call call)
     -> decltype(call(std::declval<const transport::Node&>())) {
   for (size_t attempt = 0;; ++attempt) {
+    if (auto settled = Settle(node, ctx); !settled) return Forward(settled.error());
     transport::Node address;
     {
       Lock lock(mutex_);

@@ -20,8 +20,10 @@ void CachedFsImpl::AbsorbListing(Node& directory, const transport::Listing& list
       continue;
     }
     Child* child = Tree::FindChild(directory, entry.name);
-    if (asked_stamp < (child ? child->stamp : directory.forgotten_stamp)) continue;  // changed here since
     NodePtr known = child && child->node ? tree_.Find(child->node) : nullptr;
+    if (!known || (known->unmade && !known->unmade->being_made)) directory.ours = false;
+    if (known && known->unmade) continue;                                            // which of them has the name shows when ours is made
+    if (asked_stamp < (child ? child->stamp : directory.forgotten_stamp)) continue;  // changed here since
     NodePtr node = tree_.GetOrMake(entry.attributes, known);
     if (!child || child->node != node->id) child = &tree_.Attach(directory, entry.name, *node);
     child->fresh_until = fresh_until;
@@ -33,11 +35,28 @@ void CachedFsImpl::AbsorbListing(Node& directory, const transport::Listing& list
   }
   std::vector<std::string> gone;
   for (const auto& [name, child] : directory.children) {
-    if (child.node != 0 && child.stamp <= asked_stamp && names.count(name) == 0) gone.push_back(name);
+    if (child.node == 0 || child.stamp > asked_stamp || names.contains(name)) continue;
+    if (const NodePtr node = tree_.Find(child.node); !node || !node->unmade) gone.push_back(name);
   }
+  if (!gone.empty()) directory.ours = false;
   for (const std::string& name : gone) tree_.Detach(directory, name).fresh_until = NameUntil(directory, asked_stamp, asked, options_.negative_ttl);
   if (!complete) directory.listed_until = {};
   if (complete && directory.forgotten_stamp <= asked_stamp) directory.listed_until = fresh_until;
+}
+
+DirectorySnapshot::Entry CachedFsImpl::EntryOf(const std::string& name, const Node& node) const {
+  const bool made_up = made_here_.contains(node.id);
+  return {name, node.id, node.attributes.type, made_up ? 0 : node.attributes.device, made_up ? 0 : node.attributes.inode};
+}
+
+void CachedFsImpl::AddUnmade(const Node& directory, DirectorySnapshot& snapshot) const {
+  if (!options_.writeback) return;
+  std::set<std::string> listed;
+  for (const DirectorySnapshot::Entry& entry : snapshot.entries) listed.insert(entry.name);
+  for (const auto& [name, child] : directory.children) {
+    const NodePtr node = child.node ? tree_.Find(child.node) : nullptr;
+    if (node && node->unmade && !listed.contains(name)) snapshot.entries.push_back(EntryOf(name, *node));
+  }
 }
 
 Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(const NodePtr& node, ListedFor why, const OpContext& ctx) {
@@ -46,7 +65,7 @@ Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(cons
     if (!WaitWithin(ahead_arrived_, lock, ctx, [&] { return !listed_ahead_.contains(node->id); })) return WaitEnded(ctx, "listing");
     const TimePoint now = Clock::now();
     if (why == ListedFor::kReading) node->read_at = now;
-    if (node->listed_until > now) {
+    if (node->listed_until > now || node->unmade) {
       auto cached = std::make_shared<DirectorySnapshot>();
       cached->entries.reserve(node->linked_children);
       bool complete = true;
@@ -56,11 +75,11 @@ Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::TakeSnapshot(cons
           continue;
         }
         NodePtr entry = tree_.Find(child.node);
-        if (!entry || child.fresh_until <= now) {
+        if (!entry || (child.fresh_until <= now && !entry->unmade)) {
           complete = false;
           break;
         }
-        cached->entries.push_back({name, entry->id, entry->attributes.type, entry->attributes.device, entry->attributes.inode});
+        cached->entries.push_back(EntryOf(name, *entry));
       }
       if (complete) {
         ListingUsed(*node);
@@ -132,8 +151,13 @@ Result<std::shared_ptr<const DirectorySnapshot>> CachedFsImpl::AskListing(const 
     const transport::Attributes& attributes = entry.attributes;
     const NodePtr listed = child && child->node ? tree_.Find(child->node) : nullptr;
     const bool same = listed && (!attributes.id.known() || listed->file_id == attributes.id);
-    taken->entries.push_back({std::move(entry.name), same ? listed->id : 0, attributes.type, attributes.device, attributes.inode});
+    if (listed && (listed->unmade || (same && made_here_.contains(listed->id)))) {
+      taken->entries.push_back(EntryOf(entry.name, *listed));
+    } else {
+      taken->entries.push_back({std::move(entry.name), same ? listed->id : 0, attributes.type, attributes.device, attributes.inode});
+    }
   }
+  AddUnmade(*node, *taken);
   if (ahead) AbsorbAhead(lock, ahead->ahead, more, asked_stamp, asked);
   return std::shared_ptr<const DirectorySnapshot>(std::move(taken));
 }

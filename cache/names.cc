@@ -62,6 +62,7 @@ Result<NodePtr> CachedFsImpl::LookupRemote(const NodePtr& parent, const std::str
     Lock lock(mutex_);
     Child* child = Tree::FindChild(*parent, name);
     const uint64_t changed = child ? child->stamp : parent->forgotten_stamp;
+    if (const NodePtr here = child && child->node ? tree_.Find(child->node) : nullptr; here && here->unmade) return here;
     const bool outdated = asked_stamp < changed;
     if (outdated && attempt < 3) {
       // What the change told is newer, if it told.
@@ -96,7 +97,7 @@ Result<NodePtr> CachedFsImpl::LookupRemote(const NodePtr& parent, const std::str
 
 bool CachedFsImpl::WorthListing(const NodePtr& directory) const {
   Lock lock(mutex_);
-  return directory->watched && directory->listed_until != kWatched && (directory->attributes.access & 5) == 5 &&
+  return (directory->watched || directory->ours) && !directory->unmade && directory->listed_until != kWatched && (directory->attributes.access & 5) == 5 &&
          directory->attributes.size <= kSmallDirectoryBytes && options_.attribute_ttl.count() > 0;
 }
 
@@ -230,6 +231,7 @@ Result<CachedFsImpl::NameChange> CachedFsImpl::BeginName(NodeId parent, const st
   NameChange change{*found, name, 0, Clock::now()};
   ++change.parent->pins;
   BeginChange(*change.parent);
+  if (options_.writeback) NameChangedHere(*change.parent);
   change.stamp = stamp_;
   if (Child* child = Tree::FindChild(*change.parent, name)) child->stamp = stamp_;
   return change;
@@ -260,7 +262,15 @@ void CachedFsImpl::EndUnknown(const NameChange& change) {
 
 Result<NodeAttributes> CachedFsImpl::Make(NodeId parent_id, const std::string& name, const OpContext& ctx,
                                           const std::function<Result<transport::Changed>(const transport::Name&)>& call,
-                                          const std::string* link_text) {
+                                          const UnsentMaking* making) {
+  if (auto may = MayChange(); !may) return Forward(may.error());
+  if (making) {
+    auto here = MakeHere(parent_id, name, *making, ctx);
+    if (!here) return Forward(here.error());
+    Lock lock(mutex_);
+    if (*here) return BuildAttributes(**here, Clock::now());
+  }
+  if (auto settled = SettleName(parent_id, name, ctx); !settled) return Forward(settled.error());
   auto begun = BeginName(parent_id, name);
   if (!begun) return Forward(begun.error());
   auto made = AtNode(begun->parent, ctx, [&](const transport::Node& at) { return call(transport::Name{at, name}); });
@@ -277,9 +287,12 @@ Result<NodeAttributes> CachedFsImpl::Make(NodeId parent_id, const std::string& n
       const bool in_use = IsOvertaken(node->file_id, begun->stamp);  // somebody inside was faster than its answer
       if (begun->overtaken || in_use) node->fresh_until = {};
       // What was made just now is empty: no name in it has to be asked for.
-      if (node->is_directory() && node->children.empty() && !in_use) node->listed_until = NameUntil(*node, begun->stamp, begun->asked, options_.attribute_ttl);
-      if (link_text) {
-        node->link_text = *link_text;
+      if (node->is_directory() && node->children.empty() && !in_use) {
+        node->listed_until = NameUntil(*node, begun->stamp, begun->asked, options_.attribute_ttl);
+        node->ours = options_.writeback;
+      }
+      if (node->attributes.type == transport::FileType::kSymlink && making) {
+        node->link_text = making->target;
         node->link_fresh_until = node->fresh_until;
       }
       ++node->references;
@@ -293,8 +306,8 @@ Result<NodeAttributes> CachedFsImpl::Make(NodeId parent_id, const std::string& n
 Result<NodeAttributes> CachedFsImpl::MakeDirectory(NodeId parent, const std::string& name, uint32_t permissions,
                                                    const OpContext& context) {
   const OpContext ctx = ForNames(context);
-  return Make(parent, name, ctx, [&](const transport::Name& at) { return remote_.MakeDirectory(at, permissions, ctx); },
-              nullptr);
+  const UnsentMaking making{transport::FileType::kDirectory, permissions, ctx.creator, {}};
+  return Make(parent, name, ctx, [&](const transport::Name& at) { return remote_.MakeDirectory(at, permissions, ctx); }, &making);
 }
 
 Result<NodeAttributes> CachedFsImpl::MakeNode(NodeId parent, const std::string& name, transport::FileType type,
@@ -309,8 +322,8 @@ Result<NodeAttributes> CachedFsImpl::MakeNode(NodeId parent, const std::string& 
 Result<NodeAttributes> CachedFsImpl::MakeSymlink(NodeId parent, const std::string& name, const std::string& target,
                                                  const OpContext& context) {
   const OpContext ctx = ForNames(context);
-  return Make(parent, name, ctx, [&](const transport::Name& at) { return remote_.MakeSymlink(at, target, ctx); },
-              &target);
+  const UnsentMaking making{transport::FileType::kSymlink, 0, ctx.creator, target};
+  return Make(parent, name, ctx, [&](const transport::Name& at) { return remote_.MakeSymlink(at, target, ctx); }, &making);
 }
 
 Result<NodeAttributes> CachedFsImpl::MakeLink(NodeId existing_id, NodeId parent_id, const std::string& name,
@@ -425,6 +438,9 @@ Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, con
     if (child && child->node) node = tree_.Find(child->node);
   }
   if (auto may = MayChange(); !may) return may;
+  auto removed = RemoveHere(parent_id, name, false, ctx);
+  if (!removed) return Forward(removed.error());
+  if (*removed) return {};
   if (node) BeforeRemoval(node, ctx);
   auto begun = BeginName(parent_id, name);
   if (!begun) return Forward(begun.error());
@@ -451,6 +467,10 @@ Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, con
 
 Result<void> CachedFsImpl::RemoveDirectory(NodeId parent_id, const std::string& name, const OpContext& context) {
   const OpContext ctx = ForNames(context);
+  if (auto may = MayChange(); !may) return may;
+  auto removed = RemoveHere(parent_id, name, true, ctx);
+  if (!removed) return Forward(removed.error());
+  if (*removed) return {};
   auto begun = BeginName(parent_id, name);
   if (!begun) return Forward(begun.error());
   auto done = AtNode(begun->parent, ctx, [&](const transport::Node& at) {
@@ -488,6 +508,24 @@ Result<void> CachedFsImpl::Rename(NodeId parent_id, const std::string& name, Nod
     if (Child* child = Tree::FindChild(**new_parent, new_name); child && child->node) target = tree_.Find(child->node);
   }
   if (moved == target) target = nullptr;  // two names of one file: nothing is replaced
+  auto path_below = [](const std::string& directory, const std::string& child) {
+    return directory.empty() ? child : directory + "/" + child;
+  };
+  // What was accepted below is sent before its path changes.
+  std::optional<Unmoved> unmoved;
+  if (options_.writeback) {
+    std::vector<std::string> paths;
+    {
+      Lock lock(mutex_);
+      if (auto parent = tree_.Find(parent_id)) paths.push_back(path_below(tree_.PathOf(*parent), name));
+      if (auto parent = tree_.Find(new_parent_id)) paths.push_back(path_below(tree_.PathOf(*parent), new_name));
+    }
+    unmoved.emplace(*this, std::move(paths));
+    for (const NodePtr& node : {moved, target}) {
+      if (!node) continue;
+      if (auto sent = SendBelow(node, ForTransfer(context)); !sent) return sent;
+    }
+  }
   if (moved) {
     if (auto sent = SendForName(moved, ForTransfer(context)); !sent) return sent;
   }
@@ -506,9 +544,6 @@ Result<void> CachedFsImpl::Rename(NodeId parent_id, const std::string& name, Nod
     return Forward(to.error());
   }
   std::vector<std::string> moving;
-  auto path_below = [](const std::string& directory, const std::string& child) {
-    return directory.empty() ? child : directory + "/" + child;
-  };
   {
     Lock lock(mutex_);
     moving.push_back(path_below(tree_.PathOf(*from->parent), name));

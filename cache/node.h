@@ -58,6 +58,16 @@ struct Child {
   uint64_t stamp = 0;         // of the last change made here; older answers say nothing about the name
 };
 
+// What was accepted here, and has yet to be made in the sandbox (-o writeback). Its node is pinned, and all that it is in is made or unmade, too.
+struct Unmade {
+  UnsentMaking making;
+  uint64_t order = 0;          // its place among all that is unmade: what it is in comes before it
+  bool being_made = false;     // a question that makes it is on its way
+  uint64_t tries = 0;          // that failed
+  std::optional<Error> error;  // of the last of them
+  TimePoint retry_at{};
+};
+
 struct Content {
   // Serialises writers of the spool and whoever drops spooled bytes. Level 1: taken before CachedFsImpl's mutex, held
   // over local disk I/O only.
@@ -75,6 +85,11 @@ struct Content {
   int64_t since = 0;                   // when the first of it was written: seconds since 1970
   bool being_written = false;          // bytes go into the spool that are not recorded yet; under write_mutex too
   std::condition_variable_any stored;  // with CachedFsImpl's mutex
+  bool accepted = false;               // what is in `current` was promised to be sent (-o writeback)
+  bool sending_accepted = false;       // the same of `sending`
+  uint64_t order = 0;                  // of what is accepted
+  uint64_t failures = 0;               // since something was sent
+  TimePoint retry_at{};                // after a failure: not sent behind anybody's back before
   bool untried = false;                // changed since the last store began
   bool fresh = false;                  // made by this mount, nothing but our stores was ever in it
   std::shared_ptr<EarlySend> early;    // sends the content while it is written; counted in the node's changes_in_flight
@@ -129,6 +144,11 @@ struct HeldContent {
   const int64_t charge;  // of both
 };
 
+// A time of the sandbox, and what is shown for it: when the change was accepted here.
+struct TimeShown {
+  timespec there{}, here{};
+};
+
 struct Node {
   NodeId id = 0;
   transport::FileId file_id;
@@ -141,8 +161,11 @@ struct Node {
   bool linked_elsewhere = false;  // with `deleted`: the sandbox has other names of it, which nobody here knows (the service tier)
   // What is unsent has nobody left to see it.
   bool is_gone() const { return deleted && !linked_elsewhere; }
+  std::unique_ptr<Unmade> unmade;  // null: it is in the sandbox, or was
+  bool has_unsent() const { return unmade || content->dirty(); }
 
   transport::Attributes attributes;
+  std::optional<TimeShown> ctime_shown;
   TimePoint fresh_until{};
   uint64_t stamp = 0;        // of the last change made here
   uint32_t changes_in_flight = 0;
@@ -153,6 +176,7 @@ struct Node {
   TimePoint link_fresh_until{};
 
   // Directories.
+  bool ours = false;                // made by this mount, and nothing in it was seen to be made, moved or removed by anybody else
   bool watched = false;             // changes of it, and in it, are told: what is known needs no asking (fresh_until is kWatched)
   uint64_t watched_stamp = 0;       // answers to questions asked before were not covered by the watch
   uint64_t unwatched_stamp = 0;     // answers to questions asked before may be older than a time without a watch

@@ -62,6 +62,17 @@ Result<OpenedFile> CachedFsImpl::Open(NodeId id, OpenFlags flags, const OpContex
     write_mutex = &node->content->write_mutex;
   }
   if (auto refreshed = Refresh(node, false, ctx); !refreshed) return Forward(refreshed.error());
+  // What was accepted does not go before it is sent.
+  if (options_.writeback && flags.truncate) {
+    bool accepted = false;
+    {
+      Lock lock(mutex_);
+      accepted = node->content->accepted || node->content->sending_accepted;
+    }
+    if (accepted) {
+      if (auto sent = SendLate(node, ForTransfer(context)); !sent) return Forward(sent.error());
+    }
+  }
   if (flags.write) RefusedOpen(*node);  // an earlier one
   transport::OpenRequest request;
   transport::Node address;
@@ -69,8 +80,9 @@ Result<OpenedFile> CachedFsImpl::Open(NodeId id, OpenFlags flags, const OpContex
     Lock lock(mutex_);
     if (auto may = CheckAccess(node->attributes, flags, tree_.PathOf(*node)); !may) return Forward(may.error());
     ++node->open_files;  // what is open there stays so, although another file is released meanwhile
-    request.read = flags.read && node->read_handle == 0 && !node->deleted;
-    request.write = flags.write && node->write_handle == 0 && !node->deleted;
+    const bool there = !node->deleted && !node->unmade;
+    request.read = flags.read && node->read_handle == 0 && there;
+    request.write = flags.write && node->write_handle == 0 && there;
     address = tree_.Address(*node);
   }
   // Sent before the file counts as open, and so before any removal that anybody here may ask for.
@@ -90,6 +102,14 @@ Result<OpenedFile> CachedFsImpl::CreateFile(NodeId parent_id, const std::string&
                                             bool exclusive, OpenFlags flags, const OpContext& context) {
   const OpContext ctx = ForNames(context);
   if (flags.append || flags.truncate) flags.write = true;  // O_RDONLY|O_TRUNC has something to send, too
+  if (auto may = MayChange(); !may) return Forward(may.error());
+  auto here = MakeHere(parent_id, name, {transport::FileType::kRegular, permissions, ctx.creator, {}}, ctx);
+  if (!here) return Forward(here.error());
+  if (*here) {
+    Lock lock(mutex_);
+    return Register(*here, flags, true);
+  }
+  if (auto settled = SettleName(parent_id, name, ctx); !settled) return Forward(settled.error());
   auto begun = BeginName(parent_id, name);
   if (!begun) return Forward(begun.error());
   const auto began = std::chrono::system_clock::now();
@@ -248,6 +268,10 @@ void CachedFsImpl::Release(FileHandle handle, const OpContext& context) {
            (!file->flushed || file->node->open_writers == 1);
   }
   const NodePtr& node = file->node;
+  if (send) {
+    const auto accepted = AcceptFile(node, ForTransfer(context));
+    send = !accepted || !*accepted;
+  }
   if (send) {
     if (auto sent = Send(node, file.get(), ForTransfer(context)); !sent) {
       log::Error("cache", "{}: not sent at the last close: {}", PathOf(node->id), ToString(sent.error()));

@@ -283,7 +283,7 @@ void CachedFsImpl::ListingUsed(Node& directory) {
 
 bool CachedFsImpl::MayHold(const Node& node) const {
   if (!node.is_regular() || node.fresh_until != kWatched || !node.linked || node.deleted || node.places.size() != 1 || !node.file_id.known()) return false;
-  if (node.changes_in_flight > 0 || node.open_writers > 0 || node.content->dirty() || node.content->storing) return false;
+  if (node.changes_in_flight > 0 || node.open_writers > 0 || node.has_unsent() || node.content->storing) return false;
   const transport::Attributes& attributes = node.attributes;
   return attributes.size > 0 && attributes.size <= kSmallFile && !attributes.size_unreliable && !attributes.being_written && (attributes.access & 4) != 0;
 }

@@ -365,22 +365,6 @@ class LateSend {
     return Failed(ToString(stored.error()));
   }
 
-  // "name.e2bfs-conflict-20261130-023709": the time of the first unsent write, UTC, so that a second try finds what the first made.
-  std::string ConflictName(int number) const {
-    char when[32] = "";
-    const auto since = static_cast<time_t>(record_.since);
-    tm utc{};
-    if (::gmtime_r(&since, &utc) != nullptr) ::strftime(when, sizeof when, "%Y%m%d-%H%M%S", &utc);
-    const std::string suffix = std::string(".e2bfs-conflict-") + when + (number > 1 ? "-" + std::to_string(number) : "");
-    std::string name = OwnName();
-    if (name.size() + suffix.size() > kLongestName) {
-      name.resize(kLongestName - suffix.size());
-      while (!name.empty() && (static_cast<unsigned char>(name.back()) & 0xc0) == 0x80) name.pop_back();  // no half character
-      if (!name.empty() && static_cast<unsigned char>(name.back()) >= 0xc0) name.pop_back();
-    }
-    return name + suffix;
-  }
-
   // `base`: the file that the change was made to is still there, as this.
   SendReport MakeConflictCopy(const std::string& why, const Attributes* base) {
     if (!record_.change.touches_content()) return Failed(why + ", and only attributes were to be set");
@@ -402,7 +386,7 @@ class LateSend {
     }
     transport::ContentSource& content = source ? static_cast<transport::ContentSource&>(*source) : ours_;
     for (int number = 1; number <= kMostConflictCopies; ++number) {
-      const std::string name = ConflictName(number);
+      const std::string name = ConflictName(OwnName(), record_.since, number);
       auto placed = PlaceNew(name, whole, content);
       if (!placed) return Failed(why + ", and no conflict copy could be made: " + ToString(placed.error()));
       if (!*placed) continue;  // there is another one
@@ -529,6 +513,21 @@ void ClearRemoved(const std::string& parent) {
       RemoveIfOver(directory);
     }
   }
+}
+
+std::string ConflictName(const std::string& name, int64_t since, int number) {
+  char when[32] = "";
+  const auto seconds = static_cast<time_t>(since);
+  tm utc{};
+  if (::gmtime_r(&seconds, &utc) != nullptr) ::strftime(when, sizeof when, "%Y%m%d-%H%M%S", &utc);
+  const std::string suffix = std::string(".e2bfs-conflict-") + when + (number > 1 ? "-" + std::to_string(number) : "");
+  std::string kept = name;
+  if (kept.size() + suffix.size() > kLongestName) {
+    kept.resize(kLongestName - suffix.size());
+    while (!kept.empty() && (static_cast<unsigned char>(kept.back()) & 0xc0) == 0x80) kept.pop_back();  // no half character
+    if (!kept.empty() && static_cast<unsigned char>(kept.back()) >= 0xc0) kept.pop_back();
+  }
+  return kept + suffix;
 }
 
 SendReport SendUnsent(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times) {

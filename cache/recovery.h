@@ -40,6 +40,10 @@ struct SendTimes {
   std::chrono::milliseconds transfer{600'000};  // for a transfer that does not get on
 };
 
+// What a file is called that lies beside another one of its name: "name.e2bfs-conflict-20261130-023709", "-2" and so on behind it for a number above 1.
+// `since`: seconds since 1970, of the first unsent write (UTC), so that a second try finds what the first made.
+std::string ConflictName(const std::string& name, int64_t since, int number);
+
 enum class SendOutcome {
   kSent,          // the file has it now
   kWasThere,      // it had arrived before

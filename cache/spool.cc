@@ -5,8 +5,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
+
+#include "cache/descriptor.h"
+#include "transport/base/log.h"
 
 namespace e2bfs::cache {
 namespace {
@@ -125,6 +130,11 @@ Result<std::shared_ptr<SpoolFile>> Spool::NewFile() {
   const int fd = ::mkostemp(path.data(), O_CLOEXEC);  // 0600
   if (fd < 0) return SpoolError(errno, "creating", path);
   return std::make_shared<SpoolFile>(*this, fd, path);
+}
+
+void Spool::Sync() const {
+  const Descriptor directory(::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (directory.get() < 0 || ::syncfs(directory.get()) != 0) log::Warning("cache", "syncing {}: {}", directory_, std::strerror(errno));
 }
 
 }  // namespace e2bfs::cache

@@ -183,7 +183,7 @@ bool Tree::Droppable(const Node& node, TimePoint now) const {
   }
   return node.id != kRoot && node.references == 0 && node.pins == 0 && node.changes_in_flight == 0 &&
          node.open_files == 0 && !node.content->storing && node.linked_children == 0 && node.parked_children == 0 &&
-         (node.fresh_until <= now || node.fresh_until == kWatched) && !node.content->dirty() && !node.content->unreported;
+         (node.fresh_until <= now || node.fresh_until == kWatched) && !node.has_unsent() && !node.content->unreported;
 }
 
 void Tree::Drop(const NodePtr& node) {

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "cache/cached_fs_impl.h"
+#include "cache/spool_source.h"
 #include "transport/base/log.h"
 
 namespace e2bfs::cache {
@@ -17,24 +18,11 @@ namespace {
 constexpr int64_t kMostSentBeforeStat = 4 << 20;
 constexpr auto kMostWaitedByStat = std::chrono::seconds(5);
 constexpr size_t kMostErrorText = 1000;
+constexpr size_t kSendersAtOnce = 8;
 
-class SpoolSource final : public transport::ContentSource {
- public:
-  SpoolSource(std::shared_ptr<SpoolFile> spool, Content& content) : spool_(std::move(spool)), content_(content) {}
-  Result<void> ReadAt(int64_t offset, char* buffer, size_t length) override {
-    if (!spool_) return Errno(EIO, "nothing is spooled");
-    content_.store_progress = Clock::now().time_since_epoch().count();
-    return spool_->ReadAt(offset, buffer, length);
-  }
-
- private:
-  std::shared_ptr<SpoolFile> spool_;
-  Content& content_;
-};
-
-// Whether attributes of a stored file can be those of the file that was asked for.
-bool IsOf(const transport::Attributes& attributes, const transport::FileId& id) {
-  return attributes.type == transport::FileType::kRegular && (!attributes.id.known() || !id.known() || attributes.id == id);
+// Whether attributes of what was stored can be those of the object that was asked for.
+bool IsOf(const transport::Attributes& attributes, transport::FileType type, const transport::FileId& id) {
+  return attributes.type == type && (!attributes.id.known() || !id.known() || attributes.id == id);
 }
 
 // It may have been done all the same.
@@ -69,8 +57,11 @@ void CachedFsImpl::DiscardUnsent(Node& node) {
   if (!node.content.exists()) return;
   Content& content = *node.content;
   EndEarly(node);
+  EndUnmade(node);
   content.current = {};
   content.sending = {};
+  content.accepted = content.sending_accepted = false;
+  content.order = 0;
   content.unreported.reset();
   content.last_error.reset();
   content.present.Clear();
@@ -79,6 +70,7 @@ void CachedFsImpl::DiscardUnsent(Node& node) {
 }
 
 Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx, bool tried) {
+  if (auto settled = Settle(node, ctx); !settled) return settled;
   std::shared_ptr<EarlySend> early;
   {
     Lock lock(mutex_);
@@ -96,6 +88,7 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
     if (tried && !MaySendBeforeStat(*node)) return {};  // any more: it was changed while this waited
     if (node->deleted) return CannotReach(*node, teller);
     content.sending = std::exchange(content.current, {});
+    content.sending_accepted = std::exchange(content.accepted, false);
     content.storing = true;
     content.saved = false;
     content.untried = false;
@@ -108,7 +101,7 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
 }
 
 bool CachedFsImpl::MaySendBeforeStat(const Node& node) const {
-  if (!node.content.exists() || !remote_.description().tells_ctime) return false;
+  if (!node.content.exists() || options_.writeback || !remote_.description().tells_ctime) return false;
   const Content& content = *node.content;
   const transport::AttributeChange& set = content.current.attributes;
   // Who sets them has not finished with the file: all goes at once with his close. (The kernel asks as stat does before each chown.)
@@ -240,7 +233,7 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
     auto now = AtNode(node, again, [&](const transport::Node& at) { return remote_.Stat(at, again); });
     if (now && now->size == sent.append->end()) stored = *now;
   }
-  if (stored && !IsOf(*stored, asked_id)) stored = Errno(ESTALE, "the sandbox stored into another file");
+  if (stored && !IsOf(*stored, node->attributes.type, asked_id)) stored = Errno(ESTALE, "the sandbox stored into another file");
   if (stored) {
     StoreSucceeded(node, sent, *stored, asked_stamp, asked);
     return {};
@@ -266,7 +259,7 @@ void CachedFsImpl::AttributesRefused(const NodePtr& node, const OpenFile* teller
   transport::Attributes after;
   {
     Lock lock(mutex_);
-    if (now && !IsOf(*now, node->file_id)) now = Errno(ESTALE);
+    if (now && !IsOf(*now, node->attributes.type, node->file_id)) now = Errno(ESTALE);
     after = now ? *now : node->attributes;
     if (!now) after.size = sent.SizeAfter(node->attributes.size);
   }
@@ -314,8 +307,11 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
     content.present.Add(*content.current.append);
   }
   const int64_t expected = sent.SizeAfter(node->attributes.size);
+  if (options_.writeback) node->ctime_shown = TimeShown{after.ctime, BuildAttributes(*node, Clock::now()).attributes.ctime};
   content.sending = {};
-  content.storing = false;
+  content.storing = content.sending_accepted = false;
+  content.failures = 0;
+  if (!content.accepted) content.order = 0;
   --node->changes_in_flight;
   // The answer is the file as it is now, whatever else is on its way.
   TakeAttributes(*node, after, asked);
@@ -328,7 +324,7 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
     ContentChanged(*node, after.size != expected);  // another size than ours: others wrote, too
   }
   content.last_error.reset();
-  if (!content.dirty()) dirty_.erase(node->id);
+  if (!node->has_unsent()) dirty_.erase(node->id);
   ChargeSpool(*node);
   if (node->open_files == 0) {
     if (node->is_gone()) DiscardUnsent(*node);
@@ -353,6 +349,8 @@ void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& 
   content.current = MergeChanges(std::exchange(content.sending, {}), std::exchange(content.current, {}),
                                  node.attributes.size);
   content.storing = false;
+  content.accepted = std::exchange(content.sending_accepted, false) || content.accepted;
+  ++content.failures;
   --node.changes_in_flight;
   node.fresh_until = {};
   node.stamp = ++stamp_;
@@ -363,7 +361,7 @@ void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& 
   } else {
     TellWriters(node, teller, error);
   }
-  if (!content.dirty()) dirty_.erase(node.id);
+  if (!node.has_unsent()) dirty_.erase(node.id);
   ChargeSpool(node);
   if (node.open_files == 0) {
     if (node.is_gone()) DiscardUnsent(node);
@@ -391,6 +389,13 @@ Result<void> CachedFsImpl::Flush(FileHandle handle, const OpContext& context) {
   {
     Lock lock(mutex_);
     file->flushed = true;
+  }
+  auto accepted = AcceptFile(file->node, ForTransfer(context));
+  if (!accepted) return Forward(accepted.error());
+  if (*accepted) {
+    Lock lock(mutex_);
+    if (auto unreported = TakeUnreported(*file)) return Forward(*unreported);
+    return {};
   }
   auto sent = Send(file->node, file.get(), ForTransfer(context));
   transport::Handle written = 0;
@@ -441,15 +446,27 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
   {
     Lock lock(mutex_);
     for (NodeId id : dirty_) {
-      if (NodePtr node = tree_.Find(id); node && node->content->dirty() && !node->is_gone()) {
+      if (NodePtr node = tree_.Find(id); node && node->has_unsent() && !node->is_gone()) {
         ++node->pins;
         nodes.push_back(std::move(node));
       }
     }
   }
+  auto sent = SettleAll(nodes, ctx);
+  if (auto rest = SendAll(nodes, ctx, progress); sent) sent = rest;
+  Lock lock(mutex_);
+  for (const NodePtr& node : nodes) --node->pins;
+  return sent;
+}
+
+Result<void> CachedFsImpl::SendAll(std::vector<NodePtr> nodes, const OpContext& ctx, const std::function<void(int64_t)>& progress) {
+  {
+    Lock lock(mutex_);
+    std::erase_if(nodes, [](const NodePtr& node) { return node->unmade != nullptr; });  // it could not be made, which is known
+  }
   // A few at once: one that stalls must not keep the others.
   std::mutex mutex;  // a leaf
-  size_t next = 0;
+  size_t next = 0, end = nodes.size();
   std::optional<Error> first;
   auto work = [&] {
     OpContext within = ctx;
@@ -457,27 +474,30 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
       NodePtr node;
       {
         std::lock_guard lock(mutex);
-        if (next == nodes.size()) return;
+        if (next == end) return;
         node = nodes[next++];
       }
-      auto sent = Send(node, nullptr, within);
+      auto sent = SendLate(node, within);
       if (sent) within = within.Renewed();
       std::lock_guard lock(mutex);
       if (!sent && !first) first = sent.error();
       if (progress) progress(Status().dirty_bytes);
     }
   };
-  {
+  auto work_at_once = [&](size_t until) {
+    end = until;
     std::vector<std::jthread> helpers;
     try {
-      for (size_t i = 1; i < std::min<size_t>(nodes.size(), 4); ++i) helpers.emplace_back(work);
+      for (size_t i = next + 1; i < std::min(end, next + kSendersAtOnce); ++i) helpers.emplace_back(work);
     } catch (const std::system_error& thrown) {  // no more threads: those that are there do it
       log::Warning("cache", "sending what is unsent: {}", thrown.what());
     }
     work();
-  }
-  Lock lock(mutex_);
-  for (const NodePtr& node : nodes) --node->pins;
+  };
+  // Directories when all is in them: their times are to stay.
+  const auto directories = std::stable_partition(nodes.begin(), nodes.end(), [](const NodePtr& node) { return !node->is_directory(); });
+  work_at_once(static_cast<size_t>(directories - nodes.begin()));
+  work_at_once(nodes.size());
   if (first) return Forward(*first);
   return {};
 }
@@ -493,10 +513,14 @@ UnsentRecord CachedFsImpl::RecordOf(const Node& node) const {
   record.path = tree_.PathOf(node);
   record.has_content = content.spool != nullptr && content.unsent_bytes() > 0;
   record.fresh = content.fresh;
+  record.accepted = content.accepted || content.sending_accepted || node.unmade;
+  record.order = node.unmade ? node.unmade->order : content.order;
+  if (node.unmade) record.make = node.unmade->making;
   record.base = content.base;
   record.change = content.sending.empty() ? content.current : MergeChanges(content.sending, content.current, node.attributes.size);
   record.since = content.since;
   if (content.last_error) record.last_error = ToString(*content.last_error).substr(0, kMostErrorText);
+  if (node.unmade && node.unmade->error) record.last_error = ToString(*node.unmade->error).substr(0, kMostErrorText);
   record.being_sent = content.storing;
   record.moving = content.moving;
   return record;
@@ -510,7 +534,7 @@ Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& 
   }
   std::lock_guard writing(node->content->write_mutex);
   Lock lock(mutex_);
-  if (!node->content->dirty() || node->is_gone()) return false;
+  if (!node->has_unsent() || node->is_gone()) return false;
   if (only_refused && !IsRefused(*node)) return false;
   Content& content = *node->content;
   // A store that does not end still uses the spool file: a copy then, and nothing is dropped.

@@ -43,6 +43,10 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
   if (!directory || !directory->is_directory()) return NoteUnknown(id);
   Child* child = Tree::FindChild(*directory, name);
   const NodePtr before = child && child->node ? tree_.Find(child->node) : nullptr;
+  if (before && before->unmade) {  // ours, or which of them has the name shows when ours is made
+    if (!before->unmade->being_made) directory->ours = false;
+    return;
+  }
   const uint64_t stamp = ++stamp_;
   const TimePoint at = Clock::now();
   if (before) Outdated(*before);
@@ -69,6 +73,7 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
   child->stamp = stamp;
   // A name that leads where it led stays: the kernel forgets a file's pages with its last name.
   if (!same) kernel_news_.push_back({.directory = directory->id, .name = name});
+  if (!same) directory->ours = false;
   tree_.SweepIfLarge(at);
   TellKernel(lock);
 }
@@ -83,13 +88,15 @@ void CachedFsImpl::DirectoryChanged(const transport::Attributes& now) {
 }
 
 void CachedFsImpl::NotWatched(Node& directory, TimePoint until) {
+  if (directory.unmade) return;  // nobody else knows it
   directory.watched = false;
   directory.watched_stamp = directory.unwatched_stamp = ++stamp_;
   directory.fresh_until = std::min(directory.fresh_until, until);
   directory.listed_until = std::min(directory.listed_until, until);
   for (auto& [name, child] : directory.children) {
-    child.fresh_until = std::min(child.fresh_until, until);
     const NodePtr node = child.node ? tree_.Find(child.node) : nullptr;
+    if (node && node->unmade) continue;
+    child.fresh_until = std::min(child.fresh_until, until);
     if (!node || node->is_directory()) continue;
     node->held.reset();
     node->fresh_until = std::min(node->fresh_until, until);
@@ -110,6 +117,7 @@ void CachedFsImpl::ChangesLost() {
   lost_stamp_ = ++stamp_;
   for (const auto& [id, node] : tree_.nodes()) {
     node->held.reset();
+    if (node->unmade) continue;
     if (node->is_directory()) {
       NotWatched(*node, {});
     } else if (node->fresh_until == kWatched) {

@@ -33,7 +33,7 @@ void CachedFsImpl::NoteUnsent(Node& node) {
   Content& content = *node.content;
   if (!content.spool) return;
   UnsentRecord record;
-  record.nothing = !content.dirty() || node.is_gone();
+  record.nothing = !node.has_unsent() || node.is_gone();
   if (!record.nothing) record = RecordOf(node);
   content.spool->note().Write(record);
 }

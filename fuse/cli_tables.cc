@@ -31,6 +31,11 @@ const std::vector<CommandSpec>& Commands() {
        {{"--timeout", 't', "TIME", "How long sending may take in all: seconds, or with a unit (90s, 5m). Default: as long as it gets on, and 10m (with --force 15s) without."},
         {"--force", '\0', "", "Unmount in any case, also when in use. What could not be sent is put aside in the state directory; where, is printed."}},
        1, 1, false, UmountCommand},
+      {"flush", "DIRECTORY [--timeout TIME]", "Sends what is unsent, and waits for it.",
+       "When it returns with exit status 0 the sandbox has everything that was written through the mount before. With -o writeback that is what a program in the sandbox waits for; otherwise "
+       "close(2) has done it, but for files that are still open, or that failed. If something cannot be sent, what and why is said, and the exit status is 8.",
+       {{"--timeout", 't', "TIME", "How long sending may take in all: seconds, or with a unit (90s, 5m). Default: as long as it gets on, and 10m without."}},
+       1, 1, false, FlushCommand},
       {"list", "[--json] [--mounts]", "Lists the sandboxes that can be mounted, and what is mounted where.",
        "Sandboxes: id, template, state, time left, metadata. If the control plane cannot be asked, that is said on stderr, the mounts are "
        "listed all the same, and the exit status is not 0.",

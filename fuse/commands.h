@@ -7,6 +7,7 @@ namespace e2bfs::fuse {
 
 ExitStatus MountCommand(const CommandLine& line);
 ExitStatus UmountCommand(const CommandLine& line);
+ExitStatus FlushCommand(const CommandLine& line);
 ExitStatus ListCommand(const CommandLine& line);
 ExitStatus RecoverCommand(const CommandLine& line);
 ExitStatus StatusCommand(const CommandLine& line);

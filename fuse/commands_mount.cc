@@ -227,6 +227,7 @@ cache::CachedFsOptions CacheOptions(const OptionValues& options, std::string spo
   result.spool_bytes = options.spool_size;
   result.spool_directory = std::move(spool_directory);
   result.read_only = options.read_only;
+  result.writeback = options.writeback;
   return result;
 }
 

@@ -1,4 +1,4 @@
-// e2bfs umount: asks the mount's process to send everything, unmounts, and waits until the process says that all is over.
+// e2bfs umount: asks the mount's process to send everything, unmounts, and waits until the process says that all is over. e2bfs flush: the first part of it.
 #include <fmt/core.h>
 #include <unistd.h>
 
@@ -17,13 +17,13 @@ namespace {
 // The process reports progress at least this often while it works; longer silence is a process that is stuck.
 constexpr std::chrono::seconds kSilence{90};
 
-class UmountProgress {
+class SendProgress {
  public:
-  UmountProgress() : terminal_(isatty(STDERR_FILENO) != 0) {}
-  ~UmountProgress() { Clear(); }
+  explicit SendProgress(std::string_view command) : command_(command), terminal_(isatty(STDERR_FILENO) != 0) {}
+  ~SendProgress() { Clear(); }
   void Show(int64_t bytes_left) {
     if (!terminal_) return;
-    const std::string text = fmt::format("\r\033[Ke2bfs umount: {} left to send", HumanBytes(bytes_left));
+    const std::string text = fmt::format("\r\033[Ke2bfs {}: {} left to send", command_, HumanBytes(bytes_left));
     shown_ = write(STDERR_FILENO, text.data(), text.size()) > 0;
   }
   void Clear() {
@@ -32,14 +32,16 @@ class UmountProgress {
   }
 
  private:
+  const std::string_view command_;
   const bool terminal_;
   bool shown_ = false;
 };
 
-ExitStatus UmountFailure(const std::string& text, ExitStatus status) {
-  PrintErrorLine("umount", text);
+ExitStatus Failed(std::string_view command, const std::string& text, ExitStatus status) {
+  PrintErrorLine(command, text);
   return status;
 }
+ExitStatus UmountFailure(const std::string& text, ExitStatus status) { return Failed("umount", text, status); }
 
 // A mount whose process is gone: nothing can be sent, only the name is left to clear.
 ExitStatus ClearStaleMount(const std::string& directory) {
@@ -49,7 +51,7 @@ ExitStatus ClearStaleMount(const std::string& directory) {
 }
 
 // The next object that the process sends; progress is shown and skipped. Not an object: it is gone or stuck.
-nlohmann::json NextAnswer(ControlClient& client, UmountProgress& progress) {
+nlohmann::json NextAnswer(ControlClient& client, SendProgress& progress) {
   while (true) {
     auto line = client.ReadLine(kSilence);
     if (!line || !*line) return nullptr;
@@ -67,7 +69,26 @@ std::string TextOf(const nlohmann::json& json, const char* name) {
   return json.is_object() && json.contains(name) && json[name].is_string() ? json[name].get<std::string>() : "";
 }
 
+std::string BadTimeout(const CommandLine& line) { return fmt::format("--timeout {}: must be a time, such as 30, 90s or 5m", line.Value("--timeout")); }
+
 }  // namespace
+
+ExitStatus FlushCommand(const CommandLine& line) {
+  const std::string& directory = line.arguments[0];
+  const auto timeout = ParseDuration(line.Value("--timeout", "10m"));
+  if (!timeout) return Failed("flush", BadTimeout(line), ExitStatus::kUsage);
+  auto named = FindNamedMount(directory);
+  if (!named) return Failed("flush", named.error().message, ExitStatus::kMountPoint);
+  nlohmann::json request = {{"command", "flush"}};
+  if (line.Has("--timeout")) request["timeout_ms"] = timeout->count();
+  auto client = AskMount(named->running, request.dump());
+  if (!client) return Failed("flush", directory + ": the mount's process does not answer", ExitStatus::kFailure);
+  SendProgress progress("flush");
+  const nlohmann::json answer = NextAnswer(*client, progress);
+  if (answer.is_null()) return Failed("flush", directory + ": the mount's process stopped answering", ExitStatus::kFailure);
+  if (const std::string unsent = TextOf(answer, "unsent"); !unsent.empty()) return Failed("flush", fmt::format("{}: {}", directory, unsent), ExitStatus::kUnsentData);
+  return ExitStatus::kOk;
+}
 
 ExitStatus UmountCommand(const CommandLine& line) {
   const std::string& directory = line.arguments[0];
@@ -75,9 +96,7 @@ ExitStatus UmountCommand(const CommandLine& line) {
   // Without one the process decides: as long as the sending gets on.
   const bool timed = line.Has("--timeout");
   const auto timeout = ParseDuration(line.Value("--timeout", "10m"));
-  if (!timeout) {
-    return UmountFailure(fmt::format("--timeout {}: must be a time, such as 30, 90s or 5m", line.Value("--timeout")), ExitStatus::kUsage);
-  }
+  if (!timeout) return UmountFailure(BadTimeout(line), ExitStatus::kUsage);
   auto named = FindNamedMount(directory);
   if (!named) {
     if (named.error().errno_value == ENOTCONN && force) {
@@ -92,7 +111,7 @@ ExitStatus UmountCommand(const CommandLine& line) {
   if (timed) request["timeout_ms"] = timeout->count();
   auto client = AskMount(named->running, request.dump());
   if (!client) return UmountFailure(directory + ": the mount's process does not answer", ExitStatus::kFailure);
-  UmountProgress progress;
+  SendProgress progress("umount");
   nlohmann::json answer = NextAnswer(*client, progress);
   if (answer.is_null()) return UmountFailure(directory + ": the mount's process stopped answering", ExitStatus::kFailure);
   if (const std::string unsent = TextOf(answer, "unsent"); !unsent.empty()) {

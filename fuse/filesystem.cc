@@ -391,6 +391,8 @@ Result<void> Filesystem::Flush(FileHandle file, const OpContext& ctx) { return c
 
 Result<void> Filesystem::Fsync(FileHandle file, const OpContext& ctx) { return cached_.Sync(file, ctx); }
 
+Result<void> Filesystem::FsyncDir(NodeId directory, const OpContext& ctx) { return cached_.SyncDirectory(At(directory), ctx); }
+
 void Filesystem::Release(FileHandle file, const OpContext& ctx) { cached_.Release(file, ctx); }
 
 Result<DirectoryHandle> Filesystem::OpenDir(NodeId node, const OpContext& ctx) {

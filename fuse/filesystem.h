@@ -129,6 +129,7 @@ class Filesystem {
                                const OpContext& ctx);
   Result<void> Flush(FileHandle file, const OpContext& ctx);
   Result<void> Fsync(FileHandle file, const OpContext& ctx);
+  Result<void> FsyncDir(NodeId directory, const OpContext& ctx);
   void Release(FileHandle file, const OpContext& ctx);
 
   Result<DirectoryHandle> OpenDir(NodeId node, const OpContext& ctx);

@@ -663,8 +663,10 @@ void OpReleaseDir(const ReplyPtr& reply, fuse_ino_t node, fuse_file_info* info) 
            });
 }
 
-// Changes of names are in the sandbox when they are answered: there is nothing to send.
-void OpFsyncDir(const ReplyPtr& reply, fuse_ino_t, int, fuse_file_info*) { reply->Ok(); }
+void OpFsyncDir(const ReplyPtr& reply, fuse_ino_t node, int, fuse_file_info*) {
+  DispatchTo(reply, "fsyncdir", node, Lane::kClose, Ending::kNever, ServiceClass::kForeground,
+           [node](Filesystem& fs, Reply& to, auto& ctx) { to.Nothing(fs.FsyncDir(node, ctx)); });
+}
 
 void OpGetXattr(const ReplyPtr& reply, fuse_ino_t node, const char* name, size_t size) {
   auto get = [node, name = std::string(name), size](Filesystem& fs, Reply& to, auto& ctx) {

@@ -76,13 +76,17 @@ void MountControl::Answer(const std::string& request, const ControlServer::SendL
     if (!send(Describe())) log::Debug("control", "the asker has gone");
   } else if (command == "status") {
     if (!send(Status())) log::Debug("control", "the asker has gone");
-  } else if (command == "unmount") {
+  } else if (command == "unmount" || command == "flush") {
     const bool force = json.contains("force") && json["force"].is_boolean() && json["force"].get<bool>();
     const bool timed = json.contains("timeout_ms") && json["timeout_ms"].is_number_integer();
     OpContext ctx = OpContext::Within(std::chrono::milliseconds(timed ? json["timeout_ms"].get<int64_t>() : kUnmountPatience.count()), ServiceClass::kBulk);
     if (!timed) ctx.renewal = force ? kForcedPatience : kUnmountPatience;
     if (!timed && force) ctx.deadline = Clock::now() + kForcedPatience;
-    AnswerUnmount(ctx, force, send);
+    if (command == "flush") {
+      AnswerFlush(ctx, send);
+    } else {
+      AnswerUnmount(ctx, force, send);
+    }
   } else if (!send(R"({"error":"unknown request"})")) {
     log::Debug("control", "the asker has gone");
   }
@@ -160,32 +164,44 @@ std::string MountControl::Status() const {
   return JsonLine(json);
 }
 
-void MountControl::AnswerUnmount(const OpContext& ctx, bool force, const ControlServer::SendLine& send) {
-  std::mutex send_mutex;  // progress and answers come from two threads
-  auto send_line = [&](const Json& json) {
+Result<void> MountControl::Flush(const OpContext& ctx, const SendJson& send_line) {
+  // Progress by a clock of its own: a transfer that is stuck reports nothing.
+  std::condition_variable_any tick;
+  std::mutex tick_mutex;
+  const auto tell = [&](std::stop_token stop) {
+    std::unique_lock lock(tick_mutex);
+    while (!stop.stop_requested()) {
+      if (!send_line({{"bytes_left", cached_.Status().dirty_bytes}})) return;
+      tick.wait_for(lock, stop, kProgressInterval, [] { return false; });
+    }
+  };
+  std::jthread progress;
+  try {
+    progress = std::jthread(tell);
+  } catch (const std::system_error& thrown) {
+    log::Warning("control", "sending goes on without telling how far it is: {}", thrown.what());
+  }
+  return cached_.FlushAll(ctx, [](int64_t) {});
+}
+
+void MountControl::AnswerFlush(const OpContext& ctx, const ControlServer::SendLine& send) {
+  std::mutex send_mutex;
+  const SendJson send_line = [&](const Json& json) {
     std::lock_guard lock(send_mutex);
     return send(JsonLine(json));
   };
-  Result<void> flushed;
-  {
-    // Progress by a clock of its own: a transfer that is stuck reports nothing.
-    std::condition_variable_any tick;
-    std::mutex tick_mutex;
-    const auto tell = [&](std::stop_token stop) {
-      std::unique_lock lock(tick_mutex);
-      while (!stop.stop_requested()) {
-        if (!send_line({{"bytes_left", cached_.Status().dirty_bytes}})) return;
-        tick.wait_for(lock, stop, kProgressInterval, [] { return false; });
-      }
-    };
-    std::jthread progress;
-    try {
-      progress = std::jthread(tell);
-    } catch (const std::system_error& thrown) {
-      log::Warning("control", "umount goes on without telling how far it is: {}", thrown.what());
-    }
-    flushed = cached_.FlushAll(ctx, [](int64_t) {});
-  }
+  const auto flushed = Flush(ctx, send_line);
+  const Json answer = flushed ? Json{{"ready", true}} : Json{{"unsent", UnsentText(cached_.Status(), ErrorText(flushed.error()))}};
+  if (!send_line(answer)) log::Debug("control", "the asker has gone");
+}
+
+void MountControl::AnswerUnmount(const OpContext& ctx, bool force, const ControlServer::SendLine& send) {
+  std::mutex send_mutex;  // progress and answers come from two threads
+  const SendJson send_line = [&](const Json& json) {
+    std::lock_guard lock(send_mutex);
+    return send(JsonLine(json));
+  };
+  const auto flushed = Flush(ctx, send_line);
   const cache::CacheStatus status = cached_.Status();
   Json ready = {{"ready", true}};
   if (!flushed) {

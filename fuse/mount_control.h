@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <nlohmann/json_fwd.hpp>
 #include <stop_token>
 #include <string>
 #include <utility>
@@ -64,6 +65,10 @@ class MountControl {
  private:
   std::string Describe() const;
   std::string Status() const;
+  using SendJson = std::function<bool(const nlohmann::ordered_json&)>;
+  // FlushAll, with how much is left told now and then.
+  Result<void> Flush(const OpContext& ctx, const SendJson& send_line);
+  void AnswerFlush(const OpContext& ctx, const ControlServer::SendLine& send);
   void AnswerUnmount(const OpContext& ctx, bool force, const ControlServer::SendLine& send);
   void WaitForEnd(const ControlServer::SendLine& send);
 

@@ -131,6 +131,9 @@ const std::vector<OptionRow>& Table() {
        "Where data waits until it is sent. Has to belong to the mounting user, with nobody else allowed in."},
       {kSpace, "spool_size", Form::kBytes, "SIZE", &M::spool_size, int64_t{1} << 20, kMaxBytes, nullptr,
        "How much may wait there."},
+      {kSpace, "writeback", Form::kFlag, "", &M::writeback, 0, 0, "",
+       "close returns when what was written is in the spool directory, and what is made in directories that this mount made is answered here; all is sent soon after, many small "
+       "files at once. A program in the sandbox sees it then. fsync and e2bfs flush wait for it. What was not sent when the mount was killed is sent by the next one."},
       {kSpace, "cache", Form::kPath, "DIR|none", &M::cache_directory, 0, 0, "$XDG_CACHE_HOME/e2bfs, else ~/.cache/e2bfs",
        "Where content that was read is kept, for this mount and the next ones. Mounts may share it. Has to belong to the mounting user, with nobody else allowed in; none: "
        "nothing is kept on this machine's disk. See e2bfs cache."},

@@ -57,6 +57,7 @@ struct OptionValues {
   int64_t read_ahead = int64_t{32} << 20;
   int64_t spool_size = int64_t{10} << 30;
   std::string spool_directory;
+  bool writeback = false;
   std::string cache_directory;   // empty: the default one; "none": no cache on the disk
   int64_t cache_size = int64_t{2} << 30;
   std::chrono::milliseconds cache_after{60'000};

@@ -29,4 +29,28 @@ bool AskedPaths::contains(std::string_view path) const {
   }
 }
 
+Result<void> CheckRow(const std::vector<NewObject>& objects) {
+  if (objects.size() > kMostNewObjects) return Failure(ErrorKind::kBadRequest, EINVAL, "too many new objects at once");
+  int64_t bytes = 0;
+  for (size_t i = 0; i < objects.size(); ++i) {
+    const NewObject& object = objects[i];
+    const bool known = object.type == FileType::kRegular || object.type == FileType::kDirectory || object.type == FileType::kSymlink;
+    const bool placed = !object.made_in || (*object.made_in < i && objects[*object.made_in].type == FileType::kDirectory);
+    const bool fits = object.size >= 0 && object.size <= kMostNewBytes - bytes;
+    if (!known || !placed || !fits) return Failure(ErrorKind::kBadRequest, EINVAL, "a new object that cannot be: " + object.name);
+    bytes += object.size;
+  }
+  return {};
+}
+
+Result<std::string> ContentOf(const NewObject& object) {
+  std::string bytes(static_cast<size_t>(object.size), '\0');
+  if (bytes.empty()) return bytes;
+  if (!object.source) return Failure(ErrorKind::kBadRequest, EINVAL, "a file without a source");
+  if (auto read = object.source->ReadAt(0, bytes.data(), bytes.size()); !read) {
+    return Failure(ErrorKind::kLocal, read.error().errno_value, "what is to be stored cannot be read: " + read.error().message);
+  }
+  return bytes;
+}
+
 }  // namespace e2bfs::transport

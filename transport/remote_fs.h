@@ -293,6 +293,10 @@ struct MadeObjects {
 inline constexpr size_t kMostNewObjects = 2000;
 inline constexpr int64_t kMostNewBytes = 4 << 20;  // of content, in all
 
+// For implementations: EINVAL/kBadRequest for a row that is beyond its bounds, or not as NewObject has it.
+Result<void> CheckRow(const std::vector<NewObject>& objects);
+Result<std::string> ContentOf(const NewObject& object);  // kLocal: it cannot be read
+
 struct Description {
   std::string tier;             // "service", "syscall"
   std::string user;             // who the operations act as

@@ -289,6 +289,17 @@ Result<transport::Changed> FaultyRemoteFs::SetAttributes(const Node& node, Handl
   return Run("SetAttributes", node.path, ctx, [&] { return inner_.SetAttributes(node, handle, change, ctx); });
 }
 
+Result<transport::MadeObjects> FaultyRemoteFs::MakeObjects(const std::vector<transport::NewObject>& objects, const OpContext& ctx) {
+  std::vector<std::string> paths;
+  std::string lines;
+  for (const transport::NewObject& object : objects) {
+    paths.push_back(object.made_in && *object.made_in < paths.size() ? paths[*object.made_in] + "/" + object.name
+                                                                     : FaultPath({object.directory, object.name}));
+    lines += paths.back() + "\n";
+  }
+  return Run("MakeObjects", lines, ctx, [&] { return inner_.MakeObjects(objects, ctx); });
+}
+
 Result<std::string> FaultyRemoteFs::GetXattr(const Node& node, Handle handle, const std::string& name, const OpContext& ctx) {
   return Run("GetXattr", node.path, ctx, [&] { return inner_.GetXattr(node, handle, name, ctx); });
 }

@@ -75,6 +75,8 @@ class FaultyRemoteFs : public transport::RemoteFs {
                                     const OpContext& ctx) override;
   Result<transport::Changed> SetAttributes(const transport::Node& node, transport::Handle handle,
                                            const transport::AttributeChange& change, const OpContext& ctx) override;
+  // Its path is those of all the objects, a line each.
+  Result<transport::MadeObjects> MakeObjects(const std::vector<transport::NewObject>& objects, const OpContext& ctx) override;
   Result<std::string> GetXattr(const transport::Node& node, transport::Handle handle, const std::string& name, const OpContext& ctx) override;
   Result<std::vector<std::string>> ListXattrs(const transport::Node& node, transport::Handle handle, const OpContext& ctx) override;
   Result<transport::Changed> SetXattr(const transport::Node& node, transport::Handle handle, const std::string& name, const std::string& value, int flags,

@@ -234,6 +234,20 @@ struct MemoryRemoteFs::Tree {
     directory->mtime = directory->ctime = Tick();
   }
 
+  // A new file with its content, a directory, or a link with its text.
+  Result<Place> Make(const Name& name, FileType type, uint32_t permissions, const std::string& content, const OpContext& ctx) {
+    auto place = Find(name, false);
+    if (!place) return place;
+    if (place->entry.inode) return Errno(EEXIST, name.name);
+    if ((AccessOf(*place->parent) & 2) == 0) return Errno(EACCES, name.name);
+    if (type == FileType::kSymlink && content.empty()) return Errno(ENOENT, "symlink");
+    place->entry = NewEntryIn(*place->parent, type, permissions, ctx);
+    if (auto space = CheckSpace(*place->entry.inode, static_cast<int64_t>(content.size())); !space) return Forward(space.error());
+    place->entry.inode->content = content;
+    Put(place->parent, name.name, place->entry);
+    return place;
+  }
+
   void Drop(const std::shared_ptr<MemoryInode>& directory, const std::string& name) {
     auto found = directory->children.find(name);
     MemoryInode& inode = *found->second.inode;
@@ -332,6 +346,16 @@ struct MemoryRemoteFs::Tree {
     if (change.atime) inode.atime = change.atime->now ? now : change.atime->value;
     if (change.mtime) inode.mtime = change.mtime->now ? now : change.mtime->value;
     inode.ctime = now;
+  }
+
+  // Of what was made in a row.
+  Result<void> SetNew(MemoryInode& inode, AttributeChange change) {
+    change.size.reset();
+    if (change.empty()) return {};
+    if (auto may = MayChange(inode, change, false); !may) return may;
+    if (change.permissions && inode.type == FileType::kSymlink) return Errno(EOPNOTSUPP, "chmod");
+    Apply(inode, change);
+    return {};
   }
 
   Result<MemoryEntry> Target(Handle handle, const Node& node) {
@@ -708,13 +732,9 @@ Result<transport::FsStatistics> MemoryRemoteFs::StatFs(const OpContext&) {
 
 Result<Changed> MemoryRemoteFs::MakeDirectory(const Name& name, uint32_t permissions, const OpContext& ctx) {
   E2BFS_MEMORY_ENTER("MakeDirectory");
-  auto place = tree.Find(name, false);
-  if (!place) return Forward(place.error());
-  if (place->entry.inode) return Errno(EEXIST, name.name);
-  if ((tree.AccessOf(*place->parent) & 2) == 0) return Errno(EACCES, name.name);
-  MemoryEntry entry = tree.NewEntryIn(*place->parent, FileType::kDirectory, permissions, ctx);
-  tree.Put(place->parent, name.name, entry);
-  return tree.Report(entry, place->parent);
+  auto made = tree.Make(name, FileType::kDirectory, permissions, "", ctx);
+  if (!made) return Forward(made.error());
+  return tree.Report(made->entry, made->parent);
 }
 
 Result<Changed> MemoryRemoteFs::MakeNode(const Name& name, FileType type, uint32_t permissions, uint32_t major, uint32_t minor,
@@ -736,15 +756,9 @@ Result<Changed> MemoryRemoteFs::MakeNode(const Name& name, FileType type, uint32
 
 Result<Changed> MemoryRemoteFs::MakeSymlink(const Name& name, const std::string& target, const OpContext& ctx) {
   E2BFS_MEMORY_ENTER("MakeSymlink");
-  auto place = tree.Find(name, false);
-  if (!place) return Forward(place.error());
-  if (place->entry.inode) return Errno(EEXIST, name.name);
-  if ((tree.AccessOf(*place->parent) & 2) == 0) return Errno(EACCES, name.name);
-  if (target.empty()) return Errno(ENOENT, "symlink");
-  MemoryEntry entry = tree.NewEntryIn(*place->parent, FileType::kSymlink, 0777, ctx);
-  entry.inode->content = target;
-  tree.Put(place->parent, name.name, entry);
-  return tree.Report(entry, place->parent);
+  auto made = tree.Make(name, FileType::kSymlink, 0777, target, ctx);
+  if (!made) return Forward(made.error());
+  return tree.Report(made->entry, made->parent);
 }
 
 Result<Changed> MemoryRemoteFs::MakeLink(const Node& existing, const Name& name, const OpContext&) {
@@ -871,6 +885,55 @@ Result<Changed> MemoryRemoteFs::SetAttributes(const Node& node, Handle handle, c
   }
   tree.Apply(inode, change);
   return tree.Report(*entry, nullptr);
+}
+
+Result<transport::MadeObjects> MemoryRemoteFs::MakeObjects(const std::vector<transport::NewObject>& objects, const OpContext&) {
+  {
+    E2BFS_MEMORY_ENTER("MakeObjects");
+    if (!tree.options.makes_objects) return Errno(ENOTSUP, "several new objects at once");
+  }
+  if (auto sane = transport::CheckRow(objects); !sane) return Forward(sane.error());
+  // Outside the lock: the source may take locks of its own.
+  std::vector<std::string> contents;
+  for (const transport::NewObject& object : objects) {
+    auto content = object.type == FileType::kRegular ? transport::ContentOf(object) : object.target;
+    if (!content) return Forward(content.error());
+    contents.push_back(std::move(*content));
+  }
+  std::lock_guard<std::mutex> lock(tree_->mutex);
+  Tree& tree = *tree_;
+  transport::MadeObjects made;
+  made.objects.resize(objects.size());
+  std::vector<std::string> paths(objects.size());
+  std::vector<Tree::Place> places(objects.size());
+  std::vector<std::shared_ptr<MemoryInode>> old;
+  for (size_t i = 0; i < objects.size(); ++i) {
+    const transport::NewObject& object = objects[i];
+    Name name{object.directory, object.name};
+    if (object.made_in) name.parent = {paths[*object.made_in], {}};
+    paths[i] = name.parent.path.empty() ? name.name : name.parent.path + "/" + name.name;
+    OpContext as;
+    as.creator = object.creator;
+    const bool lost = object.made_in && !places[*object.made_in].entry.inode;
+    auto place = lost ? Errno(ENOENT, paths[i]) : tree.Make(name, object.type, object.permissions, contents[i], as);
+    if (!place) {
+      made.objects[i].error = place.error();
+      continue;
+    }
+    places[i] = *place;
+    if (!object.made_in && std::find(old.begin(), old.end(), place->parent) == old.end()) old.push_back(place->parent);
+  }
+  for (size_t i = objects.size(); i-- > 0;) {  // what is in a directory comes after it
+    if (!places[i].entry.inode) continue;
+    if (auto set = tree.SetNew(*places[i].entry.inode, objects[i].attributes); !set) made.objects[i].error = set.error();
+  }
+  for (size_t i = 0; i < objects.size(); ++i) {
+    if (places[i].entry.inode) made.objects[i].attributes = tree.AttributesOf(places[i].entry);
+  }
+  if (tree.options.changed_carries_attributes) {
+    for (const auto& directory : old) made.directories.push_back(tree.AttributesOf(tree.EntryOf(directory)));
+  }
+  return made;
 }
 
 Result<std::string> MemoryRemoteFs::GetXattr(const Node& node, Handle handle, const std::string& name, const OpContext&) {

@@ -30,6 +30,7 @@ struct MemoryRemoteFsOptions {
   bool attributes_carry_xattr_names = true;
   bool lists_deep = true;            // else ListDeep is ENOTSUP
   bool reads_files = true;           // else ReadFiles is ENOTSUP
+  bool makes_objects = true;         // else MakeObjects is ENOTSUP
   bool ranges = true;                // Seek, Allocate and CopyRange; else ENOTSUP
   int64_t copy_bytes = INT64_MAX;    // CopyRange copies at most so much at once
   bool early_stores = true;          // BeginStore works; else it returns null
@@ -118,6 +119,7 @@ class MemoryRemoteFs : public transport::RemoteFs {
                                     const OpContext& ctx) override;
   Result<transport::Changed> SetAttributes(const transport::Node& node, transport::Handle handle,
                                            const transport::AttributeChange& change, const OpContext& ctx) override;
+  Result<transport::MadeObjects> MakeObjects(const std::vector<transport::NewObject>& objects, const OpContext& ctx) override;
   Result<std::string> GetXattr(const transport::Node& node, transport::Handle handle, const std::string& name, const OpContext& ctx) override;
   Result<std::vector<std::string>> ListXattrs(const transport::Node& node, transport::Handle handle, const OpContext& ctx) override;
   Result<transport::Changed> SetXattr(const transport::Node& node, transport::Handle handle, const std::string& name, const std::string& value, int flags,

@@ -451,7 +451,8 @@ void Channel::Take(Reply reply) {
       }
       // What still comes of it is nobody's.
       request->gave_way = request->effect == Effect::kNone;
-      request->error = Failure(ErrorKind::kUnavailable, EAGAIN, "another long answer is on its way").value();
+      request->error = Failure(request->gave_way ? ErrorKind::kUnavailable : ErrorKind::kBroken, request->gave_way ? EAGAIN : EIO,
+                               "another long answer is on its way").value();
     }
   }
   if (request->error) request->outcomes.clear();

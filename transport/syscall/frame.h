@@ -40,7 +40,7 @@ inline constexpr size_t kServerIdBytes = 8;
 enum class Operation : uint8_t {
   kStat = 1, kLookup, kList, kReadLink, kStatFs, kMakeDirectory, kMakeNode, kMakeSymlink, kMakeLink, kUnlink, kRemoveDirectory, kRename,
   kSetAttributes, kGetXattr, kListXattrs, kSetXattr, kRemoveXattr, kOpen, kCreate, kRead, kStore, kStage, kCommit, kSync, kClose, kSeek,
-  kAllocate, kCopyRange, kInitialize, kEndWriting, kStageInto, kUnwritten, kListDeep, kReadFiles,
+  kAllocate, kCopyRange, kInitialize, kEndWriting, kStageInto, kUnwritten, kListDeep, kReadFiles, kMakeObjects,
 };
 
 enum class RequestKind : uint8_t { kOperations = 0, kEcho = 1, kCancel = 2, kLeave = 3 };

@@ -72,12 +72,12 @@ my %handles;                    # number -> [fd, its rights (1: reading, 2: writ
 my %own_writing;                # descriptors that are open for writing for one operation, which may take long
 my $next_fd = $FIRST_HANDLE_FD;
 my $max_fd = 1024;
-my ($low, %kept, %running, %barred) = (0);
+my ($low, %kept, %running, %barred) = (0);    # kept: the bodies of the replies to a change
 my ($kept_bytes, $forgotten) = (0, 0);    # changes up to number $forgotten have no kept replies any more
 my %children;                   # fd of its pipe -> [pid, sequence number, what to do with its answer, what it said]
 my ($in, $out, $heard) = ('', '', 0);
 my ($openat2_works, $use_counter) = (1, 0);
-my @jobs;                       # operations that go on in steps: [sequence number, step, what is called at their end]
+my @jobs;                       # operations that go on in steps: [sequence number, step, what is called at their end, whether it is a change]
 my %sizeless;                   # device -> whether its files have no true size
 # Its file; "number point" of what is mounted -> [device, point]; the devices, and those that nobody writes to.
 my ($mount_table, %mounts, %mounted, %read_only);
@@ -158,13 +158,7 @@ sub attributes {
   $flags |= 1 if $type == $S_IFREG && size_of($statx) <= 4096 && has_no_sizes($fd, substr $statx, 136, 8);
   my $identity = identity_of($statx);
   $flags |= 8 if $type == $S_IFDIR && $watch_of{$identity};
-  if ($telling && $inotify != -1) {
-    delete $written{$identity};
-    $told_object{$identity} = $statx;
-    $told_name{($descriptor_identity{$fd} // '') . $name} = $identity if $name ne '';
-    %told_last = () if keys %told_last > 4096;
-    $told_last{$identity} = $statx if $type == $S_IFREG;
-  }
+  note_told($fd, $name, $identity, $statx) if $telling && $inotify != -1;
   $flags |= 32 if is_written($identity);
   $flags |= 64 if $read_only{substr $statx, 136, 8};
   my $path = $name eq '' ? fd_path($fd) : fd_path($fd) . "/$name";
@@ -187,6 +181,16 @@ sub attributes {
     }
   }
   return $statx . chr($flags) . $more;
+}
+
+# The reply to the change at hand says this of it.
+sub note_told {
+  my ($fd, $name, $identity, $statx) = @_;
+  delete $written{$identity};
+  $told_object{$identity} = $statx;
+  $told_name{($descriptor_identity{$fd} // '') . $name} = $identity if $name ne '';
+  %told_last = () if keys %told_last > 4096;
+  $told_last{$identity} = $statx if type_of($statx) == $S_IFREG;
 }
 
 sub is_written {
@@ -721,6 +725,24 @@ sub as_creator {
   return $result[0];
 }
 
+# What makes new objects; $args begins with whom they belong to.
+sub new_directory {    # its statx, watched
+  my ($args, $directory, $name, $mode) = @_;
+  as_creator($args, sub { check(syscall $NR{mkdirat}, 0 + $directory, "$name", 0 + $mode) });
+  return look_into($directory, $name) // sys_statx($directory, $name);
+}
+
+sub new_link {
+  my ($args, $directory, $name, $target) = @_;
+  fail($EINVAL) if $target =~ /\0/;
+  as_creator($args, sub { check(syscall $NR{symlinkat}, "$target", 0 + $directory, "$name") });
+}
+
+sub new_file {    # a descriptor, or -1
+  my ($args, $directory, $name, $mode) = @_;
+  return as_creator($args, sub { sys_openat($directory, $name, $O_RDWR | $O_CREAT | $O_EXCL | $O_NOFOLLOW | $O_OURS, $mode) });
+}
+
 # --- content
 
 sub write_all {
@@ -1095,8 +1117,7 @@ $OPERATIONS[6] = sub {    # MakeDirectory
   my ($args) = @_;
   my ($directory, $name) = place($args);
   my $mode = number32($args);
-  as_creator($args, sub { check(syscall $NR{mkdirat}, 0 + $directory, "$name", 0 + $mode) });
-  my $statx = look_into($directory, $name) // sys_statx($directory, $name);
+  my $statx = new_directory($args, $directory, $name, $mode);
   return changed(defined $statx ? attributes($directory, $name, $statx) : undef, attributes_at($directory, ''));
 };
 
@@ -1113,8 +1134,7 @@ $OPERATIONS[8] = sub {    # MakeSymlink
   my ($args) = @_;
   my ($directory, $name) = place($args);
   my $target = text($args);
-  fail($EINVAL) if $target =~ /\0/;
-  as_creator($args, sub { check(syscall $NR{symlinkat}, "$target", 0 + $directory, "$name") });
+  new_link($args, $directory, $name, $target);
   return made($directory, $name);
 };
 
@@ -1270,9 +1290,7 @@ $OPERATIONS[19] = sub {    # Create: exclusively, or what is there as far as it 
   my ($number, $flags) = (number64($args), number8($args));
   my ($directory, $name) = place($args);
   my $mode = number32($args);
-  my $fd = as_creator($args, sub {
-    return sys_openat($directory, $name, $O_RDWR | $O_CREAT | $O_EXCL | $O_NOFOLLOW | $O_OURS, $mode);
-  });
+  my $fd = new_file($args, $directory, $name, $mode);
   my ($created, $rights) = (1, 3);
   if ($fd == -1) {
     fail(0 + $!) if $! != $EEXIST || $flags & 1;
@@ -1610,9 +1628,9 @@ $OPERATIONS[33] = sub {
         unshift @queue, map { ["$at->{prefix}$_->[0]", $at->{depth} - 1, $_->[1]] } @{$at->{directories}} if $at->{depth} > 0;
         undef $at;
       }
-      return ($piece, 1) if length $piece >= $MAX_READ || seconds() >= $until;
+      return (1, $piece) if length $piece >= $MAX_READ || seconds() >= $until;
     }
-    return ($piece, 0);
+    return (0, $piece);
   };
   die {job => [$step, sub { end_listing($at) if $at; sys_close($base) }]};
 };
@@ -1703,9 +1721,9 @@ $OPERATIONS[34] = sub {
       my $content = eval { check_name($name); read_whole(directory($path, $identity), $name, $size) };
       die $@ if $@ && !ref $@;
       $piece .= pack('N', $number) . $content if defined $content;
-      return ($piece, 1) if length $piece >= $MAX_READ / 2 || seconds() >= $until;
+      return (1, $piece) if length $piece >= $MAX_READ / 2 || seconds() >= $until;
     }
-    return ($piece, 0);
+    return (0, $piece);
   };
   die {job => [$step, sub { }]};
 };
@@ -1736,9 +1754,152 @@ sub read_whole {
   return $result;
 }
 
+# MakeObjects: a row of new objects, in the request or in a stage; in their order, and in steps. The row: the directories that are there (path and
+# identity), then of each object, as a text: type (1 a file, 2 a directory, 3 a link), whether the directory that it goes into is of the row, the number of
+# that, name, permissions, content or text, owner, attributes. The answer: of each object an errno, whether it is there, and its attributes; then of each directory
+# that was there whether it is, and its attributes. All of it as it is when the answer goes out, as that of any change.
+$OPERATIONS[35] = sub {
+  my ($args) = @_;
+  my ($stage, $expected) = (number64($args), number64($args));
+  my $row = $stage ? take_stage($stage, $expected) : $$args;
+  my @old = map { [text(\$row), text(\$row)] } 1 .. number16(\$row);
+  my @records = map { text(\$row) } 1 .. number16(\$row);
+  fail($EINVAL) if length $row;
+  my @made;
+  my $step = sub {
+    my $until = seconds() + $STEP_TIME;
+    my %touched;    # directories, by identity
+    while (@made < @records) {
+      push @made, make_new(\$records[@made], \@old, \@made, \%touched);
+      $records[$#made] = '';
+      last if seconds() >= $until;
+    }
+    for (values %touched) {    # the news until the next step
+      my $directory = eval { directory(@$_) } // next;
+      my $statx = sys_statx($directory, '') // next;
+      note_told($directory, '', identity_of($statx), $statx);
+    }
+    return (1) if @made < @records;
+    return (0, finish_row(\@old, \@made));
+  };
+  die {job => [$step, sub { }]};
+};
+
+# All of a stage, which is closed.
+sub take_stage {
+  my ($number, $expected) = @_;
+  my $handle = $handles{$number} or fail($EBADF);
+  my $fd = $handle->[0];
+  my $bytes = '';
+  my $size = size_of(sys_statx($fd, '') // fail(0 + $!));
+  fail($ENODEV) if $size != $expected;    # arrived torn
+  while (length $bytes < $size) {
+    my $part = read_some($fd, length $bytes, $size - length $bytes);
+    fail($EIO) if $part eq '';
+    $bytes .= $part;
+  }
+  close_handle($number);
+  return $bytes;
+}
+
+# One object of a row: errno, and where it is there: in (its directory, as directory() takes it), name, statx, of a directory also place (as in) and
+# attributes, which are still to be set.
+sub make_new {
+  my ($record, $old, $made, $touched) = @_;
+  my $new = {errno => 0};
+  eval {
+    my ($type, $inside, $number, $name) = (number8($record), number8($record), number16($record), short_text($record));
+    my ($mode, $content) = (number32($record), text($record));
+    my $in = ($inside ? ($made->[$number] // {})->{place} : $old->[$number]) // fail($ENOENT);
+    check_name($name);
+    my $directory = directory(@$in);
+    $in->[1] = $descriptor_identity{$directory};
+    if ($type == 1) {
+      my $fd = check(new_file($record, $directory, $name, $mode));
+      eval { fill_new($fd, $directory, $name, $content, $record, $new) };
+      my $error = $@;
+      sys_close($fd);
+      die $error if $error;
+    } elsif ($type == 2) {
+      $new->{statx} = new_directory($record, $directory, $name, $mode) // fail(0 + $!);
+      $new->{place} = [$in->[0] eq '' ? $name : "$in->[0]/$name", identity_of($new->{statx})];
+      $new->{attributes} = $$record;
+    } else {
+      new_link($record, $directory, $name, $content);
+      my $fd = check(hold($directory, $name));
+      set_new($fd, $record, $new);
+      sys_close($fd);
+    }
+    @$new{'in', 'name'} = ($in, $name);
+    $touched->{$in->[1]} = $in;
+    note_told($directory, $name, identity_of($new->{statx}), $new->{statx});
+  };
+  if ($@) {
+    print STDERR $@ unless ref $@;
+    $new = {errno => ref $@ ? $@->{errno} : $EIO};
+  }
+  return $new;
+}
+
+# The content of a file that was just made; without all of it the file goes again.
+sub fill_new {
+  my ($fd, $directory, $name, $content, $record, $new) = @_;
+  eval { write_all($fd, $content, 0) };
+  if (my $error = $@) {
+    my ($ours, $there) = (sys_statx($fd, ''), sys_statx($directory, $name));
+    if (defined $ours && defined $there && identity_of($ours) eq identity_of($there)) {
+      syscall $NR{unlinkat}, 0 + $directory, "$name", 0;
+      told_gone($directory, $name);
+    }
+    die $error;
+  }
+  set_new($fd, $record, $new);
+}
+
+# The attributes of something new; refused, it is there all the same.
+sub set_new {
+  my ($fd, $attributes, $new) = @_;
+  my $statx = sys_statx($fd, '') // fail(0 + $!);
+  if ($$attributes ne "\0\0\0\0") {
+    eval { set_attributes($fd, $statx, [$fd, 2], $attributes) };
+    $new->{errno} = ref $@ ? $@->{errno} : $EIO if $@;
+    $statx = sys_statx($fd, '') // fail(0 + $!);
+  }
+  $new->{statx} = $statx;
+}
+
+# The answer, in pieces. The attributes of directories come last, since they may forbid to look into them; what is in one comes after it in the row.
+sub finish_row {
+  my ($old, $made) = @_;
+  my @now;
+  for my $i (grep { defined $made->[$_]{statx} && !$made->[$_]{place} } 0 .. $#$made) {
+    my $directory = eval { directory(@{$made->[$i]{in}}) };
+    $now[$i] = attributes_at($directory, $made->[$i]{name}) if defined $directory;
+  }
+  for my $i (grep { $made->[$_]{place} } reverse 0 .. $#$made) {
+    my $fd = eval { directory(@{$made->[$i]{place}}) } // next;
+    set_new($fd, \$made->[$i]{attributes}, $made->[$i]);
+    $now[$i] = attributes_at($fd, '');
+  }
+  my @pieces = ('');
+  for my $i (0 .. $#$made) {
+    my ($errno, $statx) = @{$made->[$i]}{'errno', 'statx'};
+    # Somebody has moved it meanwhile.
+    $now[$i] = "$statx\0" if defined $statx && !(defined $now[$i] && identity_of($now[$i]) eq identity_of($statx));
+    $pieces[-1] .= pack('N', $errno) . (defined $statx ? "\1$now[$i]" : "\0");
+    push @pieces, '' if length $pieces[-1] >= $MAX_READ;
+  }
+  for (@$old) {
+    my $directory = eval { directory(@$_) };
+    my $attributes = defined $directory ? attributes_at($directory, '') : undef;
+    $pieces[-1] .= defined $attributes ? "\1$attributes" : "\0";
+  }
+  return @pieces;
+}
+
 # Those that change something: their replies are kept, and they are never done twice.
 # An open is one: done again, it would truncate again, and the client would know a descriptor that is closed.
-my %CHANGES = map { $_ => 1 } (6 .. 13, 16 .. 19, 21 .. 23, 27, 28, 31);
+my %CHANGES = map { $_ => 1 } (6 .. 13, 16 .. 19, 21 .. 23, 27, 28, 31, 35);
 
 # --- frames
 
@@ -1756,24 +1917,26 @@ sub reply {
   my $body = pack('Cn', $more ? 1 : 0, $count) . $results;
   send_frame($number, $body);
   return unless $is_change;
-  $kept{$number} = $body;
+  push @{$kept{$number}}, $body;
   $kept_bytes += length $body;
   # The client acknowledges long before; one that does not has lost interest.
   if ($kept_bytes > $KEPT_BYTES) {
     for my $old (sort { $a <=> $b } keys %kept) {
       last if $kept_bytes <= $KEPT_BYTES / 2;
       $forgotten = $old;
-      $kept_bytes -= length delete $kept{$old};
+      forget_kept($old);
     }
   }
 }
+
+sub forget_kept { $kept_bytes -= length $_ for @{delete $kept{$_[0]}} }
 
 sub answer {
   my ($number, $body) = @_;
   my ($done, $kind) = unpack 'Q> C', substr $body, 0, 9, '';
   if ($done > $low) {
     $low = $done;
-    for my $old (grep { $_ <= $low } keys %kept) { $kept_bytes -= length delete $kept{$old} }
+    forget_kept($_) for grep { $_ <= $low } keys %kept;
     delete @barred{grep { $_ <= $low } keys %barred};
   }
   if ($kind == 1) { return send_frame($number, pack('Cn', 2, 0) . $body) }    # an echo
@@ -1782,7 +1945,7 @@ sub answer {
   my @calls = $kind == 0 && length $body >= 2 ? operations_of($body) : ();
   if (!@calls) { print STDERR "e2bfs: a bad request\n"; leave(3) }
   if ($number <= $low || $barred{$number} || $running{$number}) { return }
-  if (exists $kept{$number}) { return send_frame($number, $kept{$number}) }
+  if (exists $kept{$number}) { send_frame($number, $_) for @{$kept{$number}}; return }
   my ($results, $finished, $change) = ('', 0, scalar grep { $CHANGES{$_->[0]} } @calls);
   # It may have been done, and what came of it is not known any more.
   if ($change && $number <= $forgotten) { return reply($number, pack('NN', $EIO, 0), 1, 0) }
@@ -1812,7 +1975,7 @@ sub answer {
       return;
     }
     if (ref $error && $error->{job}) {    # goes on in the loop; always alone in its frame
-      push @jobs, [$number, @{$error->{job}}];
+      push @jobs, [$number, @{$error->{job}}, $change];
       $running{$number} = 1;
       return;
     }
@@ -1827,18 +1990,26 @@ sub answer {
   reply($number, $results, $finished, $change);
 }
 
-# The next step of the job that waits for longest. What nobody waits for any more ends.
+# The next step of the job that waits for longest: whether there are more, and pieces of the answer. What nobody waits for any more ends.
 sub run_job {
   my $job = shift @jobs;
-  my ($number, $step, $end) = @$job;
-  my ($piece, $more) = ('', 0);
-  my $wanted = $number > $low && !$barred{$number};
-  if ($wanted) {
-    ($piece, $more) = eval { $step->() };
+  my ($number, $step, $end, $is_change) = @$job;
+  my $more = 0;
+  if ($number > $low && !$barred{$number}) {
+    $telling = $is_change;
+    ($more, my @pieces) = eval { $step->() };
     my $error = $@;
+    $telling = 0;
     print STDERR $error if $error && !ref $error;
-    reply($number, $error ? pack('NN', ref $error ? $error->{errno} : $EIO, 0) : pack('NN/a*', 0, $piece), 1, 0, $more) if $error || !$more || length $piece;
-    $more = 0 if $error;
+    if ($error) {
+      $more = 0;
+      reply($number, pack('NN', ref $error ? $error->{errno} : $EIO, 0), 1, $is_change);
+    }
+    while (defined(my $piece = shift @pieces)) {
+      reply($number, pack('NN/a*', 0, $piece), 1, $is_change, $more || @pieces) if length $piece || !$more;
+    }
+  } elsif ($is_change) {
+    add_news(pack 'C', 4);    # what it did was left out of the news
   }
   if ($more) { push @jobs, $job; return }
   $end->();

@@ -18,6 +18,8 @@
 #include "transport/retry.h"
 #include "transport/service_names.h"
 #include "transport/service_stream.h"
+#include "transport/stage_upload.h"
+#include "transport/syscall/new_objects.h"
 #include "transport/syscall/staging.h"
 
 namespace e2bfs::transport {
@@ -34,6 +36,7 @@ namespace {
 // Content up to this goes within the request; more is staged.
 constexpr int64_t kInlineStoreBytes = 24 << 10;
 constexpr size_t kMaxInlineExtents = 256;
+constexpr int64_t kInlineRowBytes = int64_t{syscall::kMaxRequestBytes} - 100;  // of new objects, with what is around it
 constexpr int64_t kCopiedBytes = 1 << 20;  // of a new file: more is not staged, but sent into it (the server copies more by a child)
 constexpr int kStoreTries = 3;
 constexpr size_t kMaxEntries = 500'000;
@@ -64,6 +67,18 @@ class HeldStream final : public ByteStream {
   const std::string bytes_;
   const Attributes attributes_;
   size_t taken_ = 0;
+};
+
+class HeldSource final : public ContentSource {
+ public:
+  explicit HeldSource(std::string_view bytes) : bytes_(bytes) {}
+  Result<void> ReadAt(int64_t offset, char* buffer, size_t length) override {
+    bytes_.copy(buffer, length, static_cast<size_t>(offset));
+    return {};
+  }
+
+ private:
+  const std::string_view bytes_;
 };
 
 constexpr int64_t kEarlyPieceBytes = 256 << 10;
@@ -327,6 +342,20 @@ class SyscallFsImpl final : public RemoteFs {
     return ChangeObject(Operation::kSetAttributes, handle, Arguments().Object(handle, node).Change(change), ctx);
   }
 
+  Result<MadeObjects> MakeObjects(const std::vector<NewObject>& objects, const OpContext& ctx) override {
+    if (options_.read_only) return Errno(EROFS);
+    auto row = syscall::EncodeRow(objects);
+    if (!row) return Forward(row.error());
+    if (objects.empty()) return MadeObjects{};
+    const OpContext whole = ctx.Uninterruptible();
+    for (int tries = 1;; ++tries) {
+      bool asked = false;
+      auto made = MakeRow(*row, objects, asked, whole);
+      if (made || asked || !IsWorthATry(made.error().kind) || tries == kStoreTries || Clock::now() >= ctx.deadline) return made;
+      log::Info("syscall", "staging failed, trying again: {}", ToString(made.error()));
+    }
+  }
+
   // --- extended attributes
 
   Result<std::string> GetXattr(const Node& node, Handle handle, const std::string& name, const OpContext& ctx) override {
@@ -537,11 +566,8 @@ class SyscallFsImpl final : public RemoteFs {
     for (int tries = 1;; ++tries) {
       auto stored = StoreStaged(handle, node, request, *plan, whole);
       if (stored || tries == kStoreTries || Clock::now() >= ctx.deadline) return stored;
-      const ErrorKind kind = stored.error().kind;
       // Writing the same bytes to the same place twice is once; appending is not.
-      const bool again = kind == ErrorKind::kUnavailable || kind == ErrorKind::kConnect || kind == ErrorKind::kRateLimited ||
-                         (kind == ErrorKind::kBroken && !stored.error().rpc_code.starts_with(kCommitted));
-      if (!again) return stored;
+      if (!IsWorthATry(stored.error().kind) || stored.error().rpc_code.starts_with(kCommitted)) return stored;
       log::Info("syscall", "staging failed, trying again: {}", ToString(stored.error()));
     }
   }
@@ -615,6 +641,11 @@ class SyscallFsImpl final : public RemoteFs {
  private:
   // In Error::rpc_code: the content may be in the file already.
   static constexpr std::string_view kCommitted = "commit";
+
+  // Of staging.
+  static bool IsWorthATry(ErrorKind kind) {
+    return kind == ErrorKind::kUnavailable || kind == ErrorKind::kConnect || kind == ErrorKind::kRateLimited || kind == ErrorKind::kBroken;
+  }
 
   static uint8_t FlagsOf(const OpenRequest& request) {
     return static_cast<uint8_t>((request.read ? syscall::kOpenRead : 0) | (request.write ? syscall::kOpenWrite : 0));
@@ -1025,6 +1056,48 @@ class SyscallFsImpl final : public RemoteFs {
 
   void Discard(Handle handle) {
     if (DropRecord(handle)) channel_->Post({{Operation::kClose, Arguments().U64(handle).bytes()}}, {});
+  }
+
+  // `asked`: something may have been made.
+  Result<MadeObjects> MakeRow(const syscall::EncodedRow& row, const std::vector<NewObject>& objects, bool& asked, OpContext ctx) {
+    const auto length = static_cast<int64_t>(row.bytes.size());
+    Stage stage;
+    Arguments arguments;
+    if (length <= kInlineRowBytes) {
+      arguments.U64(0).I64(length).Raw(row.bytes);
+    } else {
+      auto made = AskStage(Operation::kStage, Arguments().Text(objects[0].directory.path).Text(objects[0].directory.id.value), ctx);
+      if (!made) return Forward(made.error());
+      stage = std::move(*made);
+      HeldSource source(row.bytes);
+      if (auto uploaded = UploadRanges(*client_, stage.path, {{0, length}}, source, {}, ctx); !uploaded) {
+        Discard(stage.handle);
+        return Forward(UploadError(uploaded.error()));
+      }
+      arguments.U64(stage.handle).I64(length);
+    }
+    ++changes_;
+    auto outcomes = channel_->Do({{Operation::kMakeObjects, arguments.bytes()}}, Effect::kChange, ctx.Renewed());
+    ++changes_;
+    asked = true;
+    Result<void> failed;
+    if (!outcomes) failed = Forward(outcomes.error());
+    std::vector<std::string_view> pieces;
+    for (size_t i = 0; failed && i < outcomes->size(); ++i) {
+      const syscall::Reply::Outcome& piece = (*outcomes)[i];
+      if (piece.errno_value != 0) failed = Errno(piece.errno_value, "several new objects");
+      pieces.push_back(piece.result);
+    }
+    if (failed) {
+      DropRecord(stage.handle);
+      return syscall::DecodeMade(pieces, objects, row.directories, actor_);
+    }
+    Discard(stage.handle);
+    if (failed.error().kind == ErrorKind::kErrno && failed.error().errno_value == ENODEV) {
+      asked = false;
+      return Failure(ErrorKind::kBroken, EIO, "an upload that arrived torn");
+    }
+    return Forward(failed.error());
   }
 
   // What the files API fills: its handle, and the path by which it gets at it.

@@ -19,6 +19,7 @@ class RemoteFsContract : public ::testing::TestWithParam<ContractParameter> {
 
   transport::RemoteFs& fs() { return backend_->fs(); }
   ContractTraits traits() { return backend_->traits(); }
+  static transport::TimeChange Second(time_t second) { return {false, {second, 0}}; }
   static transport::Node At(const std::string& path) { return {path, {}}; }
   static transport::Name In(const std::string& directory, const std::string& name) { return {{directory, {}}, name}; }
 
@@ -69,6 +70,30 @@ class RemoteFsContract : public ::testing::TestWithParam<ContractParameter> {
     auto opened = fs().Create(In(directory, name), {permissions, true}, ctx_);
     EXPECT_TRUE(opened) << name << ": " << ToString(opened.error());
     return opened.value_or(transport::Opened{});
+  }
+
+  transport::MadeObjects MustMake(const std::vector<transport::NewObject>& row) {
+    auto made = fs().MakeObjects(row, ctx_);
+    EXPECT_TRUE(made) << ToString(made.error());
+    if (!made) made.emplace();
+    EXPECT_EQ(made->objects.size(), row.size());
+    made->objects.resize(row.size());
+    return std::move(*made);
+  }
+
+  // What was told is what is there now.
+  void ExpectTold(const std::optional<transport::Attributes>& told, const std::string& path) {
+    ASSERT_TRUE(told) << path;
+    const auto now = MustStat(path);
+    EXPECT_EQ(told->id, now.id) << path;
+    EXPECT_EQ(told->type, now.type) << path;
+    EXPECT_EQ(told->permissions, now.permissions) << path;
+    EXPECT_EQ(told->access, now.access) << path;
+    EXPECT_EQ(told->uid, now.uid) << path;
+    EXPECT_EQ(told->gid, now.gid) << path;
+    EXPECT_EQ(told->size, now.size) << path;
+    EXPECT_EQ(told->watched, now.watched) << path;
+    EXPECT_TRUE(SameTime(told->mtime, now.mtime)) << path;
   }
 
   static bool SameTime(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }

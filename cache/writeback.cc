@@ -1,0 +1,747 @@
+// -o writeback: what is accepted here, and sent behind the programs' backs. The states and the rules are in cache/DESIGN.md.
+#include <algorithm>
+#include <utility>
+
+#include "cache/cached_fs_impl.h"
+#include "cache/recovery.h"
+#include "cache/spool_source.h"
+#include "transport/base/fault_point.h"
+#include "transport/base/log.h"
+#include "transport/base/waiting.h"
+
+namespace e2bfs::cache {
+namespace {
+
+// More of it may follow at once, so what was accepted waits so long for company.
+constexpr auto kQuiet = std::chrono::milliseconds(100);
+constexpr auto kMostDelay = std::chrono::seconds(1);
+constexpr auto kFirstRetry = std::chrono::seconds(1);
+constexpr auto kMostRetry = std::chrono::seconds(30);
+constexpr size_t kMostUnmade = 20'000;
+// Content up to this size goes with the file's making; longer one follows by itself.
+constexpr int64_t kMostInRow = 256 << 10;
+constexpr uint64_t kTriesBeforePutAside = 3;
+
+std::chrono::milliseconds RetryAfter(uint64_t tries) {
+  std::chrono::milliseconds wait = kFirstRetry;
+  for (uint64_t i = 1; i < tries && wait < kMostRetry; ++i) wait *= 2;
+  return WithJitter(std::min<std::chrono::milliseconds>(wait, kMostRetry));
+}
+
+// Time may help.
+bool IsForNow(const Error& error) {
+  if (error.kind != ErrorKind::kErrno) return true;
+  switch (error.errno_value) {
+    case ENOSPC: case EDQUOT: case EIO: case ENOMEM: case EMFILE: case ENFILE: case EAGAIN: return true;
+    default: return false;
+  }
+}
+
+bool SameTime(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
+
+}  // namespace
+
+struct CachedFsImpl::Row {
+  struct Item {
+    NodePtr node;
+    NodePtr parent;            // where that was there before
+    Change sent;
+    bool with_content = false;
+    std::unique_ptr<SpoolSource> source;
+  };
+  std::vector<Item> items;
+  std::vector<transport::NewObject> objects;  // of the items
+  std::vector<NodePtr> parents;               // a change of each of them is on its way
+  int64_t bytes = 0;
+  uint64_t asked_stamp = 0;
+  TimePoint asked{};
+};
+
+bool CachedFsImpl::WaitUntilUnmoved(Lock& lock, const Node& node, const OpContext& ctx) {
+  auto unmoved = [&] {
+    if (unmoved_.empty()) return true;
+    const std::string path = tree_.PathOf(node);
+    return std::none_of(unmoved_.begin(), unmoved_.end(), [&](const std::string& moved) {
+      return path.starts_with(moved) && (path.size() == moved.size() || moved.empty() || path[moved.size()] == '/');
+    });
+  };
+  return WaitWithin(moved_, lock, ctx, unmoved);
+}
+
+uint64_t CachedFsImpl::NextOrder() {
+  const auto now = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  last_order_ = std::max(last_order_ + 1, static_cast<uint64_t>(std::max<int64_t>(now, 0)));
+  return last_order_;
+}
+
+void CachedFsImpl::Accepted() {
+  last_accepted_ = Clock::now();
+  if (first_accepted_ == TimePoint{}) first_accepted_ = last_accepted_;
+  unsynced_ = true;
+  ++behind_count_;
+  behind_.notify_all();
+}
+
+bool CachedFsImpl::MayMakeHere(Node& parent, const std::string& name) const {
+  if (!options_.writeback || !parent.ours || parent.deleted || (parent.attributes.access & 3) != 3 || unmade_.size() >= kMostUnmade) return false;
+  const TimePoint now = Clock::now();
+  if (!parent.unmade && parent.listed_until <= now) return false;
+  const Child* child = Tree::FindChild(parent, name);
+  return !child || (child->node == 0 && (parent.unmade || child->fresh_until > now));
+}
+
+transport::Attributes CachedFsImpl::AttributesOfNew(const Node& parent, const UnsentMaking& making) const {
+  static const auto kNoNames = std::make_shared<const std::vector<std::string>>();
+  constexpr uint32_t kSetGroup = 02000;
+  constexpr int64_t kDirectoryBytes = 4096;
+  const transport::Description& actor = remote_.description();
+  transport::Attributes made;
+  made.type = making.type;
+  made.permissions = making.permissions;
+  made.uid = making.creator ? making.creator->uid : actor.uid;
+  made.gid = making.creator ? making.creator->gid : actor.gid;
+  if (!making.creator) made.owner = actor.user;
+  if ((parent.attributes.permissions & kSetGroup) != 0) {
+    made.gid = parent.attributes.gid;
+    if (making.type == transport::FileType::kDirectory) made.permissions |= kSetGroup;
+  }
+  if (making.type == transport::FileType::kSymlink) {
+    made.permissions = 0777;
+    made.size = static_cast<int64_t>(making.target.size());
+  }
+  if (making.type == transport::FileType::kDirectory) {
+    made.size = kDirectoryBytes;
+    made.blocks = kDirectoryBytes / 512;
+    made.link_count = 2;
+  }
+  made.atime = made.mtime = made.ctime = SandboxNow();
+  made.access = transport::AccessByMode(made, actor.uid, actor.gid, {});
+  made.xattr_names = kNoNames;
+  return made;
+}
+
+void CachedFsImpl::NameChangedHere(Node& directory) {
+  directory.attributes.mtime = directory.attributes.ctime = SandboxNow();
+  if (!directory.content.exists()) return;
+  // What was set before is over.
+  Change& pending = directory.content->current;
+  if (!pending.attributes.mtime) return;
+  pending.attributes.mtime.reset();
+  if (!directory.has_unsent()) dirty_.erase(directory.id);
+  NoteUnsent(directory);
+}
+
+Result<NodePtr> CachedFsImpl::MakeHere(NodeId parent_id, const std::string& name, const UnsentMaking& making, const OpContext& ctx) {
+  if (!options_.writeback || !IsName(name)) return NodePtr();
+  NodePtr parent;
+  bool relist = false;
+  {
+    Lock lock(mutex_);
+    parent = tree_.Find(parent_id);
+    if (!parent || !parent->ours) return NodePtr();
+    relist = !parent->unmade && parent->listed_until <= Clock::now();
+    if (!relist && !MayMakeHere(*parent, name)) return NodePtr();
+    ++parent->pins;
+  }
+  struct Pin {
+    ~Pin() {
+      Lock lock(fs.mutex_);
+      --node->pins;
+    }
+    CachedFsImpl& fs;
+    const NodePtr& node;
+  } pin{*this, parent};
+  // Where it is not watched: whether somebody else was there.
+  if (relist && !TakeSnapshot(parent, ListedFor::kLookups, ctx)) return NodePtr();
+  auto spool = spool_.NewFile();
+  if (!spool) return NodePtr();  // this disk takes nothing: without it, then
+  Lock lock(mutex_);
+  if (!WaitUntilUnmoved(lock, *parent, ctx)) return WaitEnded(ctx, "making " + name);
+  if (!MayMakeHere(*parent, name)) return NodePtr();
+  const NodePtr node = tree_.GetOrMake(AttributesOfNew(*parent, making), nullptr);
+  Child& child = tree_.Attach(*parent, name, *node);
+  child.stamp = node->stamp = ++stamp_;
+  child.fresh_until = node->link_fresh_until = node->xattr_names_until = kWatched;
+  node->unmade = std::make_unique<Unmade>();
+  node->unmade->making = making;
+  node->unmade->order = NextOrder();
+  node->ours = node->is_directory();
+  node->listed_until = node->is_directory() ? kWatched : TimePoint{};
+  if (making.type == transport::FileType::kSymlink) node->link_text = making.target;
+  ++node->pins;
+  Content& content = *node->content;
+  content.spool = std::move(*spool);
+  content.fresh = node->is_regular();
+  NoteBase(*node);
+  FaultPoint("accept.making");
+  NoteUnsent(*node);
+  unmade_.emplace(node->unmade->order, node->id);
+  if (!content.spool->note().says()) {
+    EndUnmade(*node);
+    DiscardUnsent(*node);
+    tree_.Detach(*parent, name);
+    return NodePtr();
+  }
+  dirty_.insert(node->id);
+  made_here_.insert(node->id);
+  NameChangedHere(*parent);
+  if (node->is_directory()) ++parent->attributes.link_count;
+  Accepted();
+  FaultPoint("accept.made");
+  ++node->references;
+  return node;
+}
+
+Result<bool> CachedFsImpl::RemoveHere(NodeId parent_id, const std::string& name, bool directory, const OpContext& ctx) {
+  if (!options_.writeback) return false;
+  NodePtr node;
+  {
+    Lock lock(mutex_);
+    const NodePtr parent = tree_.Find(parent_id);
+    if (!parent || !parent->is_directory()) return false;
+    if (!WaitUntilUnmoved(lock, *parent, ctx)) return WaitEnded(ctx, "removing " + name);
+    const Child* child = Tree::FindChild(*parent, name);
+    node = child && child->node ? tree_.Find(child->node) : nullptr;
+    if (!node) return false;
+    if (directory && node->is_directory()) {
+      // There it may be empty.
+      for (const auto& [below, entry] : node->children) {
+        const NodePtr in_it = entry.node ? tree_.Find(entry.node) : nullptr;
+        if (in_it && in_it->unmade) return Errno(ENOTEMPTY, tree_.PathOf(*node));
+      }
+    }
+    if (!node->unmade) return false;
+    if (!node->unmade->being_made && node->is_directory() == directory) {
+      FaultPoint("accept.removing");
+      EndUnmade(*node);
+      node->deleted = true;
+      node->attributes.link_count = 0;
+      NoteUnsent(*node);
+      if (node->open_files == 0) DiscardUnsent(*node);
+      Child& gone = tree_.Detach(*parent, name);
+      gone.stamp = ++stamp_;
+      gone.fresh_until = parent->unmade ? kWatched : parent->listed_until;
+      NameChangedHere(*parent);
+      if (directory) --parent->attributes.link_count;
+      FaultPoint("accept.removed");
+      return true;
+    }
+    ++node->pins;
+  }
+  auto settled = Settle(node, ctx);
+  Lock lock(mutex_);
+  --node->pins;
+  if (!settled) return Forward(settled.error());
+  return false;
+}
+
+bool CachedFsImpl::Accept(Node& node) {
+  Content& content = *node.content;
+  if (!options_.writeback || !content.spool || !node.has_unsent()) return false;
+  content.accepted = true;
+  if (content.order == 0) content.order = node.unmade ? node.unmade->order : NextOrder();
+  content.retry_at = {};
+  FaultPoint("accept.closing");
+  NoteUnsent(node);
+  if (!content.spool->note().says()) {
+    content.accepted = false;
+    return false;
+  }
+  Accepted();
+  FaultPoint("accept.closed");
+  return true;
+}
+
+Result<bool> CachedFsImpl::AcceptFile(const NodePtr& node, const OpContext& ctx) {
+  if (!options_.writeback) return false;
+  Lock lock(mutex_);
+  if (!WaitUntilUnmoved(lock, *node, ctx)) return WaitEnded(ctx, "accepting what was written");
+  if (node->deleted) return false;
+  return Accept(*node);
+}
+
+void CachedFsImpl::EndUnmade(Node& node) {
+  if (!node.unmade) return;
+  unmade_.erase(node.unmade->order);
+  node.unmade.reset();
+  --node.pins;
+  settled_.notify_all();
+}
+
+Result<void> CachedFsImpl::SettleAll(const std::vector<NodePtr>& nodes, const OpContext& ctx) {
+  Lock lock(mutex_);
+  std::vector<std::pair<NodePtr, uint64_t>> waiting;  // and the tries before
+  for (const NodePtr& node : nodes) {
+    for (NodePtr at = node; at && at->unmade; at = tree_.Find(at->places.current().parent)) {
+      at->unmade->retry_at = {};
+      if (at == node) waiting.emplace_back(node, node->unmade->tries);
+    }
+  }
+  if (waiting.empty()) return {};
+  ++wanted_;
+  behind_.notify_all();
+  const bool ended = WaitWithin(settled_, lock, ctx, [&] {
+    return std::ranges::all_of(waiting, [](const auto& each) { return !each.first->unmade || each.first->unmade->tries != each.second; });
+  });
+  --wanted_;
+  for (const auto& [node, tries] : waiting) {
+    if (node->unmade && node->unmade->error && node->unmade->tries != tries) return Forward(*node->unmade->error);
+  }
+  if (!ended) return WaitEnded(ctx, "waiting until it is made in the sandbox");
+  return {};
+}
+
+Result<void> CachedFsImpl::Settle(const NodePtr& node, const OpContext& ctx) {
+  if (!options_.writeback) return {};
+  {
+    Lock lock(mutex_);
+    if (!node->unmade) return {};
+  }
+  return SettleAll({node}, ctx);
+}
+
+Result<void> CachedFsImpl::SettleName(NodeId parent_id, const std::string& name, const OpContext& ctx) {
+  if (!options_.writeback) return {};
+  NodePtr node;
+  {
+    Lock lock(mutex_);
+    const NodePtr parent = tree_.Find(parent_id);
+    const Child* child = parent ? Tree::FindChild(*parent, name) : nullptr;
+    node = child && child->node ? tree_.Find(child->node) : nullptr;
+  }
+  if (!node) return {};
+  return Settle(node, ctx);
+}
+
+CachedFsImpl::Row CachedFsImpl::CollectRow(TimePoint* retry_at) {
+  Row row;
+  *retry_at = TimePoint::max();
+  const TimePoint now = Clock::now();
+  std::unordered_map<NodeId, size_t> in_row;
+  for (const auto& [order, id] : unmade_) {
+    if (row.items.size() >= transport::kMostNewObjects) break;
+    const NodePtr node = tree_.Find(id);
+    if (node->unmade->retry_at > now) {
+      *retry_at = std::min(*retry_at, node->unmade->retry_at);
+      continue;
+    }
+    const NodePtr parent = tree_.Find(node->places.current().parent);
+    transport::NewObject object;
+    if (parent->unmade) {
+      const auto made_in = in_row.find(parent->id);
+      if (made_in == in_row.end()) continue;  // that has to wait, too
+      object.made_in = made_in->second;
+    } else {
+      object.directory = tree_.Address(*parent);
+    }
+    const UnsentMaking& making = node->unmade->making;
+    Content& content = *node->content;
+    Row::Item item;
+    item.node = node;
+    const int64_t size = node->size();
+    item.with_content = !content.current.empty() && !node->is_directory() && WritingEnded(*node) && !content.storing && !content.early && size <= kMostInRow;
+    if (item.with_content && row.bytes + size > transport::kMostNewBytes) break;
+    object.name = node->places.current().name;
+    object.type = making.type;
+    object.permissions = making.permissions;
+    object.creator = making.creator;
+    object.target = making.target;
+    if (item.with_content) {
+      if (node->is_regular()) object.size = size;
+      item.source = std::make_unique<SpoolSource>(content.spool, content);
+      object.source = item.source.get();
+      row.bytes += object.size;
+      item.sent = content.sending = std::exchange(content.current, {});
+      content.sending_accepted = std::exchange(content.accepted, false);
+      content.storing = true;
+      content.saved = content.untried = content.not_early = false;
+      object.attributes = item.sent.attributes;
+      BeginChange(*node);
+    }
+    if (!node->is_directory() && !object.attributes.mtime) {
+      object.attributes.mtime = transport::TimeChange{false, node->attributes.mtime};
+      object.attributes.mtime_is_implied = true;
+    }
+    node->unmade->being_made = true;
+    if (!parent->unmade) {
+      item.parent = parent;
+      if (std::ranges::find(row.parents, parent) == row.parents.end()) {
+        row.parents.push_back(parent);
+        BeginChange(*parent);
+        ++parent->pins;
+      }
+    }
+    in_row.emplace(id, row.items.size());
+    row.items.push_back(std::move(item));
+    row.objects.push_back(std::move(object));
+  }
+  row.asked_stamp = ++stamp_;
+  row.asked = Clock::now();
+  return row;
+}
+
+void CachedFsImpl::MakeRow(Row& row) {
+  OpContext ctx;
+  ctx.service_class = ServiceClass::kBulk;
+  FaultPoint("make.sending");
+  auto made = remote_.MakeObjects(row.objects, ForTransfer(ctx));
+  FaultPoint("make.answered");
+  if (made && made->objects.size() != row.items.size()) made = Failure(ErrorKind::kProtocol, EIO, "another number of new objects was answered");
+  {
+    Lock lock(mutex_);
+    for (const NodePtr& parent : row.parents) {
+      std::optional<transport::Attributes> after;
+      for (const transport::Attributes& each : made ? made->directories : std::vector<transport::Attributes>()) {
+        if (each.id.known() && each.id == parent->file_id) after = each;
+      }
+      EndChange(*parent, after, row.asked_stamp, row.asked);
+      --parent->pins;
+    }
+  }
+  for (size_t at = 0; at < row.items.size(); ++at) {
+    if (!made) {
+      NotMade(row, at, made.error());
+      continue;
+    }
+    const transport::MadeObject& object = made->objects[at];
+    if (object.attributes && object.attributes->type == row.objects[at].type && object.attributes->id.known()) {
+      Made(row, at, *object.attributes, object.error);
+    } else {
+      NotMade(row, at, object.error && !object.attributes ? *object.error : Failure(ErrorKind::kProtocol, EIO, "something else was made").value());
+    }
+  }
+  FaultPoint("make.done");
+}
+
+void CachedFsImpl::Made(Row& row, size_t at, const transport::Attributes& attributes, const std::optional<Error>& refused) {
+  const Row::Item& item = row.items[at];
+  const NodePtr& node = item.node;
+  {
+    Lock lock(mutex_);
+    ++node->pins;
+    EndUnmade(*node);
+    tree_.Rekey(*node, attributes.id);
+    node->attributes.id = attributes.id;
+    const NodePtr parent = tree_.Find(node->places.current().parent);
+    Child* child = parent ? Tree::FindChild(*parent, node->places.current().name) : nullptr;
+    if (child && child->node == node->id) child->fresh_until = NameUntil(*parent, row.asked_stamp, row.asked, options_.attribute_ttl);
+    Content& content = *node->content;
+    if (!item.with_content) {
+      if (content.dirty()) content.base = UnsentBase{attributes.id, attributes.size, attributes.mtime, attributes.ctime, attributes.permissions};
+      if (!remote_.description().identities_survive_renames) content.base.id = {};
+      node->ctime_shown = TimeShown{attributes.ctime, node->attributes.ctime};
+      const bool in_use = IsOvertaken(node->file_id, row.asked_stamp);
+      node->stamp = row.asked_stamp;
+      node->fresh_until = {};
+      Absorb(*node, attributes, row.asked_stamp, row.asked, Origin::kOwnChange, true);
+      if (in_use) node->fresh_until = {};
+      if (node->is_directory()) {
+        node->ours = node->ours && !in_use;
+        node->listed_until = in_use ? TimePoint{} : NameUntil(*node, row.asked_stamp, row.asked, options_.attribute_ttl);
+      }
+      node->link_fresh_until = node->fresh_until;
+      content.last_error.reset();
+      if (!node->has_unsent()) dirty_.erase(node->id);
+      NoteUnsent(*node);
+      if (node->open_files == 0) DropSentBytes(*node);
+    }
+    if (refused) {
+      NoteError(tree_.PathOf(*node), *refused);
+      log::Warning("cache", "{}: its attributes were refused: {}", tree_.PathOf(*node), ToString(*refused));
+      TellWriters(*node, nullptr, *refused);
+    }
+  }
+  FaultPoint("make.one");
+  if (item.with_content) StoreSucceeded(node, item.sent, attributes, row.asked_stamp, row.asked);
+  Lock lock(mutex_);
+  --node->pins;
+}
+
+void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error) {
+  const Row::Item& item = row.items[at];
+  const NodePtr& node = item.node;
+  bool put_aside = false;
+  {
+    Lock lock(mutex_);
+    if (!node->unmade) return;
+    Unmade& unmade = *node->unmade;
+    unmade.being_made = false;
+    unmade.error = error;
+    ++unmade.tries;
+    unmade.retry_at = Clock::now() + RetryAfter(unmade.tries);
+    if (unmade.tries == 1) log::Warning("cache", "{} is not made in the sandbox yet: {}", tree_.PathOf(*node), ToString(error));
+    if (item.with_content) {
+      StoreFailed(*node, nullptr, error, false);
+    } else {
+      NoteError(tree_.PathOf(*node), error);
+      TellWriters(*node, nullptr, error);
+    }
+    put_aside = !IsForNow(error) && error.errno_value != EEXIST && unmade.tries >= kTriesBeforePutAside && node->open_files == 0 && !node->is_directory();
+    settled_.notify_all();
+    ++node->pins;
+  }
+  if (error.kind == ErrorKind::kErrno && error.errno_value == EEXIST) ResolveTaken(node);
+  if (put_aside) PutAsideAndSend(node, "it cannot be made in the sandbox (" + ToString(error) + ")");
+  Lock lock(mutex_);
+  --node->pins;
+}
+
+void CachedFsImpl::ResolveTaken(const NodePtr& node) {
+  const OpContext ctx = OpContext::Within(options_.operation_timeout);
+  transport::Name name;
+  {
+    Lock lock(mutex_);
+    if (!node->unmade) return;
+    const NodePtr parent = tree_.Find(node->places.current().parent);
+    if (!parent || parent->unmade) return;
+    name = transport::Name{tree_.Address(*parent), node->places.current().name};
+  }
+  auto there = remote_.Lookup(name, ctx);
+  if (!there) return;  // the next try shows
+  if (there->type == transport::FileType::kSymlink && there->type == node->attributes.type) {
+    auto text = remote_.ReadLink(transport::Node{name.parent.path.empty() ? name.name : name.parent.path + "/" + name.name, there->id, name.parent.id}, ctx);
+    if (text && *text == node->unmade->making.target && TakeForOurs(node, *there)) return;
+  }
+  if (there->type == transport::FileType::kDirectory && TakeForOurs(node, *there)) return;
+  if (node->is_regular()) {
+    {
+      Lock lock(mutex_);
+      if (node->open_files > 0) return;  // whoever writes it goes on with his own
+    }
+    PutAsideAndSend(node, "something else was made in the sandbox by that name");
+  } else {
+    RenameAside(node);
+  }
+}
+
+// Made before by a question whose answer was lost, or by somebody else, which is the same to a directory and to a link.
+bool CachedFsImpl::TakeForOurs(const NodePtr& node, const transport::Attributes& there) {
+  Lock lock(mutex_);
+  if (!node->unmade || there.type != node->attributes.type || !there.id.known() || tree_.FindIdentity(there.id)) return false;
+  EndUnmade(*node);
+  tree_.Rekey(*node, there.id);
+  node->ours = false;  // somebody may be in it
+  node->listed_until = node->fresh_until = node->link_fresh_until = {};
+  node->attributes = there;
+  node->stamp = ++stamp_;
+  node->content->last_error.reset();
+  if (!node->has_unsent()) dirty_.erase(node->id);
+  NoteUnsent(*node);
+  return true;
+}
+
+void CachedFsImpl::RenameAside(const NodePtr& node) {
+  Lock lock(mutex_);
+  const Place place = node->places.current();
+  const NodePtr parent = tree_.Find(place.parent);
+  if (!node->unmade || !parent) return;
+  std::string name;
+  for (int number = 1; name.empty() || Tree::FindChild(*parent, name); ++number) name = ConflictName(place.name, node->content->since, number);
+  log::Error("cache", "{}: something else was made in the sandbox by that name; what was made here is {}", tree_.PathOf(*node), name);
+  tree_.Detach(*parent, place.name).stamp = ++stamp_;
+  Child& child = tree_.Attach(*parent, name, *node);
+  child.stamp = stamp_;
+  child.fresh_until = kWatched;
+  parent->ours = false;
+  node->unmade->retry_at = {};
+  for (const NodeId id : dirty_) {
+    if (const NodePtr below = tree_.Find(id); below && IsBelow(*below, *node)) NoteUnsent(*below);
+  }
+  kernel_news_.push_back({.directory = parent->id, .name = place.name});
+  TellKernel(lock);
+}
+
+void CachedFsImpl::PutAsideAndSend(const NodePtr& node, const std::string& why) {
+  if (options_.unsent_directory.empty()) return;
+  std::string path, id;
+  {
+    Lock lock(mutex_);
+    if (!node->has_unsent() || node->content->storing || node->is_gone() || !node->content->spool) return;
+    path = tree_.PathOf(*node);
+    id = node->content->spool->id();
+  }
+  FaultPoint("conflict.saving");
+  auto saved = SaveUnsentOf(node, options_.unsent_directory, false);
+  FaultPoint("conflict.saved");
+  if (!saved || !*saved) {
+    if (!saved) log::Error("cache", "{}: {}, and it cannot be put aside: {}", path, why, ToString(saved.error()));
+    return;
+  }
+  {
+    Lock lock(mutex_);
+    const Place place = node->places.empty() ? Place{} : node->places.current();
+    if (const NodePtr parent = tree_.Find(place.parent); parent && !node->file_id.known()) {
+      tree_.Detach(*parent, place.name).stamp = ++stamp_;
+      parent->ours = false;
+      kernel_news_.push_back({.directory = parent->id, .name = place.name});
+    }
+    ContentChanged(*node, true);
+    Outdated(*node);
+    TellKernel(lock);
+  }
+  const size_t slash = options_.unsent_directory.rfind('/');
+  for (const UnsentEntry& entry : ListUnsent(options_.unsent_directory.substr(0, slash))) {
+    if (entry.id != id || entry.directory != options_.unsent_directory || !entry.problem.empty()) continue;
+    const SendReport report = SendUnsent(remote_, entry, true, SendTimes{options_.operation_timeout, options_.transfer_timeout});
+    FaultPoint("conflict.sent");
+    if (report.outcome == SendOutcome::kFailed) {
+      log::Error("cache", "{}: {}; it is put aside in {} ({})", path, why, options_.unsent_directory, report.text);
+      return;
+    }
+    if (report.outcome == SendOutcome::kConflictCopy) log::Error("cache", "{}: {}; what was written here is {}", path, why, report.path);
+    if (auto removed = RemoveUnsent(entry); !removed) log::Warning("cache", "{}", ToString(removed.error()));
+    return;
+  }
+  log::Error("cache", "{}: {}; it is put aside in {}", path, why, options_.unsent_directory);
+}
+
+void CachedFsImpl::MakeBehind(std::stop_token stop) {
+  Lock lock(mutex_);
+  while (!stop.stop_requested()) {
+    if (!behind_.wait(lock, stop, [&] { return !unmade_.empty(); })) return;
+    while (!stop.stop_requested() && wanted_ == 0 && unmade_.size() < transport::kMostNewObjects) {
+      const TimePoint due = std::min(first_accepted_ + kMostDelay, last_accepted_ + kQuiet);
+      if (first_accepted_ == TimePoint{} || due <= Clock::now()) break;
+      behind_.wait_until(lock, stop, due, [&] { return wanted_ > 0; });
+    }
+    if (stop.stop_requested()) return;
+    first_accepted_ = {};
+    TimePoint retry_at;
+    Row row = CollectRow(&retry_at);
+    if (row.items.empty()) {
+      const uint64_t seen = behind_count_;
+      const int wanted = wanted_;
+      behind_.wait_until(lock, stop, std::min(retry_at, Clock::now() + kMostRetry), [&] { return wanted_ > wanted || behind_count_ != seen; });
+      continue;
+    }
+    lock.unlock();
+    MakeRow(row);
+    lock.lock();
+    ++behind_count_;  // what waited for it can be sent
+    behind_.notify_all();
+  }
+}
+
+std::vector<NodePtr> CachedFsImpl::SendableBehind(TimePoint* retry_at) const {
+  std::vector<NodePtr> nodes;
+  const TimePoint now = Clock::now();
+  for (const NodeId id : dirty_) {
+    const NodePtr node = tree_.Find(id);
+    if (!node || node->unmade || !node->content->accepted || node->content->storing || node->is_gone() || !WritingEnded(*node)) continue;
+    if (node->content->retry_at > now) {
+      *retry_at = std::min(*retry_at, node->content->retry_at);
+      continue;
+    }
+    // Its times are set when all is in it.
+    const bool full = std::ranges::none_of(node->children, [&](const auto& child) {
+      const NodePtr below = child.second.node ? tree_.Find(child.second.node) : nullptr;
+      return below && below->unmade;
+    });
+    if (full) nodes.push_back(node);
+  }
+  return nodes;
+}
+
+void CachedFsImpl::SendBehind(std::stop_token stop) {
+  uint64_t seen = 0;
+  TimePoint look_at = Clock::now() + kMostRetry;
+  Lock lock(mutex_);
+  while (!stop.stop_requested()) {
+    behind_.wait_until(lock, stop, look_at, [&] { return behind_count_ != seen; });
+    const TimePoint until = Clock::now() + kMostDelay;
+    while (!stop.stop_requested() && std::min(until, last_accepted_ + kQuiet) > Clock::now()) {
+      behind_.wait_until(lock, stop, std::min(until, last_accepted_ + kQuiet), [] { return false; });
+    }
+    if (stop.stop_requested()) return;
+    seen = behind_count_;
+    look_at = Clock::now() + kMostRetry;
+    const std::vector<NodePtr> nodes = SendableBehind(&look_at);
+    if (nodes.empty()) continue;
+    for (const NodePtr& node : nodes) ++node->pins;
+    lock.unlock();
+    OpContext ctx;
+    ctx.stop = stop;
+    if (auto sent = SendAll(nodes, ForTransfer(ctx), {}); !sent) log::Debug("cache", "sending behind: {}", ToString(sent.error()));
+    lock.lock();
+    for (const NodePtr& node : nodes) --node->pins;
+    look_at = Clock::now();
+  }
+}
+
+Result<bool> CachedFsImpl::ChangedThere(const NodePtr& node, const OpContext& ctx) {
+  {
+    Lock lock(mutex_);
+    const Content& content = *node->content;
+    const Change& change = content.current;
+    if (!content.accepted || content.storing || content.fresh || node->unmade || node->deleted || !node->is_regular()) return false;
+    // An append goes to whatever is there.
+    if (!change.touches_content() || (change.append && change.extents.empty() && !change.size && !change.cut)) return false;
+    const NodePtr parent = node->places.empty() ? nullptr : tree_.Find(node->places.current().parent);
+    const bool told = parent && parent->watched && node->attributes.link_count == 1;
+    if (told) return node->attributes.size != content.base.size || !SameTime(node->attributes.mtime, content.base.mtime);
+  }
+  auto now = AskAttributes(node, ctx);
+  if (!now) return Forward(now.error());
+  Lock lock(mutex_);
+  const UnsentBase& base = node->content->base;
+  return now->size != base.size || !SameTime(now->mtime, base.mtime) || (base.id.known() && now->id.known() && now->id != base.id);
+}
+
+Result<void> CachedFsImpl::SendLate(const NodePtr& node, const OpContext& ctx) {
+  if (options_.writeback) {
+    auto changed = ChangedThere(node, ctx);
+    if (changed && *changed) PutAsideAndSend(node, "it was changed in the sandbox meanwhile");
+  }
+  FaultPoint("store.sending");
+  auto sent = Send(node, nullptr, ctx);
+  FaultPoint("store.sent");
+  if (!options_.writeback) return sent;
+  Lock lock(mutex_);
+  if (!sent) node->content->retry_at = Clock::now() + RetryAfter(node->content->failures);
+  return sent;
+}
+
+bool CachedFsImpl::IsBelow(const Node& node, const Node& top) const {
+  const Node* at = &node;
+  NodePtr held;
+  for (int depth = 0; at && depth < 4096; ++depth) {
+    if (at->id == top.id) return true;
+    if (at->id == kRoot || at->places.empty()) return false;
+    held = tree_.Find(at->places.current().parent);
+    at = held.get();
+  }
+  return false;
+}
+
+Result<void> CachedFsImpl::SendBelow(const NodePtr& node, const OpContext& ctx) {
+  if (!options_.writeback) return {};
+  std::vector<NodePtr> below;
+  {
+    Lock lock(mutex_);
+    for (const NodeId id : dirty_) {
+      const NodePtr each = tree_.Find(id);
+      if (!each || each->is_gone() || !IsBelow(*each, *node)) continue;
+      const Content& content = *each->content;
+      if (each->unmade || content.accepted || content.sending_accepted) below.push_back(each);
+    }
+    for (const NodePtr& each : below) ++each->pins;
+  }
+  auto sent = SettleAll(below, ctx);
+  if (sent) sent = SendAll(below, ctx, {});
+  Lock lock(mutex_);
+  for (const NodePtr& each : below) --each->pins;
+  return sent;
+}
+
+Result<void> CachedFsImpl::SyncDirectory(NodeId id, const OpContext& ctx) {
+  NodePtr node;
+  {
+    Lock lock(mutex_);
+    auto found = FindDirectory(id);
+    if (!found) return Forward(found.error());
+    node = *found;
+  }
+  return SendBelow(node, ForTransfer(ctx));
+}
+
+}  // namespace e2bfs::cache
