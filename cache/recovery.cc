@@ -16,6 +16,7 @@
 #include "cache/cached_fs.h"
 #include "cache/descriptor.h"
 #include "transport/base/context.h"
+#include "transport/base/fault_point.h"
 
 namespace e2bfs::cache {
 namespace {
@@ -94,9 +95,12 @@ void Examine(UnsentEntry& entry, Result<UnsentRecord> record) {
 }
 
 void RemoveIfOver(const std::string& directory) {
-  for (const std::string& name : EntriesOf(directory)) {
-    if (name != kUnsentText) return;
-  }
+  DIR* names = ::opendir(directory.c_str());
+  if (names == nullptr) return;
+  bool over = true;
+  while (const dirent* entry = over ? ::readdir(names) : nullptr) over = entry->d_name[0] == '.' || entry->d_name == kUnsentText;
+  ::closedir(names);
+  if (!over) return;
   // If a mount puts something there meanwhile, the directory stays.
   ::unlink((directory + "/" + std::string(kUnsentText)).c_str());
   ::rmdir(directory.c_str());
@@ -106,6 +110,22 @@ bool SameInstant(const timespec& a, const timespec& b) { return a.tv_sec == b.tv
 
 bool IsGone(const Error& error) {
   return error.kind == ErrorKind::kErrno && (error.errno_value == ENOENT || error.errno_value == ENOTDIR);
+}
+
+bool IsTaken(const Error& error) { return error.kind == ErrorKind::kErrno && error.errno_value == EEXIST; }
+
+// It would say nothing to the next question either.
+bool IsUnreachable(const Error& error) {
+  switch (error.kind) {
+    case ErrorKind::kUnauthorized:
+    case ErrorKind::kNotRunning:
+    case ErrorKind::kRateLimited:
+    case ErrorKind::kUnavailable:
+    case ErrorKind::kConnect:
+    case ErrorKind::kTimeout:
+    case ErrorKind::kCancelled: return true;
+    default: return false;
+  }
 }
 
 // The sandbox would say the same tomorrow.
@@ -143,6 +163,17 @@ class ChangedContent final : public transport::ContentSource {
   ExtentMap known_;
 };
 
+// A file without a name.
+int OpenTemporary(const std::string& directory) {
+  const int fd = ::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (fd >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT)) return fd;
+  // The file system, or the kernel, has none.
+  std::string path = directory + "/.temporary-XXXXXX";
+  const int named = ::mkostemp(path.data(), O_CLOEXEC);
+  if (named >= 0) ::unlink(path.c_str());
+  return named;
+}
+
 // One entry on its way.
 class LateSend {
  public:
@@ -154,27 +185,38 @@ class LateSend {
 
   SendReport Run() {
     if (record_.has_content && file_.get() < 0) return Failed("its content cannot be opened");
+    if (record_.make) return RunMaking();
     const transport::Node at{record_.path, {}};
     auto now = remote_.Stat(at, Short());
-    if (!now) return IsGone(now.error()) ? SendToMissing() : Failed(ToString(now.error()));
-    if (now->type != transport::FileType::kRegular) return MakeConflictCopy("something else has its name now", nullptr);
+    if (!now) return IsGone(now.error()) ? SendToMissing() : Failed(now.error());
     if (!record_.change.touches_content()) return SendAttributes(*now);
+    if (now->type != transport::FileType::kRegular) return MakeConflictCopy("something else has its name now", nullptr);
     if (IsBase(*now)) return Store(*now, record_.change);
     auto there = IsThere(*now);
-    if (!there) return Failed(ToString(there.error()));
+    if (!there) return Failed(there.error());
     if (*there) return AttributesOfWhatIsThere(*now);
     auto rest = RestOfAppend(*now);
-    if (!rest) return Failed(ToString(rest.error()));
+    if (!rest) return Failed(rest.error());
     if (*rest) return Store(*now, **rest);
     if (record_.fresh && record_.IsWhole() && (!identities_count_ || now->id == record_.base.id)) {
       // A store of ours that did not end, if it is the beginning of ours.
       const int64_t size = record_.change.SizeAfter(0);
       auto begun = now->size <= size ? Equal(*now, Extent{0, now->size}) : Result<bool>(false);
-      if (!begun) return Failed(ToString(begun.error()));
+      if (!begun) return Failed(begun.error());
       if (*begun) return Store(*now, WholeChange());
     }
     const bool replaced = identities_count_ && now->id != record_.base.id;
     return MakeConflictCopy(replaced ? "another file has its name now" : "it was changed in the sandbox", nullptr);
+  }
+
+  SendReport MakeDirectory() {
+    FaultPoint("replay.directory");
+    return MakeSomewhere("replay.directory.made", [&](const transport::Name& name) { return remote_.MakeDirectory(name, record_.make->permissions, Making()); },
+                         [&](const std::string& path) -> Result<bool> {
+                           auto now = remote_.Stat(transport::Node{path, {}}, Short());
+                           if (!now) return Forward(now.error());
+                           return now->type == transport::FileType::kDirectory;
+                         });
   }
 
  private:
@@ -187,7 +229,17 @@ class LateSend {
     ctx.renewal = times_.transfer;
     return ctx;
   }
+  OpContext Making() const {
+    OpContext ctx = Short();
+    ctx.creator = record_.make->creator;
+    return ctx;
+  }
   static SendReport Failed(std::string text) { return {SendOutcome::kFailed, {}, std::move(text)}; }
+  static SendReport Failed(const Error& error) {
+    SendReport report = Failed(ToString(error));
+    report.unreachable = IsUnreachable(error);
+    return report;
+  }
 
   bool IsBase(const Attributes& now) const {
     const UnsentBase& base = record_.base;
@@ -286,13 +338,15 @@ class LateSend {
 
   SendReport Store(const Attributes& now, const Change& change) {
     const transport::Node at{record_.path, now.id};
+    FaultPoint("replay.store");
     auto stored = CallStore(at, change, record_.fresh && now.size == 0, ours_);
+    FaultPoint("replay.stored");
     if (stored) return {SendOutcome::kSent, {}, {}};
     const Error& error = stored.error();
     if (error.content_stored) return {SendOutcome::kSent, {}, "its attributes were refused: " + ToString(error)};
     if (change.append) return AfterFailedAppend(at, change, error);
     if (IsRefusedForGood(error)) return MakeConflictCopy("the sandbox refused it (" + ToString(error) + ")", &now);
-    return Failed(ToString(error));
+    return Failed(error);
   }
 
   // Appending again what arrived would double it: what is there now tells, and the record says from where the next try has to go on.
@@ -308,25 +362,35 @@ class LateSend {
       if (auto noted = WriteUnsentNote(entry_.note, rest); !noted) return Failed(ToString(error) + "; " + ToString(noted.error()));
       return Failed(ToString(error) + " after a part of it had arrived");
     }
-    if (IsRefusedForGood(error)) return now ? MakeConflictCopy("the sandbox refused it (" + ToString(error) + ")", &*now) : Failed(ToString(error));
-    return Failed(ToString(error));
+    if (IsRefusedForGood(error)) return now ? MakeConflictCopy("the sandbox refused it (" + ToString(error) + ")", &*now) : Failed(error);
+    return Failed(error);
   }
 
   SendReport SendAttributes(const Attributes& now) {
-    if (!IsBase(now) && !(identities_count_ && now.id == record_.base.id)) return Failed("another file may have its name now, and only attributes were to be set");
+    // A directory's size and times change with what goes into it.
+    const bool is_it = identities_count_ ? now.id == record_.base.id : now.type == transport::FileType::kDirectory || IsBase(now);
+    if (!is_it) return Failed("another file may have its name now, and only attributes were to be set");
+    FaultPoint("replay.attributes");
     auto set = remote_.SetAttributes(transport::Node{record_.path, now.id}, 0, record_.change.attributes, Short());
-    if (!set) return Failed(ToString(set.error()));
+    FaultPoint("replay.attributes.set");
+    if (!set) return Failed(set.error());
     return {SendOutcome::kSent, {}, {}};
   }
 
   SendReport AttributesOfWhatIsThere(const Attributes& now) {
     transport::AttributeChange set = record_.change.attributes;
-    if (set.mtime_is_implied) set.mtime.reset();
-    SendReport report{SendOutcome::kWasThere, {}, "its content had arrived"};
+    if (set.mtime_is_implied && !record_.make) set.mtime.reset();
+    return WithAttributes({SendOutcome::kWasThere, {}, "its content had arrived"}, transport::Node{record_.path, now.id}, set);
+  }
+
+  // It is there, and then its attributes are set. A refusal is told, and it is done all the same.
+  SendReport WithAttributes(SendReport report, const transport::Node& node, const transport::AttributeChange& set) {
     if (set.empty()) return report;
-    auto done = remote_.SetAttributes(transport::Node{record_.path, now.id}, 0, set, Short());
-    if (!done && done.error().kind != ErrorKind::kErrno) return Failed(ToString(done.error()));
-    if (!done) report.text += "; its attributes were refused: " + ToString(done.error());
+    FaultPoint("replay.attributes");
+    auto done = remote_.SetAttributes(node, 0, set, Short());
+    FaultPoint("replay.attributes.set");
+    if (!done && done.error().kind != ErrorKind::kErrno) return Failed(done.error());
+    if (!done) report.text += std::string(report.text.empty() ? "" : "; ") + "its attributes were refused: " + ToString(done.error());
     return report;
   }
 
@@ -339,35 +403,122 @@ class LateSend {
     const size_t slash = record_.path.rfind('/');
     return slash == std::string::npos ? name : record_.path.substr(0, slash + 1) + name;
   }
-  uint32_t NewPermissions() const { return record_.change.attributes.permissions.value_or(record_.base.permissions) & 0777; }
+  uint32_t NewPermissions() const {
+    if (record_.make) return record_.make->permissions;
+    return record_.change.attributes.permissions.value_or(record_.base.permissions) & 0777;
+  }
 
   SendReport SendToMissing() {
     if (!record_.change.touches_content()) return Failed("it is not there any more, and only attributes were to be set");
     if (!record_.IsWhole()) return MakeConflictCopy("it is not there any more", nullptr);
-    auto made = remote_.Create(NameOf(OwnName()), {NewPermissions(), true}, Short());
-    if (!made) {
-      return Failed(IsGone(made.error()) ? "its directory is not there any more (make it there, or use --export)" : ToString(made.error()));
+    UnsentEntry again = entry_;
+    again.record->make = UnsentMaking{transport::FileType::kRegular, NewPermissions(), {}, {}};
+    again.record->fresh = true;
+    again.record->being_sent = false;
+    again.record->base = UnsentBase{{}, 0, {}, {}, record_.base.permissions};
+    again.record->change = WholeChange();
+    SendReport report = LateSend(remote_, again, same_sandbox_, times_).MakeFile();
+    if (report.outcome == SendOutcome::kSent && report.text.empty()) report.text = "it was not there any more, and was made again";
+    return report;
+  }
+
+  // --- what was made here, and has to be made there
+
+  SendReport RunMaking() {
+    switch (record_.make->type) {
+      case transport::FileType::kRegular: return MakeFile();
+      case transport::FileType::kSymlink: return MakeLink();
+      case transport::FileType::kDirectory: break;
+      default: return Failed("nothing of its kind can be made");
     }
-    if (made->handle != 0) remote_.Close(made->handle, Short());
-    // Should the rest not arrive now, the next try knows the file for ours.
-    UnsentRecord begun = record_;
-    begun.fresh = true;
-    begun.base = UnsentBase{identities_count_ || !record_.base.id.known() ? made->attributes.id : transport::FileId{}, 0, made->attributes.mtime,
-                            made->attributes.ctime, made->attributes.permissions};
-    if (!remote_.description().identities_survive_renames) begun.base.id = {};
-    begun.change = WholeChange();
-    if (same_sandbox_) {  // what another sandbox has says nothing of this one
-      if (auto noted = WriteUnsentNote(entry_.note, begun); !noted) return Failed(ToString(noted.error()));
+    auto now = remote_.Stat(transport::Node{record_.path, {}}, Short());
+    if (!now) return Failed(now.error());
+    if (now->type != transport::FileType::kDirectory) return Failed("it is no directory any more");
+    return WithAttributes({SendOutcome::kSent, {}, {}}, transport::Node{record_.path, now->id}, record_.change.attributes);
+  }
+
+  SendReport CannotMake(const Error& error) const {
+    return IsGone(error) ? Failed("its directory is not there any more (make it there, or use --export)") : Failed(error);
+  }
+
+  SendReport MakeFile() {
+    FaultPoint("replay.file");
+    // What is there after this, with no content or the beginning of ours, was made by us.
+    const bool begun = record_.being_sent;
+    if (!begun && same_sandbox_) {  // what another sandbox has says nothing of this one
+      UnsentRecord beginning = record_;
+      beginning.being_sent = true;
+      if (auto noted = WriteUnsentNote(entry_.note, beginning); !noted) return Failed(noted.error());
     }
-    auto stored = CallStore(transport::Node{record_.path, made->attributes.id}, begun.change, true, ours_);
-    if (stored) return {SendOutcome::kSent, {}, "it was not there any more, and was made again"};
+    FaultPoint("replay.file.noted");
+    auto made = remote_.Create(NameOf(OwnName()), {NewPermissions(), true}, Making());
+    FaultPoint("replay.file.created");
+    if (made) {
+      if (made->handle != 0) remote_.Close(made->handle, Short());
+      return StoreMade(made->attributes);
+    }
+    if (!IsTaken(made.error())) return CannotMake(made.error());
+    auto now = remote_.Stat(transport::Node{record_.path, {}}, Short());
+    if (!now) return Failed(now.error());
+    if (now->type != transport::FileType::kRegular) return MakeConflictCopy("something else has its name now", nullptr);
+    const int64_t size = record_.change.SizeAfter(0);
+    auto equal = now->size <= size ? Equal(*now, Extent{0, now->size}) : Result<bool>(false);
+    if (!equal) return Failed(equal.error());
+    if (*equal && now->size == size) return AttributesOfWhatIsThere(*now);
+    if (*equal && begun) return StoreMade(*now);
+    return MakeConflictCopy("another file has its name now", nullptr);
+  }
+
+  SendReport StoreMade(const Attributes& now) {
+    const transport::Node at{record_.path, now.id};
+    if (!record_.change.touches_content()) return WithAttributes({SendOutcome::kSent, {}, {}}, at, record_.change.attributes);
+    FaultPoint("replay.store");
+    auto stored = CallStore(at, WholeChange(), true, ours_);
+    FaultPoint("replay.stored");
+    if (stored) return {SendOutcome::kSent, {}, {}};
     if (stored.error().content_stored) return {SendOutcome::kSent, {}, "its attributes were refused: " + ToString(stored.error())};
-    return Failed(ToString(stored.error()));
+    return Failed(stored.error());
+  }
+
+  SendReport MakeLink() {
+    FaultPoint("replay.link");
+    SendReport report = MakeSomewhere("replay.link.made", [&](const transport::Name& name) { return remote_.MakeSymlink(name, record_.make->target, Making()); },
+                                      [&](const std::string& path) -> Result<bool> {
+                                        auto target = remote_.ReadLink(transport::Node{path, {}}, Short());
+                                        if (!target && target.error().kind == ErrorKind::kErrno && target.error().errno_value == EINVAL) return false;  // no link
+                                        if (!target) return Forward(target.error());
+                                        return *target == record_.make->target;
+                                      });
+    if (report.outcome == SendOutcome::kFailed) return report;
+    const std::string path = report.path.empty() ? record_.path : report.path;
+    return WithAttributes(std::move(report), transport::Node{path, {}}, record_.change.attributes);
+  }
+
+  // By its own name, or by a conflict name where others have that.
+  SendReport MakeSomewhere(std::string_view fault_point, const std::function<Result<transport::Changed>(const transport::Name&)>& make,
+                           const std::function<Result<bool>(const std::string&)>& is_it) {
+    for (int number = 0; number <= kMostConflictCopies; ++number) {
+      const std::string name = number == 0 ? OwnName() : ConflictName(OwnName(), record_.since, number);
+      const std::string path = PathBeside(name);
+      auto made = make(NameOf(name));
+      FaultPoint(fault_point);
+      bool was_there = false;
+      if (!made) {
+        if (!IsTaken(made.error())) return CannotMake(made.error());
+        auto same = is_it(path);
+        if (!same) return Failed(same.error());
+        if (!*same) continue;
+        was_there = true;
+      }
+      if (number > 0) return {SendOutcome::kConflictCopy, path, "something else has its name now"};
+      return {was_there ? SendOutcome::kWasThere : SendOutcome::kSent, {}, {}};
+    }
+    return Failed("something else has its name now, and there are too many conflict copies");
   }
 
   // `base`: the file that the change was made to is still there, as this.
   SendReport MakeConflictCopy(const std::string& why, const Attributes* base) {
-    if (!record_.change.touches_content()) return Failed(why + ", and only attributes were to be set");
+    if (!record_.change.touches_content() && !record_.make) return Failed(why + ", and only attributes were to be set");
     Change whole = WholeChange();
     const bool complete = record_.IsWhole() || base != nullptr;
     whole.attributes = {};
@@ -378,8 +529,8 @@ class LateSend {
     std::optional<Descriptor> laid_over;
     std::optional<ChangedContent> source;
     if (!record_.IsWhole() && base != nullptr) {
-      laid_over.emplace(::open(entry_.directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
-      if (auto copied = LayOver(laid_over->get(), *base, whole); !copied) return Failed(ToString(copied.error()));
+      laid_over.emplace(OpenTemporary(entry_.directory));
+      if (auto copied = LayOver(laid_over->get(), *base, whole); !copied) return Failed(copied.error());
       whole.extents.Clear();
       whole.extents.Add(Extent{0, *whole.size});
       source.emplace(laid_over->get(), whole);
@@ -388,7 +539,11 @@ class LateSend {
     for (int number = 1; number <= kMostConflictCopies; ++number) {
       const std::string name = ConflictName(OwnName(), record_.since, number);
       auto placed = PlaceNew(name, whole, content);
-      if (!placed) return Failed(why + ", and no conflict copy could be made: " + ToString(placed.error()));
+      if (!placed) {
+        SendReport report = Failed(placed.error());
+        report.text = why + ", and no conflict copy could be made: " + report.text;
+        return report;
+      }
       if (!*placed) continue;  // there is another one
       return {SendOutcome::kConflictCopy, PathBeside(name),
               why + (complete ? "" : "; the copy has nothing but the ranges that were written, and zeros elsewhere")};
@@ -426,13 +581,14 @@ class LateSend {
   // A new file of that name with that content. Also true if it is there from an earlier try, which may not have ended; false if
   // another one has the name.
   Result<bool> PlaceNew(const std::string& name, const Change& whole, transport::ContentSource& content) {
-    auto made = remote_.Create(NameOf(name), {NewPermissions(), true}, Short());
+    auto made = remote_.Create(NameOf(name), {NewPermissions(), true}, record_.make ? Making() : Short());
+    FaultPoint("replay.copy.created");
     transport::FileId id;
     if (made) {
       if (made->handle != 0) remote_.Close(made->handle, Short());
       id = made->attributes.id;
     } else {
-      if (made.error().kind != ErrorKind::kErrno || made.error().errno_value != EEXIST) return Forward(made.error());
+      if (!IsTaken(made.error())) return Forward(made.error());
       auto now = remote_.Stat(transport::Node{PathBeside(name), {}}, Short());
       if (!now) return Forward(now.error());
       if (now->type != transport::FileType::kRegular || now->size > *whole.size) return false;
@@ -441,6 +597,7 @@ class LateSend {
       id = now->id;
     }
     auto stored = CallStore(transport::Node{PathBeside(name), id}, whole, true, content);
+    FaultPoint("replay.copy.stored");
     if (!stored && !stored.error().content_stored) return Forward(stored.error());
     return true;
   }
@@ -491,11 +648,17 @@ std::vector<UnsentEntry> ListUnsent(const std::string& parent) {
 }
 
 Result<void> RemoveUnsent(const UnsentEntry& entry) {
-  UnsentRecord nothing;
-  nothing.nothing = true;
-  if (auto noted = WriteUnsentNote(entry.note, nothing); !noted) return noted;
-  if (::unlink(entry.content.c_str()) != 0 && errno != ENOENT) return Failure(ErrorKind::kLocal, errno, "removing " + entry.content);
+  FaultPoint("replay.remove");
+  if (entry.content_is_there) {
+    UnsentRecord nothing;
+    nothing.nothing = true;
+    if (auto noted = WriteUnsentNote(entry.note, nothing); !noted) return noted;
+    FaultPoint("replay.remove.noted");
+    if (::unlink(entry.content.c_str()) != 0 && errno != ENOENT) return Failure(ErrorKind::kLocal, errno, "removing " + entry.content);
+    FaultPoint("replay.remove.content");
+  }
   if (::unlink(entry.note.c_str()) != 0) return Failure(ErrorKind::kLocal, errno, "removing " + entry.note);
+  FaultPoint("replay.removed");
   RemoveIfOver(entry.directory);
   return {};
 }
@@ -528,6 +691,10 @@ std::string ConflictName(const std::string& name, int64_t since, int number) {
     if (!kept.empty() && static_cast<unsigned char>(kept.back()) >= 0xc0) kept.pop_back();
   }
   return kept + suffix;
+}
+
+SendReport MakeUnsentDirectory(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times) {
+  return LateSend(remote, entry, same_sandbox, times).MakeDirectory();
 }
 
 SendReport SendUnsent(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times) {

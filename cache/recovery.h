@@ -55,12 +55,17 @@ struct SendReport {
   SendOutcome outcome = SendOutcome::kFailed;
   std::string path;  // kConflictCopy: the copy's, relative to the mounted directory
   std::string text;  // why, for people; may be empty for kSent
+  bool unreachable = false;  // kFailed: the sandbox says nothing now, to whatever it is asked
 };
 
 // Sends one entry that has no problem, by `remote`, whose root is that of the record. `same_sandbox`: identities mean what they meant. The file is compared
 // with what the change started from (identity where known, mtime, size) and never overwritten if it is another one. The entry is not removed: done
 // twice, after a crash between the two, it finds its own result (kWasThere, or the conflict copy that it made), or makes a second conflict copy at worst,
 // when the first was changed meanwhile.
+// What the record says has to be made is made; of a directory this sets the attributes alone.
 SendReport SendUnsent(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times);
+// The entry's directory is there, and no more (kWasThere: by whomever). kConflictCopy: something else has its name, and what was to go into it
+// goes into `path`.
+SendReport MakeUnsentDirectory(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times);
 
 }  // namespace e2bfs::cache

@@ -363,6 +363,7 @@ CachedFsImpl::Row CachedFsImpl::CollectRow(TimePoint* retry_at) {
       object.attributes.mtime_is_implied = true;
     }
     node->unmade->being_made = true;
+    NoteUnsent(*node);  // should this process end now, what is found there is known for ours
     if (!parent->unmade) {
       item.parent = parent;
       if (std::ranges::find(row.parents, parent) == row.parents.end()) {
@@ -476,6 +477,7 @@ void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error) {
       NoteError(tree_.PathOf(*node), error);
       TellWriters(*node, nullptr, error);
     }
+    NoteUnsent(*node);
     put_aside = !IsForNow(error) && error.errno_value != EEXIST && unmade.tries >= kTriesBeforePutAside && node->open_files == 0 && !node->is_directory();
     settled_.notify_all();
     ++node->pins;

@@ -17,6 +17,7 @@
 #include "cache/block_store.h"
 #include "cache/cached_fs.h"
 #include "cache/recovery.h"
+#include "cache/replay.h"
 #include "fuse/commands.h"
 #include "fuse/commands_connect.h"
 #include "fuse/control_socket.h"
@@ -39,6 +40,7 @@ namespace http = transport::http;
 
 constexpr std::chrono::seconds kConnectTime{90};
 constexpr std::chrono::seconds kControlIdleTime{3};
+constexpr int kMostEntriesTold = 20;
 constexpr off_t kLongLogBytes = off_t{8} << 20;
 
 // A forced umount has put aside what could not be sent before it ends the mount.
@@ -313,6 +315,45 @@ void SayWhatIsPutAside(const MountRequest& request) {
                files == 1 ? "" : "s", files == 1 ? "is" : "are");
 }
 
+// What earlier mounts accepted (-o writeback) and did not send goes first. What cannot be sent stays, and nothing else depends on it.
+void SendWhatWasAccepted(const MountRequest& request, const std::string& sandbox_id, transport::RemoteFs& remote) {
+  const std::string unsent = UnsentParent(request.state_directory);
+  const transport::Description& description = remote.description();
+  const cache::UnsentOwner owner{sandbox_id, description.user, description.root};
+  const size_t count = cache::ListAccepted(unsent, owner).size();
+  if (count == 0) return;
+  if (request.options.read_only) {
+    log::Warning("mount", "this mount is read-only: what earlier ones accepted ({} entries) is sent by the next one that is not", count);
+    return;
+  }
+  auto lock = LockUnsent(request.state_directory, [] { log::Warning("mount", "waiting for another e2bfs that sends what earlier mounts left"); });
+  if (!lock) {
+    log::Warning("mount", "what earlier mounts accepted is not sent: {}", ErrorText(lock.error()));
+    return;
+  }
+  log::Info("mount", "sending what earlier mounts accepted: {} entries", count);
+  size_t done = 0;
+  int told = 0;
+  const auto tell = [&](const cache::UnsentEntry& entry, const cache::SendReport& report) {
+    NotifyServiceManager(fmt::format("EXTEND_TIMEOUT_USEC=30000000\nSTATUS=Sending what earlier mounts accepted: {} of {}", ++done, count));
+    const std::string name = fmt::format("{} {}", entry.id, cache::PrintableName(entry.record->path));
+    if (report.outcome == cache::SendOutcome::kFailed || report.outcome == cache::SendOutcome::kConflictCopy) {
+      if (++told > kMostEntriesTold) return;
+      if (report.outcome == cache::SendOutcome::kFailed) {
+        log::Warning("mount", "{}: accepted by an earlier mount, and not sent: {}", name, report.text);
+      } else {
+        log::Warning("mount", "{}: accepted by an earlier mount; conflict: {}; what was written is beside it: {}", name, report.text, cache::PrintableName(report.path));
+      }
+    } else if (!report.text.empty()) {
+      log::Info("mount", "{}: sent ({})", name, report.text);
+    }
+  };
+  const cache::ReplayReport report = cache::Replay(remote, unsent, owner, {request.options.operation_timeout, request.options.transfer_timeout}, tell);
+  if (told > kMostEntriesTold) log::Warning("mount", "and {} more", told - kMostEntriesTold);
+  log::Info("mount", "of what earlier mounts accepted {} entries are sent, {} of them beside something else; {} stay (see e2bfs recover)", report.sent, report.conflicts,
+            report.failed);
+}
+
 // Declared before what keeps files there.
 struct SpoolDirectoryOwner {
   std::string path;
@@ -337,7 +378,6 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   auto spool_directory = MakeSpoolDirectory(spool_parent, UnsentParent(request.state_directory));
   if (!spool_directory) return Stop(ExitStatus::kFailure, "spool directory: " + ErrorText(spool_directory.error()));
   const SpoolDirectoryOwner spool_owner{*spool_directory};
-  SayWhatIsPutAside(request);
   auto http = http::HttpClient::Create(request.http);
   if (!http) return Stop(RemoteExitStatus(http.error()), ErrorText(http.error()));
   const OpContext connect_context = OpContext::Within(kConnectTime);
@@ -353,6 +393,11 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   if (!store) return tl::unexpected(store.error());
 
   const std::string& sandbox_id = way->endpoint->sandbox_id();
+  std::optional<KeepAlive> keep_alive;
+  if (request.options.keep_alive && way->control_plane) keep_alive.emplace(*way->control_plane, sandbox_id, *request.options.sandbox_timeout_s);
+  SendWhatWasAccepted(request, sandbox_id, **remote);
+  SayWhatIsPutAside(request);
+
   const std::string unsent_directory = UnsentDirectory(request.state_directory, sandbox_id);
   cache::CachedFsOptions cache_options = CacheOptions(request.options, *spool_directory, unsent_directory);
   cache_options.store = store->get();
@@ -360,7 +405,7 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   // Ids are one platform's: another one, and each envd that is named by its address alone, has its own.
   cache_options.store_scope = fmt::format("{} at {}{}", sandbox_id, way->endpoint->origin(), way->endpoint->path_prefix());
   cache_options.sandbox_id = sandbox_id;
-  auto cached = cache::CachedFs::Create(**remote, std::move(cache_options), connect_context);
+  auto cached = cache::CachedFs::Create(**remote, std::move(cache_options), OpContext::Within(kConnectTime));
   if (!cached) return Stop(RemoteExitStatus(cached.error()), ErrorText(cached.error()));
 
   std::stop_source end_request;
@@ -369,8 +414,6 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   const std::string socket = request.runtime_directory + "/" + ControlSocketName(request.mount_point, getpid());
   auto server = ControlServer::Create(socket, [&control](const std::string& asked, const ControlServer::SendLine& send) { control.Answer(asked, send); });
   if (!server) return Stop(ExitStatus::kFailure, ErrorText(server.error()));
-  std::optional<KeepAlive> keep_alive;
-  if (request.options.keep_alive && way->control_plane) keep_alive.emplace(*way->control_plane, sandbox_id, *request.options.sandbox_timeout_s);
 
   MountOptions mount_options = ToMountOptions(request, sandbox_id, (*remote)->description().root, unsent_directory);
   mount_options.stop = end_request.get_token();

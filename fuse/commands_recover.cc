@@ -1,18 +1,14 @@
 // e2bfs recover: what earlier mounts could not send is listed, sent late, exported or dropped. The work is cache/recovery.h's.
-#include <fcntl.h>
 #include <fmt/core.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <ctime>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <tuple>
 
-#include "cache/recovery.h"
+#include "cache/replay.h"
 #include "cache/unsent_export.h"
 #include "fuse/commands.h"
 #include "fuse/commands_connect.h"
@@ -41,6 +37,7 @@ std::string NameOf(const UnsentEntry& entry) {
 std::string WhyUnsent(const UnsentEntry& entry) {
   if (!entry.problem.empty()) return entry.problem;
   if (entry.record->being_sent) return "the mount ended while it was being sent: it may have arrived";
+  if (entry.record->accepted && entry.record->last_error.empty()) return "the mount ended before it was sent: the next one sends it";
   return entry.record->last_error.empty() ? "the mount ended before it was sent" : entry.record->last_error;
 }
 
@@ -52,6 +49,16 @@ std::string LocalTime(int64_t seconds) {
   return text;
 }
 
+// "attributes": of what is there, whatever it is.
+const char* Kind(const cache::UnsentRecord& record) {
+  if (!record.make) return record.change.touches_content() ? "file" : "attributes";
+  switch (record.make->type) {
+    case transport::FileType::kDirectory: return "directory";
+    case transport::FileType::kSymlink: return "symlink";
+    default: return "file";
+  }
+}
+
 Json ExtentJson(const transport::Extent& extent) { return {{"offset", extent.offset}, {"length", extent.length}}; }
 
 Json EntryJson(const UnsentEntry& entry) {
@@ -61,6 +68,7 @@ Json EntryJson(const UnsentEntry& entry) {
     json["sandbox"] = record.sandbox_id;
     json["path"] = PathInSandbox(record);
     json["path_bytes"] = cache::EncodeBytes(PathInSandbox(record));
+    json["kind"] = Kind(record);
     json["root"] = record.root;
     json["user"] = record.user;
   }
@@ -72,7 +80,9 @@ Json EntryJson(const UnsentEntry& entry) {
   json["content"] = entry.content_is_there ? Json(entry.content) : Json();
   if (entry.record) {
     const cache::Change& change = entry.record->change;
-    json["made_by_mount"] = entry.record->fresh;
+    json["accepted"] = entry.record->accepted;
+    json["made_by_mount"] = entry.record->fresh || entry.record->make;
+    if (entry.record->make && entry.record->make->type == transport::FileType::kSymlink) json["target"] = cache::EncodeBytes(entry.record->make->target);
     json["ranges"] = Json::array();
     for (const transport::Extent& extent : change.extents.extents()) json["ranges"].push_back(ExtentJson(extent));
     if (change.append) json["append"] = ExtentJson(*change.append);
@@ -90,9 +100,9 @@ void PrintEntries(const std::vector<UnsentEntry>& entries) {
     PrintLine("Nothing is put aside.");
     return;
   }
-  std::vector<std::vector<std::string>> rows = {{"ID", "SANDBOX", "SIZE", "SINCE", "FILE", "WHY"}};
+  std::vector<std::vector<std::string>> rows = {{"ID", "SANDBOX", "KIND", "SIZE", "SINCE", "NAME", "WHY"}};
   for (const UnsentEntry& entry : entries) {
-    rows.push_back({Printable(entry.id), entry.record ? Printable(entry.record->sandbox_id) : "", HumanBytes(entry.bytes), LocalTime(entry.since), NameOf(entry),
+    rows.push_back({Printable(entry.id), entry.record ? Printable(entry.record->sandbox_id) : "", entry.record ? Kind(*entry.record) : "", HumanBytes(entry.bytes), LocalTime(entry.since), NameOf(entry),
                     Printable(WhyUnsent(entry))});
   }
   PrintTable(rows);
@@ -104,22 +114,9 @@ struct Recovery {
   OptionValues options;
   bool user_given = false;
   bool json = false;
-  std::vector<UnsentEntry> entries;
+  std::vector<UnsentEntry> all, entries;  // the latter: those that were asked for
+  cache::Descriptor lock;                 // so that nothing is sent or dropped by two at once
 };
-
-// Held until the process ends, so that nothing is sent or dropped by two at once. A mount that starts beside it moves in what is left of dead
-// ones, and takes nothing away.
-CommandStep<void> LockRecovery(const std::string& state_directory) {
-  const std::string path = state_directory + "/recover.lock";
-  const int lock = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (lock < 0) return Stop(ExitStatus::kFailure, fmt::format("{}: {}", path, strerrordesc_np(errno)));
-  if (flock(lock, LOCK_EX | LOCK_NB) == 0) return {};
-  PrintErrorLine("recover", "waiting for another e2bfs recover");
-  while (flock(lock, LOCK_EX) != 0) {
-    if (errno != EINTR) return Stop(ExitStatus::kFailure, fmt::format("{}: {}", path, strerrordesc_np(errno)));
-  }
-  return {};
-}
 
 CommandStep<Recovery> FindEntries(const CommandLine& line, bool changes) {
   Recovery recovery;
@@ -132,21 +129,23 @@ CommandStep<Recovery> FindEntries(const CommandLine& line, bool changes) {
   if (!state) return Stop(ExitStatus::kFailure, ErrorText(state.error()));
   recovery.state_directory = *state;
   if (changes) {
-    if (auto locked = LockRecovery(*state); !locked) return tl::unexpected(locked.error());
+    auto lock = LockUnsent(*state, [] { PrintErrorLine("recover", "waiting for another e2bfs that sends what earlier mounts left"); });
+    if (!lock) return Stop(ExitStatus::kFailure, ErrorText(lock.error()));
+    recovery.lock = std::move(*lock);
   }
   const std::string unsent = UnsentParent(*state);
   CleanLeftovers(*state + "/spool", unsent);
   if (!recovery.options.spool_directory.empty()) CleanLeftovers(recovery.options.spool_directory, unsent);
   if (changes) cache::ClearRemoved(unsent);
-  std::vector<UnsentEntry> all = cache::ListUnsent(unsent);
+  recovery.all = cache::ListUnsent(unsent);
   if (line.arguments.empty()) {
-    recovery.entries = std::move(all);
+    recovery.entries = recovery.all;
     return recovery;
   }
   const std::set<std::string> ids(line.arguments.begin(), line.arguments.end());
   for (const std::string& id : ids) {
-    const auto found = std::find_if(all.begin(), all.end(), [&](const UnsentEntry& entry) { return entry.id == id; });
-    if (found == all.end()) return Stop(ExitStatus::kUsage, fmt::format("nothing with the id {} is put aside (see e2bfs recover)", id));
+    const auto found = std::ranges::find(recovery.all, id, &UnsentEntry::id);
+    if (found == recovery.all.end()) return Stop(ExitStatus::kUsage, fmt::format("nothing with the id {} is put aside (see e2bfs recover)", id));
     recovery.entries.push_back(*found);
   }
   return recovery;
@@ -163,6 +162,7 @@ class SendResults {
     static constexpr const char* kOutcomes[] = {"sent", "was_there", "conflict_copy", "failed"};
     any_failed_ = any_failed_ || report.outcome == cache::SendOutcome::kFailed;
     any_done_ = any_done_ || report.outcome != cache::SendOutcome::kFailed;
+    any_conflict_ = any_conflict_ || report.outcome == cache::SendOutcome::kConflictCopy;
     if (json_) {
       Json one = {{"id", entry.id}, {"outcome", kOutcomes[static_cast<int>(report.outcome)]}, {"text", report.text}};
       if (entry.record) one["path"] = PathInSandbox(*entry.record);
@@ -189,21 +189,23 @@ class SendResults {
 
   ExitStatus End() {
     if (json_) PrintLine(DumpJson({{"results", results_}}));
-    if (!any_failed_) return ExitStatus::kOk;
+    if (!any_failed_) return any_conflict_ ? ExitStatus::kConflict : ExitStatus::kOk;
     return connect_status_ && !any_done_ ? *connect_status_ : ExitStatus::kUnsentData;
   }
 
  private:
   const bool json_;
   Json results_ = Json::array();
-  bool any_failed_ = false, any_done_ = false;
+  bool any_failed_ = false, any_done_ = false, any_conflict_ = false;
   std::optional<ExitStatus> connect_status_;
 };
 
-// The entries of one directory that was mounted, by one connection.
-void SendGroup(SandboxRequest request, bool same_sandbox, const std::vector<const UnsentEntry*>& entries, SendResults& results) {
+// The chosen ones of `entries`, which are all of one owner, by one connection.
+void SendGroup(SandboxRequest request, bool same_sandbox, std::vector<UnsentEntry> entries, const std::set<std::string>& chosen, SendResults& results) {
   auto fail_all = [&](const CommandFailure& why) {
-    for (const UnsentEntry* entry : entries) results.Fail(*entry, why);
+    for (const UnsentEntry& entry : entries) {
+      if (chosen.contains(entry.id)) results.Fail(entry, why);
+    }
   };
   auto http = transport::http::HttpClient::Create(request.http);
   if (!http) return fail_all({ErrorText(http.error()), RemoteExitStatus(http.error())});
@@ -214,15 +216,9 @@ void SendGroup(SandboxRequest request, bool same_sandbox, const std::vector<cons
   std::string why;
   auto remote = OpenRemote(request, client, connecting, &why);
   if (!remote) return fail_all(remote.error());
-  for (const UnsentEntry* entry : entries) {
-    const cache::SendReport report =
-        cache::SendUnsent(**remote, *entry, same_sandbox, {request.options.operation_timeout, request.options.transfer_timeout});
-    results.Add(*entry, report);
-    if (report.outcome == cache::SendOutcome::kFailed) continue;
-    if (auto removed = cache::RemoveUnsent(*entry); !removed) {
-      results.Add(*entry, {cache::SendOutcome::kFailed, {}, "it was sent, and is still listed: " + ErrorText(removed.error())});
-    }
-  }
+  cache::SendInOrder(**remote, entries, [&](const UnsentEntry& entry) { return chosen.contains(entry.id); }, same_sandbox,
+                     {request.options.operation_timeout, request.options.transfer_timeout},
+                     [&](const UnsentEntry& entry, const cache::SendReport& report) { results.Add(entry, report); });
 }
 
 CommandStep<ExitStatus> SendEntries(const CommandLine& line, const Recovery& recovery) {
@@ -241,25 +237,31 @@ CommandStep<ExitStatus> SendEntries(const CommandLine& line, const Recovery& rec
   }
   request.environment = TakeEnvironment();
   SendResults results(recovery.json);
-  std::map<std::tuple<std::string, std::string, std::string>, std::vector<const UnsentEntry*>> groups;
+  std::set<std::string> chosen;
   for (const UnsentEntry& entry : recovery.entries) {
-    if (!entry.problem.empty()) {
+    if (entry.problem.empty()) {
+      chosen.insert(entry.id);
+    } else {
       results.Add(entry, {cache::SendOutcome::kFailed, {}, entry.problem + " (see e2bfs recover --export)"});
-      continue;
     }
-    groups[{entry.record->sandbox_id, entry.record->user, entry.record->root}].push_back(&entry);
   }
-  for (const auto& [key, entries] : groups) {
-    const auto& [sandbox, user, root] = key;
-    auto spec = ParseSandboxSpec(target.empty() ? sandbox : target);
+  std::map<cache::UnsentOwner, std::vector<UnsentEntry>> groups;
+  for (const UnsentEntry& entry : recovery.all) {
+    if (entry.record) groups[cache::OwnerOf(entry)].push_back(entry);
+  }
+  for (auto& [owner, entries] : groups) {
+    if (std::ranges::none_of(entries, [&](const UnsentEntry& entry) { return chosen.contains(entry.id); })) continue;
+    auto spec = ParseSandboxSpec(target.empty() ? owner.sandbox_id : target);
     if (!spec) {
-      for (const UnsentEntry* entry : entries) results.Fail(*entry, {spec.error().message, ExitStatus::kSandbox});
+      for (const UnsentEntry& entry : entries) {
+        if (chosen.contains(entry.id)) results.Fail(entry, {spec.error().message, ExitStatus::kSandbox});
+      }
       continue;
     }
     request.spec = std::move(*spec);
-    request.spec.path = root;
-    if (!recovery.user_given) request.options.user = user;
-    SendGroup(request, request.spec.sandbox_id == sandbox, entries, results);
+    request.spec.path = owner.root;
+    if (!recovery.user_given) request.options.user = owner.user;
+    SendGroup(request, request.spec.sandbox_id == owner.sandbox_id, std::move(entries), chosen, results);
   }
   return results.End();
 }

@@ -92,21 +92,25 @@ bool SaysNothingIsUnsent(const std::string& note) {
 // Removes what says of itself that nothing in it is unsent, and notes that were never finished.
 void RemoveWhatWasSent(const std::string& path) {
   const std::string_view suffix = cache::kUnsentNoteSuffix;
+  const auto is_empty = [](const std::string& file) {
+    struct stat status {};
+    return lstat(file.c_str(), &status) != 0 ? errno == ENOENT : S_ISREG(status.st_mode) && status.st_size == 0;
+  };
   for (const std::string& name : NamesIn(path)) {
     const std::string whole = path + "/" + name;
-    struct stat status {};
-    if (name == kLockName || lstat(whole.c_str(), &status) != 0) continue;
+    if (name == kLockName || access(whole.c_str(), F_OK) != 0) continue;
     if (name.ends_with(cache::kUnsentNoteTemporarySuffix)) {
       unlink(whole.c_str());
       continue;
     }
     if (name.ends_with(suffix)) {
-      if (access(whole.substr(0, whole.size() - suffix.size()).c_str(), F_OK) != 0 && SaysNothingIsUnsent(whole)) unlink(whole.c_str());
+      const bool alone = access(whole.substr(0, whole.size() - suffix.size()).c_str(), F_OK) != 0;
+      if (alone && (is_empty(whole) || SaysNothingIsUnsent(whole))) unlink(whole.c_str());
       continue;
     }
     const std::string note = whole + cache::kUnsentNoteSuffix;
-    const bool empty = S_ISREG(status.st_mode) && status.st_size == 0 && access(note.c_str(), F_OK) != 0;
-    if (!empty && !SaysNothingIsUnsent(note)) continue;
+    const bool not_begun = is_empty(whole) && is_empty(note);
+    if (!not_begun && !SaysNothingIsUnsent(note)) continue;
     unlink(whole.c_str());
     unlink(note.c_str());
   }
@@ -231,6 +235,18 @@ std::string UnsentParent(const std::string& state_directory) { return state_dire
 
 std::string UnsentDirectory(const std::string& state_directory, const std::string& sandbox_id) {
   return fmt::format("{}/{}-{}-{}", UnsentParent(state_directory), sandbox_id, TimeText(), getpid());
+}
+
+Result<cache::Descriptor> LockUnsent(const std::string& state_directory, const std::function<void()>& waiting) {
+  const std::string path = state_directory + "/recover.lock";
+  cache::Descriptor lock(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!lock.is_open()) return Errno(errno, path);
+  if (flock(lock.get(), LOCK_EX | LOCK_NB) == 0) return lock;
+  waiting();
+  while (flock(lock.get(), LOCK_EX) != 0) {
+    if (errno != EINTR) return Errno(errno, path);
+  }
+  return lock;
 }
 
 void CleanLeftovers(const std::string& parent, const std::string& unsent_parent) {

@@ -2,9 +2,11 @@
 // Both hold what others must not read or replace, so a directory that somebody else owns or may enter is refused.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
+#include "cache/descriptor.h"
 #include "transport/base/error.h"
 
 namespace e2bfs::fuse {
@@ -30,6 +32,10 @@ std::vector<std::string> RuntimeDirectoriesOf(unsigned uid);
 std::string UnsentParent(const std::string& state_directory);
 // "<state directory>/unsent/<sandbox>-<date>-<time>-<pid>": where the mount that begins now puts aside what it cannot send. Not made.
 std::string UnsentDirectory(const std::string& state_directory, const std::string& sandbox_id);
+
+// Whoever sends or drops what is below UnsentParent holds this. A mount that starts beside it moves in what is left of dead ones, and takes nothing away.
+// `waiting` is called if another process holds it.
+Result<cache::Descriptor> LockUnsent(const std::string& state_directory, const std::function<void()>& waiting);
 
 // What mounts that died left behind in `parent` (of spool directories; it need not be there) is never removed unless it is known to hold nothing
 // unsent: the rest is moved below `unsent_parent`, which the log says, with a text file about it. A living mount's is locked, and left alone.

@@ -14,6 +14,7 @@ enum class ExitStatus : int {
   kFuseMissing = 7,     // no /dev/fuse or no fusermount3
   kUnsentData = 8,      // data could not be sent: nothing was unmounted (or it was put aside, with --force)
   kRemotePath = 9,      // the path in the sandbox is not there, or is not a directory
+  kConflict = 10,       // all is sent, and some of it lies beside what others changed there
   kInterrupted = 130,   // SIGINT or SIGTERM before the work was done
 };
 
