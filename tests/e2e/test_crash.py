@@ -12,8 +12,8 @@ import collections, contextlib, errno, itertools, json, os, pathlib, shutil, sta
 
 import pytest
 
-from conftest import ENVD_URL, SANITIZED, Double, Mount, eventually, run
-from test_recover import is_dead, listed, recover
+from conftest import ENVD_URL, SANITIZED, Double, Mount, eventually, is_dead, run
+from test_recover import listed, recover
 from tiers import tier  # noqa: F401 (fixture)
 from writeback import (CONFLICT, LONG_AGO, assert_same, brief, clear_away, differences, flush, kill, look, mount_with, spool_files, standing_still)
 

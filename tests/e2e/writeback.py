@@ -1,8 +1,7 @@
 """What the tests of -o writeback have in common: a sandbox that stands still, trees compared, mounts that are killed and made anew."""
 import contextlib, os, pathlib, re, signal, stat, subprocess, threading
 
-from conftest import BIN, PATIENCE, TOOL_ENVIRONMENT, eventually, run
-from test_recover import is_dead
+from conftest import BIN, PATIENCE, TOOL_ENVIRONMENT, eventually, is_dead, run
 
 LONG_AGO = 1_600_000_000  # times before it were set by who made the file: they are compared
 UNSENT = 8                # exit status: not everything is in the sandbox
@@ -89,7 +88,7 @@ def assert_all_sent(mount):
 def spool_files(double, *more):
     """What mounts keep of unsent data on this machine, whoever's it is."""
     places = [double.scratch / "state/e2bfs/spool", double.scratch / "state/e2bfs/unsent", *map(pathlib.Path, more)]
-    return [path for place in places if place.exists() for path in place.rglob("*") if not path.is_dir()]
+    return [path for place in places if place.exists() for path in place.rglob("*") if not path.is_dir() and path.name != ".lock"]
 
 
 def mount_with(mount, check=True, **environment):
