@@ -1,5 +1,6 @@
 // Attributes: what is fresh, what may be cached, and what the kernel is told.
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "cache/cached_fs_impl.h"
@@ -89,7 +90,7 @@ NodeAttributes CachedFsImpl::BuildAttributes(const Node& node, TimePoint now) co
   built.content_generation = node.content_generation;
   transport::Attributes& shown = built.attributes;
   if (node.ctime_shown && SameTime(shown.ctime, node.ctime_shown->there)) shown.ctime = node.ctime_shown->here;
-  if (made_here_.contains(node.id)) shown.device = shown.inode = 0;
+  if (made_here_.contains(node.id)) std::tie(shown.device, shown.inode) = std::pair(kMadeUpDevice, node.id);
   if (node.content->dirty()) {
     for (const Change* change : {&node.content->sending, &node.content->current}) {
       const transport::AttributeChange& set = change->attributes;

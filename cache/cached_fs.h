@@ -59,6 +59,9 @@ struct CachedFsOptions {
   std::string sandbox_id;  // for what says of unsent data where it belongs
 };
 
+// The device of what was made here before the sandbox had it: its inode number is not the sandbox's, then and later.
+inline constexpr uint64_t kMadeUpDevice = UINT64_MAX;
+
 struct NodeAttributes {
   NodeId node = 0;
   transport::Attributes attributes;  // with unsent changes laid over: what fstat has to show

@@ -46,7 +46,7 @@ void CachedFsImpl::AbsorbListing(Node& directory, const transport::Listing& list
 
 DirectorySnapshot::Entry CachedFsImpl::EntryOf(const std::string& name, const Node& node) const {
   const bool made_up = made_here_.contains(node.id);
-  return {name, node.id, node.attributes.type, made_up ? 0 : node.attributes.device, made_up ? 0 : node.attributes.inode};
+  return {name, node.id, node.attributes.type, made_up ? kMadeUpDevice : node.attributes.device, made_up ? node.id : node.attributes.inode};
 }
 
 void CachedFsImpl::AddUnmade(const Node& directory, DirectorySnapshot& snapshot) const {

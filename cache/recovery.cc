@@ -657,7 +657,7 @@ Result<void> RemoveUnsent(const UnsentEntry& entry) {
     if (::unlink(entry.content.c_str()) != 0 && errno != ENOENT) return Failure(ErrorKind::kLocal, errno, "removing " + entry.content);
     FaultPoint("replay.remove.content");
   }
-  if (::unlink(entry.note.c_str()) != 0) return Failure(ErrorKind::kLocal, errno, "removing " + entry.note);
+  if (::unlink(entry.note.c_str()) != 0 && errno != ENOENT) return Failure(ErrorKind::kLocal, errno, "removing " + entry.note);
   FaultPoint("replay.removed");
   RemoveIfOver(entry.directory);
   return {};
@@ -673,8 +673,8 @@ void ClearRemoved(const std::string& parent) {
       if (const auto record = ReadUnsentNote(note); !record || !record->nothing) continue;
       ::unlink(note.substr(0, note.size() - suffix.size()).c_str());
       ::unlink(note.c_str());
-      RemoveIfOver(directory);
     }
+    RemoveIfOver(directory);
   }
 }
 

@@ -177,7 +177,6 @@ std::vector<UnsentEntry> ListAccepted(const std::string& unsent_parent, const Un
 }
 
 ReplayReport Replay(transport::RemoteFs& remote, const std::string& unsent_parent, const UnsentOwner& owner, const SendTimes& times, const TellSent& tell) {
-  ClearRemoved(unsent_parent);
   std::vector<UnsentEntry> entries = ListUnsent(unsent_parent);
   std::erase_if(entries, [&](const UnsentEntry& entry) { return !entry.record || OwnerOf(entry) != owner; });
   ReplayReport report;

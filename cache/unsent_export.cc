@@ -16,7 +16,7 @@ namespace e2bfs::cache {
 namespace {
 
 constexpr size_t kCopyBytes = 1 << 20;
-constexpr int kMostTexts = 1000;
+constexpr int kMostNames = 1000;  // that are tried
 constexpr size_t kLongestKeptName = 200;
 
 tl::unexpected<Error> ExportError(int errno_value, const std::string& what) { return Failure(ErrorKind::kLocal, errno_value, what + ": " + ErrnoName(errno_value)); }
@@ -92,6 +92,42 @@ Result<std::unique_ptr<UnsentExport>> UnsentExport::Open(const std::string& dire
 
 UnsentExport::~UnsentExport() { ::close(fd_); }
 
+Result<std::string> UnsentExport::Place(const UnsentEntry& entry, int at, const std::string& wanted) {
+  const UnsentMaking* make = entry.record && entry.record->make ? &*entry.record->make : nullptr;
+  const transport::FileType type = make != nullptr ? make->type : transport::FileType::kRegular;
+  std::string name = wanted;
+  Descriptor to;
+  for (int n = 1;; ++n) {
+    int done = -1;
+    if (type == transport::FileType::kDirectory) {
+      struct stat status {};
+      done = ::mkdirat(at, name.c_str(), 0700);
+      if (done != 0 && errno == EEXIST && ::fstatat(at, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0) {
+        if (S_ISDIR(status.st_mode)) return name;
+        errno = EEXIST;
+      }
+    } else if (type == transport::FileType::kSymlink) {
+      done = ::symlinkat(make->target.c_str(), at, name.c_str());
+    } else {
+      done = ::openat(at, name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+      to = Descriptor(done);
+    }
+    if (done >= 0) break;
+    if (errno != EEXIST || n > kMostNames) return ExportError(errno, PrintableName(name));
+    name = wanted.substr(0, kLongestKeptName) + ".e2bfs-" + entry.id + (n > 1 ? "-" + std::to_string(n) : "");
+  }
+  if (!to.is_open()) return name;
+  Result<void> copied;
+  if (entry.content_is_there) {
+    const Descriptor from(::open(entry.content.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    copied = from.is_open() ? CopyContent(entry, from.get(), to.get()) : Result<void>(ExportError(errno, entry.content));
+  }
+  if (copied && ::fsync(to.get()) != 0) copied = ExportError(errno, "writing");
+  if (copied) return name;
+  ::unlinkat(at, name.c_str(), 0);
+  return Failure(ErrorKind::kLocal, copied.error().errno_value, PrintableName(name) + ": " + copied.error().message);
+}
+
 Result<std::string> UnsentExport::Add(const UnsentEntry& entry) {
   std::string wanted = "unknown/" + entry.id;
   if (entry.record) {
@@ -101,9 +137,7 @@ Result<std::string> UnsentExport::Add(const UnsentEntry& entry) {
   auto parts = PartsOf(wanted);
   if (!parts) return Forward(parts.error());
   std::string path;
-  if (entry.content_is_there) {
-    const Descriptor from(::open(entry.content.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-    if (from.get() < 0) return ExportError(errno, entry.content);
+  if (entry.content_is_there || (entry.record && entry.record->make)) {
     Descriptor at(::dup(fd_));
     for (size_t i = 0; i + 1 < parts->size(); ++i) {
       const std::string& name = (*parts)[i];
@@ -113,21 +147,9 @@ Result<std::string> UnsentExport::Add(const UnsentEntry& entry) {
       at = std::move(next);
       path += name + "/";
     }
-    std::string name = parts->back();
-    int made = ::openat(at.get(), name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (made < 0 && errno == EEXIST) {
-      name = name.substr(0, kLongestKeptName) + ".e2bfs-" + entry.id;
-      made = ::openat(at.get(), name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    }
-    path += name;
-    if (made < 0) return ExportError(errno, PrintableName(path));
-    const Descriptor to(made);
-    auto copied = CopyContent(entry, from.get(), to.get());
-    if (copied && ::fsync(to.get()) != 0) copied = ExportError(errno, "writing");
-    if (!copied) {
-      ::unlinkat(at.get(), name.c_str(), 0);
-      return Failure(ErrorKind::kLocal, copied.error().errno_value, PrintableName(path) + ": " + copied.error().message);
-    }
+    auto name = Place(entry, at.get(), parts->back());
+    if (!name) return Failure(ErrorKind::kLocal, name.error().errno_value, PrintableName(path) + name.error().message);
+    path += *name;
   }
   if (entry.record) {
     text_ += DescribeUnsent(*entry.record, path.empty() ? "(no content)" : path);
@@ -142,7 +164,7 @@ Result<std::string> UnsentExport::WriteText() {
   if (text_.empty()) return std::string();
   std::string name = "E2BFS-EXPORT.txt";
   int made = -1;
-  for (int n = 2; n < kMostTexts; ++n) {
+  for (int n = 2; n < kMostNames; ++n) {
     made = ::openat(fd_, name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (made >= 0 || errno != EEXIST) break;
     name = "E2BFS-EXPORT-" + std::to_string(n) + ".txt";

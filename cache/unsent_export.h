@@ -19,13 +19,16 @@ class UnsentExport {
   UnsentExport(const UnsentExport&) = delete;
   UnsentExport& operator=(const UnsentExport&) = delete;
 
-  // The path below the directory where its content is now; "" if it has none. Of an entry that nothing is known of: all of the content
-  // file, as "unknown/ID". Another name (".e2bfs-ID" behind it) where the file is there already.
+  // The path below the directory where its content is now, or the directory or link that was to be made; "" if it has none of these. Of an entry that
+  // nothing is known of: all of the content file, as "unknown/ID". Another name (".e2bfs-ID" behind it) where something else is there already.
   Result<std::string> Add(const UnsentEntry& entry);
   // Writes what belongs where, and which parts of each file are ours, into a new text file. Its name, "" if there was nothing to say.
   Result<std::string> WriteText();
 
  private:
+  // Makes the last part of a path, in the directory `at`: another name where it is taken.
+  Result<std::string> Place(const UnsentEntry& entry, int at, const std::string& name);
+
   UnsentExport(std::string directory, int fd) : directory_(std::move(directory)), fd_(fd) {}
 
   const std::string directory_;

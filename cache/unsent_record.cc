@@ -107,6 +107,14 @@ std::string_view TypeWord(transport::FileType type) {
   }
 }
 
+std::string DescribeMaking(const UnsentMaking& make) {
+  switch (make.type) {
+    case transport::FileType::kDirectory: return "a new directory";
+    case transport::FileType::kSymlink: return "a link to " + PrintableName(make.target);
+    default: return "a new file";
+  }
+}
+
 // The record's lines; the time that writes imply is the last, and begins at `*implied`.
 std::string EncodeBody(const UnsentRecord& record, size_t* implied) {
   std::string text;
@@ -433,8 +441,9 @@ std::string PrintableName(std::string_view name) {
 
 std::string DescribeUnsent(const UnsentRecord& record, const std::string& content_file) {
   const Change& change = record.change;
-  std::string text = "file in the sandbox: " + PrintableName(record.path) + "\nwhat was written:    " + PrintableName(content_file) +
-                     "\nits ranges:         ";
+  std::string text = "file in the sandbox: " + PrintableName(record.path);
+  if (record.make) text += "\nwhat it is:          " + DescribeMaking(*record.make);
+  text += "\nwhat was written:    " + PrintableName(content_file) + "\nits ranges:         ";
   for (const transport::Extent& extent : change.extents.extents()) {
     text += ' ' + std::to_string(extent.offset) + '+' + std::to_string(extent.length);
   }

@@ -320,6 +320,7 @@ void SendWhatWasAccepted(const MountRequest& request, const std::string& sandbox
   const std::string unsent = UnsentParent(request.state_directory);
   const transport::Description& description = remote.description();
   const cache::UnsentOwner owner{sandbox_id, description.user, description.root};
+  cache::ClearRemoved(unsent);
   const size_t count = cache::ListAccepted(unsent, owner).size();
   if (count == 0) return;
   if (request.options.read_only) {

@@ -10,6 +10,7 @@
 
 #include "transport/base/log.h"
 #include "transport/envd/errors.h"
+#include "transport/service_new_objects.h"
 #include "transport/service_session.h"
 #include "transport/service_store.h"
 #include "transport/service_stream.h"
@@ -38,14 +39,6 @@ int ErrnoOfOpenedType(FileType type) {
     default: return ENXIO;
   }
 }
-
-// Bits that creation by a shell cannot give: it asks for 0666.
-std::string ModeBeyondCreation(uint32_t permissions, uint32_t asked_for) {
-  if ((permissions & ~asked_for) == 0) return "-";
-  return ModeArgument(permissions);
-}
-
-std::string UmaskArgument(uint32_t permissions) { return ModeArgument(~permissions & 0777); }
 
 class ServiceFsImpl : public RemoteFs {
  public:
@@ -169,9 +162,7 @@ class ServiceFsImpl : public RemoteFs {
   }
 
   Result<Changed> MakeSymlink(const Name& name, const std::string& target, const OpContext& ctx) override {
-    if (target.empty()) return Errno(ENOENT, "empty link text");
-    if (target.find('\0') != std::string::npos) return Errno(EINVAL, "link text");
-    if (target.size() > 4095) return Errno(ENAMETOOLONG, "link text");
+    if (int wrong = CheckLinkText(target)) return Errno(wrong, "link text");
     return Make(ServiceScript::kMakeSymlink, name, {EncodeArgument(target)}, ctx);
   }
 
@@ -250,6 +241,11 @@ class ServiceFsImpl : public RemoteFs {
       if (attributes) changed.object = std::move(*attributes);
     }
     return changed;
+  }
+
+  Result<MadeObjects> MakeObjects(const std::vector<NewObject>& objects, const OpContext& ctx) override {
+    if (read_only_) return Errno(EROFS);
+    return MakeNewObjects(*session_, objects, ctx);
   }
 
   // --- extended attributes: no service and no tool that every image has

@@ -1,5 +1,6 @@
 #include "transport/service_names.h"
 
+#include <cerrno>
 #include <vector>
 
 #include "transport/envd/messages.h"
@@ -108,6 +109,12 @@ int CheckPath(std::string_view path) {
     if (path.empty()) return EINVAL;
   }
   return 0;
+}
+
+int CheckLinkText(std::string_view text) {
+  if (text.empty()) return ENOENT;
+  if (text.find('\0') != std::string_view::npos) return EINVAL;
+  return text.size() > 4095 ? ENAMETOOLONG : 0;
 }
 
 bool IsUtf8Text(std::string_view bytes) { return bytes.find('\0') == std::string_view::npos && envd::IsUtf8(bytes); }

@@ -51,6 +51,8 @@ std::string ParentPath(const std::string& path);
 // 0, or the errno of a name or path as this interface takes it: EINVAL, ENAMETOOLONG.
 int CheckName(std::string_view name);
 int CheckPath(std::string_view path);
+// The same of a link's text, as symlink(2) says.
+int CheckLinkText(std::string_view text);
 
 // What a JSON string and a command's argument can hold.
 bool IsUtf8Text(std::string_view bytes);

@@ -391,6 +391,61 @@ fin "$p"
 }
 )sh";
 
+// Contents are taken from the stage one after the other, dd's one read each; noclobber as in kCreateText. What fails is said in words of the system's,
+// which follow the last colon of a command's first line.
+constexpr char kMakeObjectsText[] = R"sh(
+l='
+'
+say() { x=${g##*: }; echo "$1 $i ${x%%"$l"*}"; }
+place() { exec 4< "$f"; [ "$1" = 0 ] || dd bs="$1" count=1 <&4 >/dev/null 2>&1; }
+fill() {
+  if [ "$z" = 0 ] || dd bs="$z" count=1 <&4 >&3; then return 0; fi
+  if [ "$(stat -c %d:%i -- "$p")" = "$(stat -L -c %d:%i /proc/self/fd/3)" ]; then rm -f -- "$p" </dev/null; fi
+  return 1
+}
+new() {
+  if there "$p"; then g='File exists'; return 1; fi
+  umask "$u"
+  case $t in
+    d) g=$(mkdir -- "$p" 2>&1) ;;
+    l) d "$s"; g=$(ln -s -T -- "$R" "$p" 2>&1) ;;
+    f) set -C; g=$( { { fill; } 3> "$p"; } 2>&1 ) ;;
+  esac
+  y=$?; set +C; umask 0; return $y
+}
+b() {
+d "$1"; f=$R N=$2 o=$3; shift 3
+if [ -n "$f" ]; then
+  n=$(stat -c %s -- "$f") && [ "$n" = "$N" ] || no SHORT
+  place "$o"
+fi
+i=0 n=$(($# / 2)) B=' x '
+while [ "$i" -lt "$n" ]; do
+  d "$1"; p=$R s=$2; shift 2
+  for v in t q z u m ow mo ta tb; do eval "$v=\${s%%,*}"; s=${s#*,}; done
+  a=1
+  if [ "$t" != s ]; then
+    case $B in *" $q "*) g='No such file or directory' a= ;; *) new || a= ;; esac
+    o=$((o + z))
+    if [ -z "$a" ]; then
+      say F; B="$B$i "
+      if [ "$z" != 0 ]; then place "$o"; fi
+    elif [ "$m" != - ]; then g=$(chmod "$m" -- "$p" 2>&1) || say R; fi
+  fi
+  if [ "$a" ]; then
+    case $ow$mo$ta$tb in ----) ;; *) g=$( (at "$p" "$ow" "$mo" "$ta" "$tb") 2>&1 ) || say R ;; esac
+    [ "$t" = d ] || set -- "$@" "$p"
+  fi
+  i=$((i + 1))
+done
+[ $# != 0 ] || exit 0
+if x=$(stat -c "$F" -- "$@" 2>/dev/null); then echo "$x"; exit 0; fi
+i=0
+for p; do stat -c "$F" -- "$p" 2>/dev/null || echo "G $i"; i=$((i + 1)); done
+exit 0
+}
+)sh";
+
 const char* ServiceBodyText(ServiceScript script) {
   switch (script) {
     case ServiceScript::kInitialize: return kInitializeText;
@@ -413,11 +468,12 @@ const char* ServiceBodyText(ServiceScript script) {
     case ServiceScript::kRename: return kRenameText;
     case ServiceScript::kSetAttributes: return kSetAttributesText;
     case ServiceScript::kStore: return kStoreText;
+    case ServiceScript::kMakeObjects: return kMakeObjectsText;
   }
   return "exit 1";
 }
 
-constexpr size_t kServiceScripts = size_t(ServiceScript::kStore) + 1;
+constexpr size_t kServiceScripts = size_t(ServiceScript::kMakeObjects) + 1;
 
 }  // namespace
 
@@ -429,7 +485,7 @@ const std::string& ServiceScriptText(ServiceScript script) {
     for (size_t i = 0; i < kServiceScripts; ++i) {
       auto each = static_cast<ServiceScript>(i);
       result[i] = kCommonText;
-      if (each == ServiceScript::kSetAttributes || each == ServiceScript::kStore) result[i] += kAttributesText;
+      if (each >= ServiceScript::kSetAttributes) result[i] += kAttributesText;
       result[i] += ServiceBodyText(each);
       if (IsServiceChange(each)) result[i] += kChangeText;
     }

@@ -49,6 +49,11 @@ enum class ServiceScript {
   //   extents "offset:length:place in the stage file", offset "a" for an append, place "z" for zeros over what is there
   //   -> "STORED" once the content is in place, [path]; "APPENDED bytes" of an append that failed half-way and could not be cut off
   kStore,
+  // stage file with the contents ("" for none), its size, where the contents of this command begin in it; then of each step a path and
+  //   "kind,parent,size,umask,special mode,owner,mode,atime,mtime,text". Kind: d, f or l is made; s is told of. Parent: the number of the step that makes
+  //   the directory that it goes into, or "-"; "x" fails. -> "F step text" of what was not made, "R step text" of what is there but for its attributes;
+  //   [what was made but directories, and what is told of], where "G number" tells that it is gone
+  kMakeObjects,
 };
 
 bool IsServiceChange(ServiceScript script);

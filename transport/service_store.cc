@@ -32,8 +32,18 @@ Error WithRealErrno(ServiceSession& session, const std::string& path, int64_t by
   return error;
 }
 
+std::string NumberArgument(const std::optional<int64_t>& number) { return number ? std::to_string(*number) : "-"; }
+
+}  // namespace
+
+int64_t StorePiece::bytes() const {
+  int64_t total = append ? append->length : 0;
+  for (const Extent& extent : extents) total += extent.length;
+  return total;
+}
+
 // Into a new file each time: a torn or late upload of an earlier try must not meet a later one.
-Result<std::string> Stage(ServiceSession& session, const StorePiece& piece, ContentSource& source, OpContext& ctx) {
+Result<std::string> StageContent(ServiceSession& session, const StorePiece& piece, ContentSource& source, OpContext& ctx) {
   for (int tries = 1;; ++tries) {
     auto path = session.NewStageFile(ctx);
     if (!path) return path;
@@ -47,16 +57,6 @@ Result<std::string> Stage(ServiceSession& session, const StorePiece& piece, Cont
     if (!again || tries == kStageTries || Clock::now() >= ctx.deadline) return Forward(uploaded.error());
     log::Info("service", "staging failed, trying again: {}", ToString(uploaded.error()));
   }
-}
-
-std::string NumberArgument(const std::optional<int64_t>& number) { return number ? std::to_string(*number) : "-"; }
-
-}  // namespace
-
-int64_t StorePiece::bytes() const {
-  int64_t total = append ? append->length : 0;
-  for (const Extent& extent : extents) total += extent.length;
-  return total;
 }
 
 Result<std::vector<StorePiece>> PlanStore(const StoreRequest& request) {
@@ -134,7 +134,7 @@ Result<Attributes> StoreContent(ServiceSession& session, const Node& node, bool 
     int64_t bytes = piece.bytes();
     if (bytes > 0) {
       if (!request.source) return Errno(EINVAL, "store without a source");
-      auto staged = Stage(session, piece, *request.source, whole);
+      auto staged = StageContent(session, piece, *request.source, whole);
       if (!staged) return Forward(staged.error());
       stage = std::move(*staged);
     }

@@ -29,6 +29,9 @@ inline constexpr int64_t kStorePieceBytes = int64_t{64} << 20;
 // EINVAL for extents that are not sorted, disjoint, positive and below the size. At least one piece.
 Result<std::vector<StorePiece>> PlanStore(const StoreRequest& request);
 
+// Into a new file of the stage directory: its absolute path. `ctx` is renewed.
+Result<std::string> StageContent(ServiceSession& session, const StorePiece& piece, ContentSource& source, OpContext& ctx);
+
 // "uid:gid", "uid", ":gid" or "-"; five octal digits or "-".
 std::string OwnerArgument(const AttributeChange& change);
 std::string ModeArgument(const std::optional<uint32_t>& permissions);

@@ -10,6 +10,19 @@
 
 namespace e2bfs::transport {
 
+// Bytes of memory, which outlive it.
+class HeldSource final : public ContentSource {
+ public:
+  explicit HeldSource(std::string_view bytes) : bytes_(bytes) {}
+  Result<void> ReadAt(int64_t offset, char* buffer, size_t length) override {
+    bytes_.copy(buffer, length, static_cast<size_t>(offset));
+    return {};
+  }
+
+ private:
+  const std::string_view bytes_;
+};
+
 // POST of the source's ranges, one after the other, and then of `tail`, once. `ctx` is renewed with each part that went out: there is no limit on
 // the whole. Whether all arrived is for the caller to check.
 Result<void> UploadRanges(envd::Client& client, const std::string& path, const std::vector<Extent>& ranges, ContentSource& source,

@@ -294,12 +294,19 @@ class Place:
 
     def __init__(self, mount, name, scratch):
         self.mount, self.double = mount, mount.double
-        self.there = mount.inside / name
-        self.there.mkdir()
+        self.made_there = mount.inside / name
+        self.made_there.mkdir()
         self.here = mount.path / name
         self.local = scratch / f"local-{name}"
         self.local.mkdir()
         eventually(lambda: self.here.exists(), "the new directory is seen through the mount")
+
+    @property
+    def there(self):
+        """Whoever looks there, with -o writeback, looks after it was sent."""
+        if "writeback" in MOUNT_OPTIONS:
+            self.mount.e2bfs("flush", self.mount.path, check=False)
+        return self.made_there
 
 
 @pytest.fixture

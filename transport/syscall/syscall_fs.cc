@@ -69,18 +69,6 @@ class HeldStream final : public ByteStream {
   size_t taken_ = 0;
 };
 
-class HeldSource final : public ContentSource {
- public:
-  explicit HeldSource(std::string_view bytes) : bytes_(bytes) {}
-  Result<void> ReadAt(int64_t offset, char* buffer, size_t length) override {
-    bytes_.copy(buffer, length, static_cast<size_t>(offset));
-    return {};
-  }
-
- private:
-  const std::string_view bytes_;
-};
-
 constexpr int64_t kEarlyPieceBytes = 256 << 10;
 
 bool SameTimes(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }

@@ -1,6 +1,7 @@
 // What only the service tier promises: few requests, changes done once although answers are lost, nothing believed.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <thread>
 
 #include "tests/component/remote_fs_contract/backend.h"
@@ -70,8 +71,56 @@ TEST_F(ServiceTier, RequestsAreFew) {
   EXPECT_LE(Requests([&] { ASSERT_TRUE(fs().Store(0, At("dir/file"), store, ctx_)); }), 2);
 }
 
+// A directory with so many files.
+static std::vector<transport::NewObject> NewFiles(const std::string& directory, size_t count, transport::ContentSource& source, int64_t size) {
+  std::vector<transport::NewObject> row(count + 1);
+  row[0].name = directory;
+  row[0].type = transport::FileType::kDirectory;
+  row[0].permissions = 0755;
+  for (size_t i = 1; i <= count; ++i) {
+    row[i].name = "a file " + std::to_string(i);
+    row[i].made_in = 0;
+    row[i].permissions = 0644;
+    row[i].size = size;
+    row[i].source = &source;
+  }
+  return row;
+}
+
+static bool AllMade(const Result<transport::MadeObjects>& made) {
+  return made && std::all_of(made->objects.begin(), made->objects.end(), [](const transport::MadeObject& object) { return object.attributes && !object.error; });
+}
+
+TEST_F(ServiceTier, ARowOfNewObjectsTakesFewRequests) {
+  StringSource source(std::string(1'000, 'c'));
+  // The upload, three commands that make, one for the directories, one that removes the staged file.
+  EXPECT_EQ(Requests([&] { EXPECT_TRUE(AllMade(fs().MakeObjects(NewFiles("large", 1'000, source, 1'000), ctx_))); }), 6);
+  EXPECT_EQ(Requests([&] { EXPECT_TRUE(AllMade(fs().MakeObjects(NewFiles("small", 10, source, 0), ctx_))); }), 2);
+  EXPECT_EQ(backend_.InsideRun("ls -- \"$1\" | wc -l", {backend_.home() + "/large"}), "1000\n");
+  EXPECT_EQ(backend_.InsideRead("large/a file 1000").value_or(""), std::string(1'000, 'c'));
+}
+
+TEST_F(ServiceTier, NewObjectsAreMadeOnceAlthoughAnswersAreLost) {
+  StringSource source("content");
+  AddServiceFault("POST /process.Process/Start", "reset", -2, 2);
+  EXPECT_TRUE(AllMade(fs().MakeObjects(NewFiles("d", 500, source, 7), ctx_)));
+  AddServiceFault("POST /process.Process/Start", "cut", 30);
+  AddServiceFault("POST /files", "reset_request", 300);
+  EXPECT_TRUE(AllMade(fs().MakeObjects(NewFiles("e", 100, source, 7), ctx_)));
+  EXPECT_EQ(backend_.InsideRead("e/a file 100").value_or(""), "content");
+  // Never answered: nobody knows.
+  AddServiceFault("POST /process.Process/Start", "reset", -2, -1);
+  auto made = fs().MakeObjects(NewFiles("f", 10, source, 7), ctx_);
+  ASSERT_FALSE(made);
+  EXPECT_EQ(made.error().kind, ErrorKind::kBroken);
+  backend_.sandbox()->server().ClearFaults();
+}
+
 TEST_F(ServiceTier, NoContentAndNoStagingShows) {
   StringSource source("SECRETCONTENT");
+  EXPECT_TRUE(AllMade(fs().MakeObjects(NewFiles("d", 3, source, 13), ctx_)));
+  ASSERT_TRUE(fs().Rename(In("", "d"), In("", "file"), 0, ctx_));
+  backend_.InsideRun("rm -r -- \"$1\"", {backend_.home() + "/file"});
   StoreRequest store;
   store.extents = {{0, 13}};
   store.source = &source;

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 
 #include "transport/service_names.h"
 #include "transport/service_scripts.h"
@@ -331,6 +332,69 @@ TEST_F(ServiceScripts, RangesGoWhereTheyBelong) {
       EXPECT_NE(answer.status, 0);
       EXPECT_TRUE(ReadWhole(file) == expected);
     }
+  }
+}
+
+TEST_F(ServiceScripts, NewObjectsAreMadeInTheirOrder) {
+  for (size_t w = 0; w < worlds_.size(); ++w) {
+    SCOPED_TRACE(worlds_[w].shell[0]);
+    const std::string top = directory_ + "/w" + std::to_string(w) + "\n: ", stage = top + "stage";
+    std::filesystem::create_directory(top);
+    WriteWhole(top + "/taken", "old");
+    ASSERT_EQ(symlink("nowhere", (top + "/dangling").c_str()), 0);
+    const std::string first(9'000, '1'), lost(700, 'x'), large(20'000, 'l'), last = "the last\n";
+    WriteWhole(stage, "skipped" + first + lost + large + lost + last);
+    const std::vector<std::pair<std::string, std::string>> steps = {
+        {"d", "d,-,0,00027,-,-,-,-,-,"},
+        {"d/first", "f,0,9000,00077,00755,-,-,-,1000000000.500000000,"},
+        {"taken", "f,-,700,00022,-,-,-,-,-,"},
+        {"d/large", "f,0,20000,00022,-,-,-,-,-,"},
+        {"taken", "d,-,0,00022,-,-,-,-,-,"},
+        {"taken/in it", "f,4,700,00022,-,-,-,-,-,"},
+        {"d/last", "f,0,9,00022,-,-,00400,-,-,"},
+        {"d/empty", "f,0,0,00022,-,-,-,-,-,"},
+        {"link", "l,-,0,00777,-,-,-,-,1000000000.000000000," + transport::EncodeArgument("a,b\n'\xff")},
+        {"dangling", "f,-,0,00022,-,-,-,-,-,"},
+        {"missing/f", "f,-,0,00022,-,-,-,-,-,"},
+        {"", "f,x,0,00022,-,-,-,-,-,"},
+        {"refused", "f,-,0,00022,-,4711:4711,-,-,-,"},
+        {"d", "s,-,0,00022,-,-,00750,-,1000000000.000000000,"},
+    };
+    std::vector<std::string> arguments = {"", "c", "", transport::EncodeArgument(stage), std::to_string(7 + 9'000 + 700 + 20'000 + 700 + 9), "7"};
+    for (const auto& [name, step] : steps) {
+      arguments.push_back(transport::EncodeArgument(top + "/" + name));
+      arguments.push_back(step);
+    }
+    const std::string text = RunScript(worlds_[w], ServiceScript::kMakeObjects, arguments, 10'000);
+    const auto answer = transport::ParseServiceChange(text);
+    ASSERT_TRUE(answer) << text;
+    EXPECT_EQ(answer->status, 0) << text;
+    std::map<std::string, int> failures;
+    for (size_t at = 0; at < answer->messages.size();) {
+      const size_t end = answer->messages.find('\n', at), space = answer->messages.find(' ', at + 2);
+      failures[answer->messages.substr(at, space - at)] = transport::ErrnoFromCommandOutput(answer->messages.substr(space + 1, end - space - 1));
+      at = end + 1;
+    }
+    std::map<std::string, int> expected = {{"F 2", EEXIST}, {"F 3", EFBIG}, {"F 4", EEXIST}, {"F 5", ENOENT}, {"F 9", EEXIST}, {"F 10", ENOENT}, {"F 11", ENOENT}};
+    if (geteuid() != 0) expected["R 12"] = EPERM;
+    EXPECT_EQ(failures, expected) << text;
+    ASSERT_EQ(answer->objects.size(), 6u) << text;
+    EXPECT_EQ(answer->objects[0].permissions, 0755u);
+    EXPECT_EQ(answer->objects[0].mtime.tv_sec, 1'000'000'000);
+    EXPECT_EQ(answer->objects[1].permissions, 0400u);
+    EXPECT_EQ(answer->objects[3].type, transport::FileType::kSymlink);
+    EXPECT_EQ(answer->objects[5].permissions, 0750u);
+    EXPECT_EQ(ReadWhole(top + "/d/first"), first);
+    EXPECT_EQ(ReadWhole(top + "/d/last"), last);
+    EXPECT_EQ(ReadWhole(top + "/taken"), "old");
+    EXPECT_EQ(std::filesystem::read_symlink(top + "/link").string(), "a,b\n'\xff");
+    EXPECT_FALSE(std::filesystem::exists(top + "/d/large"));
+    EXPECT_FALSE(std::filesystem::exists(top + "/nowhere"));
+    // Shorter in the stage than announced: nothing is made.
+    std::filesystem::remove_all(top + "/d");
+    WriteWhole(stage, first);
+    EXPECT_THAT(RunScript(worlds_[w], ServiceScript::kMakeObjects, arguments), ::testing::HasSubstr("E SHORT"));
+    EXPECT_FALSE(std::filesystem::exists(top + "/d"));
   }
 }
 

@@ -778,6 +778,15 @@ TEST_P(SyscallChannel, TheLogHoldsNoContentAndNoProgram) {
   store.source = &source;
   ASSERT_TRUE(rig->fs().Store(created->handle, At("big"), store, Ctx()));
   EXPECT_EQ(ReadAll(rig->fs(), created->handle, At("big"), {0, 1 << 20}, Ctx()).value_or("").size(), large.size());
+  for (const int64_t size : {int64_t(marker.size()), int64_t(large.size())}) {
+    NewObject object;
+    object.name = marker + std::to_string(size);
+    object.permissions = 0644;
+    object.size = size;
+    object.source = &source;
+    ASSERT_TRUE(rig->fs().MakeObjects({object}, Ctx()));
+    EXPECT_EQ(int64_t(rig->Content(object.name).size()), size);
+  }
   kill(rig->ServerPid(), SIGKILL);
   ASSERT_EQ(ReadAll(rig->fs(), 0, At("file"), {0, 100}, Ctx()).value_or(""), marker + marker);
   rig->Unmount();

@@ -245,6 +245,59 @@ TEST(HostileServer, FilesAreThoseThatWereAskedFor) {
   }
 }
 
+TEST(HostileServer, NewObjectsAreThoseThatWereAskedFor) {
+  auto stats = [](uint32_t type) {
+    std::string bytes = Stats();
+    bytes[29] = static_cast<char>(type >> 8);
+    return bytes;
+  };
+  const std::string file = stats(0100000), directory = stats(0040000), link = stats(0120000);
+  auto there = [](const std::string& attributes, uint32_t error = 0) { return syscall::Arguments().U32(error).U8(1).Raw(attributes).bytes(); };
+  auto failed = [](uint32_t error) { return syscall::Arguments().U32(error).U8(0).bytes(); };
+  const std::string parent = "\1" + directory;
+  std::vector<std::string> answer;
+  ScriptedEnvd envd([&](Server& server, const Request& request) {
+    for (size_t i = 0; i < answer.size(); ++i) server.Reply(request.number, i + 1 < answer.size() ? 1 : 0, {answer[i]});
+  });
+  auto fs = Mount(envd);
+  std::vector<NewObject> row(2);
+  row[0].name = "f";
+  row[1].name = "d";
+  row[1].type = FileType::kDirectory;
+  auto ask = [&](std::vector<std::string> pieces) {
+    answer = std::move(pieces);
+    return fs->MakeObjects(row, Ctx(20s));
+  };
+  for (const auto& good : {ask({there(file), there(directory, EPERM) + parent}), ask({there(file) + there(directory, EPERM) + parent})}) {
+    ASSERT_TRUE(good) << ToString(good.error());
+    EXPECT_TRUE(good->objects[0].attributes && !good->objects[0].error);
+    EXPECT_TRUE(good->objects[1].attributes && good->objects[1].error);
+    EXPECT_EQ(good->directories.size(), 1U);
+  }
+  const auto none = ask({failed(EEXIST) + failed(ENOSPC) + std::string(1, '\0')});
+  ASSERT_TRUE(none);
+  EXPECT_EQ(none->objects[1].error->errno_value, ENOSPC);
+  const std::pair<const char*, std::string> bad[] = {
+      {"nothing", ""},
+      {"one too few", there(file)},
+      {"no directory", there(file) + there(directory)},
+      {"one too many", there(file) + there(directory) + parent + parent},
+      {"a link for a file", there(link) + there(directory) + parent},
+      {"a file for a directory", there(file) + there(file) + parent},
+      {"a parent that is none", there(file) + there(directory) + "\1" + file},
+      {"neither there nor refused", there(file) + failed(0) + parent},
+      {"no errno", there(file) + failed(4096) + parent},
+      {"neither yes nor no", there(file) + syscall::Arguments().U32(0).U8(2).Raw(directory).bytes() + parent},
+      {"cut", (there(file) + there(directory)).substr(0, 200)},
+      {"rubbish", "rubbish"},
+  };
+  for (const auto& [what, piece] : bad) {
+    const auto made = ask({piece});
+    EXPECT_FALSE(made) << what;
+    EXPECT_EQ(made ? ErrorKind::kErrno : made.error().kind, ErrorKind::kProtocol) << what;
+  }
+}
+
 // --- requests that kill
 
 TEST(HostileServer, ARequestThatKillsIsNotSentForEver) {

@@ -360,7 +360,8 @@ TEST_F(SyscallServer, NonsenseEndsItBeforeAnythingFollows) {
 }
 
 TEST_F(SyscallServer, ArgumentsThatLieAreEinvalAndNothingWorse) {
-  for (int operation = 1; operation <= 28; ++operation) {
+  for (int operation = 1; operation <= 35; ++operation) {
+    if (Operation(operation) == Operation::kInitialize) continue;
     for (const std::string& arguments : {std::string(), std::string("\0\0\0\xff", 4), std::string(40, '\xff'), std::string(200, '\0')}) {
       const int code = server().Ask(Operation(operation), Arguments().Raw(arguments));
       EXPECT_GE(code, 0) << operation;

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <random>
 
+#include "transport/syscall/new_objects.h"
+
 namespace e2bfs::transport::syscall {
 namespace {
 
@@ -341,6 +343,39 @@ TEST(ReplyParser, FuzzedBodies) {
         }
         Fields again(outcome.result);
         (void)DecodeChanged(again, actor);
+      }
+    }
+  }
+  EXPECT_GT(taken, 1000);
+  EXPECT_GT(refused, 1000);
+}
+
+// The answer to a row of new objects, mutated: nonsense, or an object for each that was asked for.
+TEST(NewObjects, FuzzedAnswers) {
+  const Actor actor{1000, 1000, {4, 20}};
+  std::vector<NewObject> row(3);
+  row[1].type = row[2].type = FileType::kDirectory;
+  const std::string file = AttributeBytes("/etc/passwd"), directory = AttributeBytes("/etc");
+  const std::string good = Big(uint32_t(0)) + "\1" + file + Big(uint32_t(EPERM)) + "\1" + directory + Big(uint32_t(EEXIST)) + std::string(1, '\0') + "\1" + directory;
+  ASSERT_TRUE(DecodeMade({good}, row, 1, actor));
+  std::mt19937_64 random(11);
+  int64_t taken = 0, refused = 0;
+  for (int round = 0; round < 30'000; ++round) {
+    std::string bytes = good;
+    for (uint64_t i = random() % 4; i > 0; --i) Mutate(bytes, random);
+    const size_t cut = random() % 4 == 0 ? random() % (bytes.size() + 1) : bytes.size();
+    const auto made = DecodeMade({std::string_view(bytes).substr(0, cut), std::string_view(bytes).substr(cut)}, row, 1, actor);
+    (made ? taken : refused) += 1;
+    if (!made) {
+      ASSERT_EQ(made.error().kind, ErrorKind::kProtocol);
+      continue;
+    }
+    ASSERT_EQ(made->objects.size(), row.size());
+    ASSERT_LE(made->directories.size(), 1U);
+    for (size_t i = 0; i < row.size(); ++i) {
+      ASSERT_TRUE(made->objects[i].attributes || made->objects[i].error);
+      if (made->objects[i].attributes) {
+        ASSERT_EQ(made->objects[i].attributes->type, row[i].type);
       }
     }
   }
