@@ -2,15 +2,15 @@
 
 A sandbox that stands still (SIGSTOP) shows that nothing is asked of it. What kill -9 does to it is test_crash.py's matter, its round trips are test_budgets.py's.
 """
-import filecmp, json, os, pathlib, re, shutil, signal, stat, threading, time
+import filecmp, json, os, pathlib, re, shutil, signal, stat, subprocess, sys, time
 
 import pytest
 
-from conftest import ENVD_URL, PATIENCE, code, digest_tree, eventually, is_mounted, renameat2, run
+from conftest import ENVD_URL, code, digest_tree, eventually, is_dead, is_mounted, renameat2, run
 from test_git import FIXED, bare_repository, git
 from test_recover import assert_private, listed, recover
 from tiers import mount_on, service_cannot, tier, tiered  # noqa: F401 (fixtures)
-from writeback import (LONG_AGO, UNSENT, assert_all_sent, assert_same, conflict_copies, differences, ended, flush, kill, look, mount_with, spool_files, standing_still, start)
+from writeback import (LONG_AGO, UNSENT, assert_all_sent, assert_same, conflict_copies, differences, flush, kill, look, mount_with, spool_files, standing_still)
 
 OLD = (LONG_AGO - 1000) * 10**9 + 123_456_789
 KIB, MIB = 1 << 10, 1 << 20
@@ -53,6 +53,9 @@ class Spot:
 def spot(writer, scratch, request):
     made = Spot(writer, re.sub(r"\W+", "-", request.node.name)[:80].strip("-"), scratch)
     yield made
+    for _ in range(5):  # a test that failed leaves nothing to the next
+        if flush(made.mount, "--timeout", "5", check=False).returncode == 0:
+            break
     shutil.rmtree(made.local, ignore_errors=True)
 
 
@@ -457,7 +460,7 @@ def test_what_was_removed_there_is_not_lost(spot):
         (spot.there / "f").unlink()
         shutil.rmtree(spot.there / "d")
     flush(spot.mount, check=False)
-    kept = [content for _, _, content, _ in look(spot.there).values() if content] + [pathlib.Path(each["content"]).read_bytes() for each in listed(spot.double) if each["path"].endswith("/f")]
+    kept = [content for _, _, content, _ in look(spot.there).values() if content] + [pathlib.Path(each["content"]).read_bytes() for each in listed(spot.double) if each["path"].startswith(f"{spot.there}/")]
     assert kept == [b"ours", b"ours"], kept
     recover(spot.double, "--drop", "--all", "--yes", check=False)
 
@@ -608,6 +611,7 @@ def test_umount_says_what_remains_and_force_keeps_it(tiered):  # noqa: F811
     mount = tiered.mount(options=["writeback", *QUICK])
     local = tiered.scratch / "local"
     (mount.path / "d").mkdir()
+    pid = mount.status()["pid"]
     local.mkdir()
     with standing_still(tiered):
         for top in (local, mount.path / "d"):
@@ -619,6 +623,7 @@ def test_umount_says_what_remains_and_force_keeps_it(tiered):  # noqa: F811
         assert (mount.path / "d/a/file").read_bytes() == b"a"  # still there
         mount.umount("--timeout", "1", "--force")
     assert not is_mounted(mount.path)
+    eventually(lambda: is_dead(pid), "its process has ended")
     kept = listed(tiered)
     assert {each["path"].rpartition("/")[2] for each in kept} >= {"file", "link", "c"}, kept
     assert_private(tiered)
@@ -638,6 +643,7 @@ def test_a_sandbox_that_is_gone_gets_it_later(tiered, how):  # noqa: F811
     eventually(lambda: (mount.path / "old").exists(), "it is seen")
     local = tiered.scratch / "local"
     (mount.path / "d").mkdir()
+    pid = mount.status()["pid"]
     (local / "d").mkdir(parents=True)
     (local / "old").write_bytes(b"0123456789")
     os.stat(mount.path / "old")
@@ -650,6 +656,7 @@ def test_a_sandbox_that_is_gone_gets_it_later(tiered, how):  # noqa: F811
     refused = flush(mount, "--timeout", "2", check=False)
     assert refused.returncode == UNSENT, refused
     mount.umount("--timeout", "1", "--force")
+    eventually(lambda: is_dead(pid), "its process has ended")
     assert listed(tiered)
     assert_private(tiered)
     tiered.start()
@@ -678,40 +685,43 @@ def test_a_mount_that_finds_no_sandbox_keeps_it(tiered):  # noqa: F811
     assert (mount.inside / "d/f").read_bytes() == b"precious" and spool_files(tiered) == []
 
 
-class Writer(threading.Thread):
-    """Writes files; what came of each is in `said`."""
-
-    def __init__(self, top, files, size):
-        super().__init__(daemon=True)
-        self.top, self.files, self.size, self.said = top, files, size, []
-
-    def run(self):
-        for number in range(self.files):
-            self.said.append(code(write, self.top / f"f{number}", b"%06d" % number * (self.size // 6)))
+WRITER = """
+import os, sys
+top, files, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+for number in range(files):
+    with open(f"{top}/f{number}", "xb", buffering=0) as file:
+        file.write(b"%06d" % number * (size // 6))
+    print(number, flush=True)
+"""
 
 
 def test_a_small_spool_makes_writers_wait(tiered):  # noqa: F811
     """Never more is here than was granted, and nothing fails of it."""
-    granted = 2 * MIB
+    granted, files, size, most = 2 * MIB, 120, 120_000, 0
     mount = tiered.mount(options=["writeback", f"spool_size={granted}"])
     (mount.path / "d").mkdir()
-    files, size = 120, 120_000
-    writer, most = Writer(mount.path / "d", files, size), 0
-    with standing_still(tiered):
-        writer.start()
-        eventually(lambda: mount.status()["dirty_bytes"] > granted // 2, "it is filled")
+    said = tiered.scratch / "said"
 
-        def waits():
-            before = len(writer.said)
-            time.sleep(0.5)
-            return len(writer.said) == before
-        eventually(waits, "the writer waits")
-        status = mount.status()
-        assert writer.is_alive() and len(writer.said) < files and status["dirty_bytes"] <= granted + size, status
-    while writer.is_alive():
-        most = max(most, mount.status()["dirty_bytes"])
-        writer.join(0.1)
-    assert set(writer.said) == {"ok"} and most <= granted + size, most
+    def written():
+        return len(said.read_text().split())
+    with open(said, "wb") as output:
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(mount.path / "d"), str(files), str(size)], stdout=output, stderr=subprocess.PIPE)
+    try:
+        with standing_still(tiered):
+            eventually(lambda: mount.status()["dirty_bytes"] > granted // 2, "it is filled", 20)
+
+            def waits():
+                before = written()
+                time.sleep(0.5)
+                return written() == before
+            eventually(waits, "the writer waits", 20)
+            assert writer.poll() is None and written() < files and mount.status()["dirty_bytes"] <= granted + size, mount.status()
+        while writer.poll() is None:
+            most = max(most, mount.status()["dirty_bytes"])
+        assert writer.returncode == 0 and written() == files and most <= granted + size, (writer.stderr.read(), written(), most)
+    finally:
+        writer.kill()
+        writer.communicate()
     assert_all_sent(mount)
     for number in range(files):
         assert (mount.inside / f"d/f{number}").read_bytes() == b"%06d" % number * (size // 6), number

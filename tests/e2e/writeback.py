@@ -1,7 +1,7 @@
 """What the tests of -o writeback have in common: a sandbox that stands still, trees compared, mounts that are killed and made anew."""
 import contextlib, os, pathlib, re, signal, stat, subprocess, threading
 
-from conftest import BIN, PATIENCE, TOOL_ENVIRONMENT, eventually, is_dead, run
+from conftest import BIN, eventually, is_dead, run
 
 LONG_AGO = 1_600_000_000  # times before it were set by who made the file: they are compared
 UNSENT = 8                # exit status: not everything is in the sandbox
@@ -110,15 +110,3 @@ def clear_away(mount, pid=None):
         eventually(lambda: is_dead(pid), "it is dead")
     subprocess.run(["fusermount3", "-uz", str(mount.path)], stderr=subprocess.DEVNULL, check=False)
     mount.mounted = False
-
-
-def start(mount, *command, **more):
-    """A command of e2bfs that is not waited for."""
-    return subprocess.Popen([str(part) for part in (BIN / "e2bfs", *command)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**TOOL_ENVIRONMENT, **mount.double.environment(), "XDG_CACHE_HOME": str(mount.cache)}, **more)
-
-
-def ended(process, timeout=PATIENCE):
-    """(exit status, all that it said)"""
-    output, errors = process.communicate(timeout=timeout)
-    return process.returncode, output + errors
