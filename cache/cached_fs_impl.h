@@ -419,12 +419,12 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void EndUnmade(Node& node);            // mutex_ held
   void Made(Row& row, size_t at, const transport::Attributes& attributes, const std::optional<Error>& refused);
   void NotMade(Row& row, size_t at, const Error& error);
-  // Something else has its name there. No lock.
-  void ResolveTaken(const NodePtr& node);
+  // Something else has its name there. True: it is no longer in the way. No lock.
+  bool ResolveTaken(const NodePtr& node);
   bool TakeForOurs(const NodePtr& node, const transport::Attributes& there);
-  void RenameAside(const NodePtr& node);  // here, since it is nowhere else
-  // Into the directory for what is unsent, and if that can be: beside what is there. No lock.
-  void PutAsideAndSend(const NodePtr& node, const std::string& why);
+  bool RenameAside(const NodePtr& node);  // here, since it is nowhere else
+  // Into the directory for what is unsent, and from there, if that can be, beside what is in its way. False: nothing is changed. No lock.
+  bool PutAsideAndSend(const NodePtr& node, const std::string& why);
   // Send of what was accepted: not onto what somebody else wrote meanwhile.
   Result<void> SendLate(const NodePtr& node, const OpContext& ctx);
   Result<bool> ChangedThere(const NodePtr& node, const OpContext& ctx);

@@ -47,6 +47,7 @@ struct CachedFsImpl::Row {
     NodePtr parent;            // where that was there before
     Change sent;
     bool with_content = false;
+    bool again = false;        // it was not made, and nothing hinders that any more
     std::unique_ptr<SpoolSource> source;
   };
   std::vector<Item> items;
@@ -459,61 +460,68 @@ void CachedFsImpl::Made(Row& row, size_t at, const transport::Attributes& attrib
 }
 
 void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error) {
-  const Row::Item& item = row.items[at];
+  Row::Item& item = row.items[at];
   const NodePtr& node = item.node;
-  bool put_aside = false;
+  const bool taken = error.kind == ErrorKind::kErrno && error.errno_value == EEXIST;
   {
     Lock lock(mutex_);
     if (!node->unmade) return;
-    Unmade& unmade = *node->unmade;
-    unmade.being_made = false;
-    unmade.error = error;
-    ++unmade.tries;
-    unmade.retry_at = Clock::now() + RetryAfter(unmade.tries);
-    if (unmade.tries == 1) log::Warning("cache", "{} is not made in the sandbox yet: {}", tree_.PathOf(*node), ToString(error));
-    if (item.with_content) {
-      StoreFailed(*node, nullptr, error, false);
-    } else {
-      NoteError(tree_.PathOf(*node), error);
-      TellWriters(*node, nullptr, error);
-    }
-    NoteUnsent(*node);
-    put_aside = !IsForNow(error) && error.errno_value != EEXIST && unmade.tries >= kTriesBeforePutAside && node->open_files == 0 && !node->is_directory();
-    settled_.notify_all();
     ++node->pins;
+    node->unmade->being_made = false;
+    if (item.with_content) StoreFailed(*node, nullptr, error, taken);
+    NoteUnsent(*node);
   }
-  if (error.kind == ErrorKind::kErrno && error.errno_value == EEXIST) ResolveTaken(node);
+  // What it is in may have another name now, or have been found there.
+  const std::optional<size_t> made_in = row.objects[at].made_in;
+  item.again = (made_in && row.items[*made_in].again) || (taken && ResolveTaken(node));
+  bool put_aside = false;
+  {
+    Lock lock(mutex_);
+    if (node->unmade && item.again) node->unmade->retry_at = {};
+    if (node->unmade && !item.again) {
+      Unmade& unmade = *node->unmade;
+      unmade.error = error;
+      unmade.retry_at = Clock::now() + RetryAfter(++unmade.tries);
+      if (unmade.tries == 1) log::Warning("cache", "{} is not made in the sandbox yet: {}", tree_.PathOf(*node), ToString(error));
+      NoteError(tree_.PathOf(*node), error);
+      if (!item.with_content) TellWriters(*node, nullptr, error);
+      const bool last = std::ranges::none_of(node->children, [&](const auto& child) {
+        const NodePtr below = child.second.node ? tree_.Find(child.second.node) : nullptr;
+        return below && below->unmade;
+      });
+      put_aside = !IsForNow(error) && !taken && unmade.tries >= kTriesBeforePutAside && node->open_files == 0 && last;
+    }
+    settled_.notify_all();
+  }
   if (put_aside) PutAsideAndSend(node, "it cannot be made in the sandbox (" + ToString(error) + ")");
   Lock lock(mutex_);
   --node->pins;
 }
 
-void CachedFsImpl::ResolveTaken(const NodePtr& node) {
+bool CachedFsImpl::ResolveTaken(const NodePtr& node) {
   const OpContext ctx = OpContext::Within(options_.operation_timeout);
   transport::Name name;
   {
     Lock lock(mutex_);
-    if (!node->unmade) return;
     const NodePtr parent = tree_.Find(node->places.current().parent);
-    if (!parent || parent->unmade) return;
+    if (!node->unmade || !parent || parent->unmade) return false;
     name = transport::Name{tree_.Address(*parent), node->places.current().name};
   }
   auto there = remote_.Lookup(name, ctx);
-  if (!there) return;  // the next try shows
-  if (there->type == transport::FileType::kSymlink && there->type == node->attributes.type) {
-    auto text = remote_.ReadLink(transport::Node{name.parent.path.empty() ? name.name : name.parent.path + "/" + name.name, there->id, name.parent.id}, ctx);
-    if (text && *text == node->unmade->making.target && TakeForOurs(node, *there)) return;
+  if (!there) return false;  // the next try shows
+  const bool same_type = there->type == node->attributes.type;
+  if (same_type && there->type == transport::FileType::kSymlink) {
+    const transport::Node at{name.parent.path.empty() ? name.name : name.parent.path + "/" + name.name, there->id, name.parent.id};
+    auto text = remote_.ReadLink(at, ctx);
+    if (text && *text == node->unmade->making.target && TakeForOurs(node, *there)) return true;
   }
-  if (there->type == transport::FileType::kDirectory && TakeForOurs(node, *there)) return;
-  if (node->is_regular()) {
-    {
-      Lock lock(mutex_);
-      if (node->open_files > 0) return;  // whoever writes it goes on with his own
-    }
-    PutAsideAndSend(node, "something else was made in the sandbox by that name");
-  } else {
-    RenameAside(node);
+  if (same_type && there->type == transport::FileType::kDirectory && TakeForOurs(node, *there)) return true;
+  if (!node->is_regular()) return RenameAside(node);
+  {
+    Lock lock(mutex_);
+    if (node->open_files > 0) return false;  // whoever writes it goes on with his own
   }
+  return PutAsideAndSend(node, "something else was made in the sandbox by that name");
 }
 
 // Made before by a question whose answer was lost, or by somebody else, which is the same to a directory and to a link.
@@ -532,11 +540,11 @@ bool CachedFsImpl::TakeForOurs(const NodePtr& node, const transport::Attributes&
   return true;
 }
 
-void CachedFsImpl::RenameAside(const NodePtr& node) {
+bool CachedFsImpl::RenameAside(const NodePtr& node) {
   Lock lock(mutex_);
   const Place place = node->places.current();
   const NodePtr parent = tree_.Find(place.parent);
-  if (!node->unmade || !parent) return;
+  if (!node->unmade || !parent) return false;
   std::string name;
   for (int number = 1; name.empty() || Tree::FindChild(*parent, name); ++number) name = ConflictName(place.name, node->content->since, number);
   log::Error("cache", "{}: something else was made in the sandbox by that name; what was made here is {}", tree_.PathOf(*node), name);
@@ -551,14 +559,15 @@ void CachedFsImpl::RenameAside(const NodePtr& node) {
   }
   kernel_news_.push_back({.directory = parent->id, .name = place.name});
   TellKernel(lock);
+  return true;
 }
 
-void CachedFsImpl::PutAsideAndSend(const NodePtr& node, const std::string& why) {
-  if (options_.unsent_directory.empty()) return;
+bool CachedFsImpl::PutAsideAndSend(const NodePtr& node, const std::string& why) {
+  if (options_.unsent_directory.empty()) return false;
   std::string path, id;
   {
     Lock lock(mutex_);
-    if (!node->has_unsent() || node->content->storing || node->is_gone() || !node->content->spool) return;
+    if (!node->has_unsent() || node->content->storing || node->is_gone() || !node->content->spool) return false;
     path = tree_.PathOf(*node);
     id = node->content->spool->id();
   }
@@ -567,7 +576,7 @@ void CachedFsImpl::PutAsideAndSend(const NodePtr& node, const std::string& why) 
   FaultPoint("conflict.saved");
   if (!saved || !*saved) {
     if (!saved) log::Error("cache", "{}: {}, and it cannot be put aside: {}", path, why, ToString(saved.error()));
-    return;
+    return false;
   }
   {
     Lock lock(mutex_);
@@ -588,13 +597,14 @@ void CachedFsImpl::PutAsideAndSend(const NodePtr& node, const std::string& why) 
     FaultPoint("conflict.sent");
     if (report.outcome == SendOutcome::kFailed) {
       log::Error("cache", "{}: {}; it is put aside in {} ({})", path, why, options_.unsent_directory, report.text);
-      return;
+      return true;
     }
     if (report.outcome == SendOutcome::kConflictCopy) log::Error("cache", "{}: {}; what was written here is {}", path, why, report.path);
     if (auto removed = RemoveUnsent(entry); !removed) log::Warning("cache", "{}", ToString(removed.error()));
-    return;
+    return true;
   }
   log::Error("cache", "{}: {}; it is put aside in {}", path, why, options_.unsent_directory);
+  return true;
 }
 
 void CachedFsImpl::MakeBehind(std::stop_token stop) {

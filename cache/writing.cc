@@ -59,7 +59,7 @@ void CachedFsImpl::DropSentBytes(Node& node) {
   // A store that runs reads what it was begun with from the spool, whatever was truncated since; and what is being
   // written is not recorded yet.
   const bool in_use = content.storing || content.being_written;
-  if (unsent.empty() && !in_use) {
+  if (unsent.empty() && !in_use && !node.has_unsent()) {  // else its note is still of use
     content.present.Clear();
     content.spool.reset();
     return;

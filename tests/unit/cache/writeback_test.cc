@@ -1,0 +1,257 @@
+// -o writeback: what is accepted here, how it gets to the sandbox, and what becomes of it when something is in its way.
+#include <filesystem>
+#include <map>
+
+#include "cache/recovery.h"
+#include "tests/unit/cache/cache_fixture.h"
+
+namespace e2bfs::cache {
+namespace {
+
+class WritebackTest : public CacheFixture {
+ protected:
+  WritebackTest() {
+    options_.writeback = true;
+    options_.unsent_directory = spool_ + ".unsent/mount";
+    options_.sandbox_id = "sandbox";
+  }
+  ~WritebackTest() override {
+    fs_.reset();
+    std::filesystem::remove_all(spool_ + ".unsent");
+  }
+  NodeId MakeDirectory(NodeId parent, const std::string& name) {
+    auto made = fs().MakeDirectory(parent, name, 0755, Ctx());
+    EXPECT_TRUE(made) << name;
+    return made ? made->node : 0;
+  }
+  void WriteNew(NodeId parent, const std::string& name, const std::string& content) {
+    const OpenedFile made = Made(name, parent);
+    if (!content.empty()) Write(made.handle, 0, content);
+    EXPECT_EQ(Close(made.handle), 0);
+  }
+  int FlushAll() { return Errno(fs().FlushAll(Ctx(), nullptr)); }
+  // Nothing is made until Clear.
+  void MakeNothing(testing::RemoteFault::Action action = testing::RemoteFault::kStall) {
+    testing::RemoteFault fault;
+    fault.function = "MakeObjects";
+    fault.action = action;
+    fault.count = -1;
+    faulty_->Add(fault);
+  }
+  std::vector<UnsentEntry> Journal() const {
+    std::vector<UnsentEntry> found;
+    for (UnsentEntry& entry : ListUnsent(std::filesystem::path(spool_).parent_path().string())) {
+      if (entry.directory == spool_) found.push_back(std::move(entry));
+    }
+    return found;
+  }
+};
+
+TEST_F(WritebackTest, ATreeIsMadeByOneQuestion) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  const NodeId deep = MakeDirectory(MakeDirectory(top, "a"), "b");
+  for (int i = 0; i < 20; ++i) WriteNew(deep, "f" + std::to_string(i), "content " + std::to_string(i));
+  ASSERT_TRUE(fs().MakeSymlink(top, "link", "a/b/f3", Ctx()));
+  EXPECT_EQ(List(deep).size(), 20u);
+  EXPECT_EQ(Content("top/a/b/f7"), "content 7");
+  faulty_->ResetCalls();
+  ASSERT_EQ(FlushAll(), 0);
+  EXPECT_EQ(faulty_->calls("Store") + faulty_->calls("Create") + faulty_->calls("MakeDirectory"), 0);
+  EXPECT_LE(faulty_->calls("MakeObjects"), 2);
+  EXPECT_EQ(remote_->InsideList("top/a/b").size(), 20u);
+  EXPECT_EQ(Inside("top/a/b/f19"), "content 19");
+  EXPECT_EQ(Inside("top/link"), "a/b/f3");
+  EXPECT_EQ(fs().Status().dirty_files, 0);
+  EXPECT_TRUE(Eventually([&] { return SpoolFiles() == 0; }));
+}
+
+TEST_F(WritebackTest, OnlyInDirectoriesThatThisMountMade) {
+  ASSERT_TRUE(remote_->InsideMakeDirectory("theirs"));
+  WriteNew(Find("theirs"), "f", "");
+  EXPECT_TRUE(remote_->InsideExists("theirs/f"));
+  const NodeId ours = MakeDirectory(kRoot, "ours");
+  MakeNothing();
+  WriteNew(ours, "f", "");
+  EXPECT_FALSE(remote_->InsideExists("ours/f"));
+  faulty_->Clear();
+  ASSERT_EQ(FlushAll(), 0);
+  EXPECT_TRUE(remote_->InsideExists("ours/f"));
+}
+
+TEST_F(WritebackTest, WhatIsInTheJournalSaysAllOfIt) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  MakeNothing();
+  const NodeId in_it = MakeDirectory(top, "in");
+  WriteNew(in_it, "f", "content");
+  ASSERT_TRUE(fs().MakeSymlink(in_it, "l", "f", Ctx()));
+  const std::vector<UnsentEntry> journal = Journal();
+  ASSERT_EQ(journal.size(), 3u);
+  std::map<uint64_t, const UnsentRecord*> in_order;
+  for (const UnsentEntry& entry : journal) {
+    ASSERT_TRUE(entry.record) << entry.problem;
+    EXPECT_EQ(entry.problem, "");
+    EXPECT_TRUE(entry.record->accepted && entry.record->make);
+    in_order[entry.record->order] = &*entry.record;
+  }
+  std::vector<std::string> paths;
+  for (const auto& [order, record] : in_order) paths.push_back(record->path);
+  EXPECT_EQ(paths, (std::vector<std::string>{"top/in", "top/in/f", "top/in/l"}));
+  faulty_->Clear();
+}
+
+TEST_F(WritebackTest, TheAnswerThatWasLostIsFoundOut) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  testing::RemoteFault lost;
+  lost.function = "MakeObjects";
+  lost.action = testing::RemoteFault::kDoAndFail;
+  faulty_->Add(lost);
+  const NodeId in_it = MakeDirectory(top, "in");
+  WriteNew(in_it, "f", "content");
+  WriteNew(in_it, "empty", "");
+  ASSERT_TRUE(fs().MakeSymlink(in_it, "l", "f", Ctx()));
+  EXPECT_NE(FlushAll(), 0);
+  EXPECT_TRUE(Eventually([&] { return FlushAll() == 0 && fs().Status().dirty_files == 0; }));
+  EXPECT_EQ(remote_->InsideList("top/in"), (std::vector<std::string>{"empty", "f", "l"}));
+  EXPECT_EQ(Inside("top/in/f"), "content");
+  EXPECT_EQ(Content("top/in/f"), "content");
+  EXPECT_EQ(List(top), std::vector<std::string>{"in"});
+}
+
+TEST_F(WritebackTest, SomethingElseHasItsName) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  MakeNothing();
+  WriteNew(top, "f", "ours");
+  ASSERT_TRUE(fs().MakeSymlink(top, "l", "ours", Ctx()));
+  WriteNew(MakeDirectory(top, "d"), "below", "ours");
+  WriteNew(MakeDirectory(top, "same"), "below", "ours");
+  ASSERT_TRUE(remote_->InsideWrite("top/f", "theirs"));
+  ASSERT_TRUE(remote_->InsideMakeSymlink("top/l", "theirs"));
+  ASSERT_TRUE(remote_->InsideWrite("top/d", "theirs"));
+  ASSERT_TRUE(remote_->InsideMakeDirectory("top/same"));
+  faulty_->Clear();
+  EXPECT_EQ(FlushAll(), 0);
+  EXPECT_EQ(Inside("top/f"), "theirs");
+  EXPECT_EQ(Inside("top/l"), "theirs");
+  EXPECT_EQ(Inside("top/d"), "theirs");
+  EXPECT_EQ(Inside("top/same/below"), "ours");
+  std::map<std::string, std::string> copies;
+  for (const std::string& name : remote_->InsideList("top")) {
+    if (const size_t at = name.find(".e2bfs-conflict-"); at != std::string::npos) copies[name.substr(0, at)] = "top/" + name;
+  }
+  ASSERT_EQ(copies.size(), 3u);
+  EXPECT_EQ(Inside(copies["f"]), "ours");
+  EXPECT_EQ(Inside(copies["l"]), "ours");
+  EXPECT_EQ(Inside(copies["d"] + "/below"), "ours");
+  EXPECT_TRUE(ListUnsent(spool_ + ".unsent").empty());
+}
+
+TEST_F(WritebackTest, AFileThatWasChangedThereMeanwhileIsNotOverwritten) {
+  ASSERT_TRUE(remote_->InsideWrite("f", "old content"));
+  testing::RemoteFault stalled;
+  stalled.function = "Store";
+  stalled.error = Error{EIO, ErrorKind::kUnavailable, "injected", 0, ""};
+  stalled.count = 1;
+  faulty_->Add(stalled);
+  const FileHandle handle = OpenWrite("f");
+  Write(handle, 0, "NEW");
+  ASSERT_EQ(Close(handle), 0);
+  EXPECT_NE(FlushAll(), 0);  // it failed, and is tried again
+  ASSERT_TRUE(remote_->InsideWrite("f", "somebody else's"));
+  ASSERT_EQ(FlushAll(), 0);
+  EXPECT_EQ(Inside("f"), "somebody else's");
+  EXPECT_EQ(remote_->InsideList("").size(), 2u);
+  for (const std::string& name : remote_->InsideList("")) EXPECT_TRUE(name == "f" || name.starts_with("f.e2bfs-conflict-")) << name;
+}
+
+TEST_F(WritebackTest, WhatIsRemovedBeforeItWasSentIsNeverSent) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  const OpenedFile open = Made("f", top);
+  Write(open.handle, 0, "content");
+  MakeDirectory(top, "d");
+  ASSERT_EQ(Errno(fs().Unlink(top, "f", Ctx())), 0);
+  ASSERT_EQ(Errno(fs().RemoveDirectory(top, "d", Ctx())), 0);
+  EXPECT_EQ(ReadAll(open.handle), "content");
+  EXPECT_EQ(List(top), std::vector<std::string>());
+  EXPECT_EQ(Close(open.handle), 0);
+  faulty_->ResetCalls();
+  ASSERT_EQ(FlushAll(), 0);
+  EXPECT_EQ(faulty_->total_calls(), 0);
+  EXPECT_EQ(remote_->InsideList("top"), std::vector<std::string>());
+  EXPECT_EQ(SpoolFiles(), 0u);
+}
+
+TEST_F(WritebackTest, ADirectoryWithSomethingUnsentIsNotEmpty) {
+  const NodeId d = MakeDirectory(kRoot, "d");
+  MakeNothing();
+  WriteNew(d, "f", "");
+  EXPECT_EQ(Errno(fs().RemoveDirectory(kRoot, "d", Ctx())), ENOTEMPTY);
+  faulty_->Clear();
+}
+
+TEST_F(WritebackTest, ARenameComesAfterTheContentThatItPublishes) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  WriteNew(top, "new", "content");
+  ASSERT_TRUE(remote_->InsideWrite("there", "old"));
+  ASSERT_EQ(Errno(fs().Rename(top, "new", kRoot, "there", 0, Ctx())), 0);
+  EXPECT_EQ(Inside("there"), "content");
+  WriteNew(MakeDirectory(top, "deep"), "f", "deep");
+  ASSERT_EQ(Errno(fs().Rename(kRoot, "top", kRoot, "moved", 0, Ctx())), 0);
+  EXPECT_EQ(Inside("moved/deep/f"), "deep");
+  EXPECT_EQ(FlushAll(), 0);
+  EXPECT_EQ(Content("moved/deep/f"), "deep");
+}
+
+TEST_F(WritebackTest, TimesOfADirectoryStayAlthoughItsFilesAreMadeLater) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  const NodeId in_it = MakeDirectory(top, "in");
+  WriteNew(in_it, "f", "x");
+  transport::AttributeChange times;
+  times.mtime = transport::TimeChange{false, {1'000'000'001, 5}};
+  times.permissions = 0700;
+  for (const NodeId directory : {in_it, top}) ASSERT_TRUE(fs().SetAttributes(directory, 0, times, Ctx()));
+  EXPECT_EQ(fs().GetAttributes(top, Ctx())->attributes.mtime.tv_sec, 1'000'000'001);
+  ASSERT_EQ(FlushAll(), 0);
+  for (const std::string path : {"top", "top/in"}) {
+    EXPECT_EQ(remote_->InsideStat(path)->mtime.tv_sec, 1'000'000'001) << path;
+    EXPECT_EQ(remote_->InsideStat(path)->permissions, 0700u) << path;
+  }
+}
+
+TEST_F(WritebackTest, AForeignChangeMakesADirectoryTheSandboxsAgain) {
+  testing::MemoryRemoteFsOptions watching;
+  watching.watches = true;
+  UseRemote(watching);
+  const NodeId top = MakeDirectory(kRoot, "top");
+  ASSERT_TRUE(remote_->InsideWrite("top/theirs", "x"));
+  remote_->InsideTell("top/theirs");
+  WriteNew(top, "f", "");
+  EXPECT_TRUE(remote_->InsideExists("top/f"));
+  EXPECT_EQ(Errno(fs().CreateFile(top, "theirs", 0644, true, {}, Ctx())), EEXIST);
+}
+
+TEST_F(WritebackTest, WhatBelongsIntoADirectoryThatIsGoneIsPutAside) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  MakeNothing(testing::RemoteFault::kFail);
+  WriteNew(MakeDirectory(top, "in"), "f", "content");
+  ASSERT_TRUE(remote_->InsideRemove("top"));
+  faulty_->Clear();
+  EXPECT_TRUE(Eventually([&] {
+    (void)FlushAll();
+    return fs().Status().dirty_files == 0;
+  }));
+  std::vector<std::string> kept;
+  for (const UnsentEntry& entry : ListUnsent(spool_ + ".unsent")) kept.push_back(entry.record ? entry.record->path : entry.problem);
+  std::sort(kept.begin(), kept.end());
+  EXPECT_EQ(kept, (std::vector<std::string>{"top/in", "top/in/f"}));
+}
+
+TEST_F(WritebackTest, AJournalThatCannotBeWrittenAcceptsNothing) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  std::filesystem::remove_all(spool_);
+  WriteNew(top, "f", "");
+  EXPECT_TRUE(remote_->InsideExists("top/f"));
+  std::filesystem::create_directory(spool_);
+}
+
+}  // namespace
+}  // namespace e2bfs::cache
