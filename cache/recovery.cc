@@ -9,14 +9,17 @@
 #include <cstdlib>
 #include <ctime>
 #include <functional>
+#include <map>
 #include <set>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "cache/cached_fs.h"
 #include "cache/descriptor.h"
 #include "transport/base/context.h"
 #include "transport/base/fault_point.h"
+#include "transport/base/log.h"
 
 namespace e2bfs::cache {
 namespace {
@@ -612,9 +615,8 @@ class LateSend {
   bool identities_count_ = false;
 };
 
-}  // namespace
-
-std::vector<UnsentEntry> ListUnsent(const std::string& parent) {
+// All that lies there.
+std::vector<UnsentEntry> FindEntries(const std::string& parent) {
   std::vector<UnsentEntry> entries;
   const std::string_view suffix = kUnsentNoteSuffix;
   for (const std::string& sub : EntriesOf(parent)) {
@@ -638,7 +640,32 @@ std::vector<UnsentEntry> ListUnsent(const std::string& parent) {
       entries.push_back(std::move(entry));
     }
   }
-  std::stable_sort(entries.begin(), entries.end(), [](const UnsentEntry& a, const UnsentEntry& b) { return a.since < b.since; });
+  return entries;
+}
+
+// Takes out those that say the same as another one, which can be sent: a mount that died while it put something aside left both.
+std::vector<UnsentEntry> TakeDoubles(std::vector<UnsentEntry>& entries) {
+  const auto key = [](const UnsentEntry& entry) { return std::tie(entry.record->sandbox_id, entry.record->user, entry.record->root, entry.record->path, entry.record->id); };
+  const auto is_named = [](const UnsentEntry& entry) { return entry.record && !entry.record->id.empty(); };
+  std::map<decltype(key(entries[0])), const UnsentEntry*> kept;
+  for (const UnsentEntry& entry : entries) {
+    if (is_named(entry) && entry.problem.empty()) kept.try_emplace(key(entry), &entry);
+  }
+  std::vector<UnsentEntry> singles, doubles;
+  for (const UnsentEntry& entry : entries) {
+    const auto found = is_named(entry) ? kept.find(key(entry)) : kept.end();
+    (found == kept.end() || found->second == &entry ? singles : doubles).push_back(entry);
+  }
+  entries = std::move(singles);
+  return doubles;
+}
+
+}  // namespace
+
+std::vector<UnsentEntry> ListUnsent(const std::string& parent) {
+  std::vector<UnsentEntry> entries = FindEntries(parent);
+  TakeDoubles(entries);
+  std::ranges::stable_sort(entries, {}, &UnsentEntry::since);
   std::set<std::string> ids;
   for (UnsentEntry& entry : entries) {
     const std::string wanted = entry.id;
@@ -675,6 +702,10 @@ void ClearRemoved(const std::string& parent) {
       ::unlink(note.c_str());
     }
     RemoveIfOver(directory);
+  }
+  std::vector<UnsentEntry> entries = FindEntries(parent);
+  for (const UnsentEntry& twice : TakeDoubles(entries)) {
+    if (auto removed = RemoveUnsent(twice); !removed) log::Warning("cache", "{}", ToString(removed.error()));
   }
 }
 

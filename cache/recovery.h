@@ -32,7 +32,7 @@ std::vector<UnsentEntry> ListUnsent(const std::string& parent);
 
 // For good: the note says first that nothing is unsent, so that a crash leaves nothing that would be sent again. Its directory goes with the last one.
 Result<void> RemoveUnsent(const UnsentEntry& entry);
-// What a crash within RemoveUnsent left. Beside others that do the same, too.
+// What a crash within RemoveUnsent left, or while something was put aside. Beside others that do the same, too.
 void ClearRemoved(const std::string& parent);
 
 struct SendTimes {

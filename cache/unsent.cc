@@ -521,7 +521,7 @@ UnsentRecord CachedFsImpl::RecordOf(const Node& node) const {
   record.since = content.since;
   if (content.last_error) record.last_error = ToString(*content.last_error).substr(0, kMostErrorText);
   if (node.unmade && node.unmade->error) record.last_error = ToString(*node.unmade->error).substr(0, kMostErrorText);
-  record.being_sent = content.storing || (node.unmade && node.unmade->being_made);
+  record.being_sent = content.storing || (node.unmade && (node.unmade->being_made || node.unmade->maybe_made));
   record.moving = content.moving;
   return record;
 }

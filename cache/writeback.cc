@@ -468,6 +468,7 @@ void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error) {
     if (!node->unmade) return;
     ++node->pins;
     node->unmade->being_made = false;
+    node->unmade->maybe_made = node->unmade->maybe_made || error.kind != ErrorKind::kErrno;
     if (item.with_content) StoreFailed(*node, nullptr, error, taken);
     NoteUnsent(*node);
   }

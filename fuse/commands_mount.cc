@@ -304,12 +304,14 @@ void ReportEnd(const MountEnd& end, const std::string& spool_directory) {
 
 // What earlier mounts of this sandbox could not send.
 void SayWhatIsPutAside(const MountRequest& request) {
-  int64_t bytes = 0, files = 0;
+  int64_t bytes = 0, files = 0, unreadable = 0;
   for (const cache::UnsentEntry& entry : cache::ListUnsent(UnsentParent(request.state_directory))) {
+    if (!entry.record) ++unreadable;
     if (!entry.record || entry.record->sandbox_id != request.spec.sandbox_id) continue;
     bytes += entry.bytes;
     ++files;
   }
+  if (unreadable > 0) log::Warning("mount", "of {} file(s) that earlier mounts left no record can be read, and nothing is sent: see e2bfs recover", unreadable);
   if (files == 0) return;
   log::Warning("mount", "{} in {} file{} of this sandbox could not be sent by earlier mounts and {} put aside: see e2bfs recover", HumanBytes(bytes), files,
                files == 1 ? "" : "s", files == 1 ? "is" : "are");

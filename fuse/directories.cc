@@ -4,15 +4,19 @@
 #include <fcntl.h>
 #include <fmt/core.h>
 #include <pwd.h>
+#include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <fstream>
+#include <sstream>
+#include <thread>
 
 #include "cache/spool.h"
 #include "cache/unsent_record.h"
@@ -22,6 +26,8 @@ namespace e2bfs::fuse {
 namespace {
 
 constexpr char kLockName[] = ".lock";
+constexpr int kMostWaitsForDying = 500;
+constexpr std::chrono::milliseconds kWaitForDying{10};
 
 // An absolute path out of the environment, or empty. Relative ones are ignored, as the XDG specification says.
 std::string AbsoluteFromEnvironment(const char* name) {
@@ -114,6 +120,36 @@ void RemoveWhatWasSent(const std::string& path) {
     unlink(whole.c_str());
     unlink(note.c_str());
   }
+}
+
+// Whether a process that was killed, and whose last threads are still about to end, has the file locked.
+bool IsHeldByDying(int file) {
+  struct stat status {};
+  if (fstat(file, &status) != 0) return false;
+  const std::string inode = fmt::format(":{} ", status.st_ino);
+  std::ifstream locks("/proc/locks");  // "1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF"
+  for (std::string line; std::getline(locks, line);) {
+    if (line.find(inode) == std::string::npos) continue;
+    std::istringstream words(line);
+    std::string skipped, pid;
+    words >> skipped >> skipped >> skipped >> skipped >> pid;
+    std::ifstream facts(fmt::format("/proc/{}/status", pid));
+    for (std::string fact; std::getline(facts, fact);) {
+      if (fact.starts_with("State:") && fact.find_first_of("ZX") != std::string::npos) return true;
+      const bool pending = fact.starts_with("SigPnd:") || fact.starts_with("ShdPnd:");
+      if (pending && (strtoull(fact.c_str() + sizeof "SigPnd:", nullptr, 16) & 1ULL << (SIGKILL - 1)) != 0) return true;
+    }
+  }
+  return false;
+}
+
+// Takes a lock that its holder leaves by its death.
+bool LockDead(int lock) {
+  for (int i = 0; flock(lock, LOCK_EX | LOCK_NB) != 0; ++i) {
+    if (i == kMostWaitsForDying || !IsHeldByDying(lock)) return false;
+    std::this_thread::sleep_for(kWaitForDying);
+  }
+  return true;
 }
 
 // To where the other names are, also on another file system: then all of it is there before anything is removed here. Whoever calls holds the lock.
@@ -255,7 +291,7 @@ void CleanLeftovers(const std::string& parent, const std::string& unsent_parent)
     const std::string path = parent + "/" + name;
     const int lock = open((path + "/" + kLockName).c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (lock < 0) continue;
-    if (flock(lock, LOCK_EX | LOCK_NB) == 0) {
+    if (LockDead(lock)) {
       RemoveWhatWasSent(path);
       const std::string new_name = fmt::format("left-behind-{}-{}", TimeText(), name);
       const std::string kept = unsent_parent + "/" + new_name;

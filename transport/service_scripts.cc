@@ -391,8 +391,8 @@ fin "$p"
 }
 )sh";
 
-// Contents are taken from the stage one after the other, dd's one read each; noclobber as in kCreateText. What fails is said in words of the system's,
-// which follow the last colon of a command's first line.
+// Contents are taken from the stage one after the other, dd's one read each; noclobber as in kCreateText. Only a second try is listened to, since that costs a
+// process: what fails is said in words of the system's, which follow the last colon of a command's first line.
 constexpr char kMakeObjectsText[] = R"sh(
 l='
 '
@@ -409,7 +409,7 @@ new() {
   case $t in
     d) g=$(mkdir -- "$p" 2>&1) ;;
     l) d "$s"; g=$(ln -s -T -- "$R" "$p" 2>&1) ;;
-    f) set -C; g=$( { { fill; } 3> "$p"; } 2>&1 ) ;;
+    f) set -C; { { fill; } 3> "$p"; } 2>/dev/null || { [ "$z" = 0 ] || place "$o"; g=$( { { fill; } 3> "$p"; } 2>&1 ); } ;;
   esac
   y=$?; set +C; umask 0; return $y
 }

@@ -318,7 +318,7 @@ def test_a_recover_that_is_killed_goes_on_where_it_was(tiered):
     (mount.inside / "log").write_bytes(b"one\n")
     (mount.inside / "changed").write_bytes(b"0" * 100_000)
     wait_seen(mount, "log", 4), wait_seen(mount, "changed", 100_000)
-    contents = {f"f{i}": b"%06d" % i * (5 if i % 3 else 40_000) for i in range(40)}
+    contents = {f"f{i}": b"%06d" % i * (5 if i % 3 else 40_000) for i in range(120)}
     held = [leave_unsent(mount, name, data, then_kill=False) for name, data in contents.items()]
     held.append(leave_unsent(mount, "changed", b"1" * 70_000, 10_000, os.O_WRONLY, then_kill=False))
     held.append(os.open(mount.path / "log", os.O_WRONLY | os.O_APPEND))

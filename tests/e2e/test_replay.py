@@ -195,7 +195,7 @@ def test_what_fails_is_named_and_stays_and_the_mount_starts(journal):
     assert sorted(entry.get("path", "torn").rsplit("/", 1)[-1] for entry in journal.unsent()) == ["f", "not accepted", "not ours", "torn"]
     said = logged(journal.mount)
     assert re.search(r"gone/f: accepted by an earlier mount, and not sent: .*directory is not there", said), said
-    assert "see e2bfs recover" in said
+    assert "of 1 file(s) that earlier mounts left no record can be read" in said and "see e2bfs recover" in said
     (journal.mount.inside / "gone").mkdir()
     journal.mount.umount()
     mount_again(journal.mount)

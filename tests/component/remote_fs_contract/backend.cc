@@ -80,6 +80,7 @@ ServiceBackend::ServiceBackend(ServiceBackendOptions options) : options_(std::mo
     sandbox::SandboxOptions sandbox_options;
     sandbox_options.root = root;
     sandbox_options.envd_version = options_.envd_version;
+    sandbox_options.command_path = options_.command_path;
     if (options_.tls) {
       sandbox_options.server.listen.clear();
       sandbox_options.server.tls_listen = "127.0.0.1:0";

@@ -48,6 +48,7 @@ struct ServiceBackendOptions {
   bool tls = false;
   std::string envd_version = "0.6.13";
   bool plain_tools = false;  // no perl, no find -printf, no dd with bytes
+  std::string command_path;  // the sandbox's PATH; empty: the machine's
   bool syscall_tier = false;  // the other tier, on the same sandbox
   std::string external_url;  // another envd, not the double
 };

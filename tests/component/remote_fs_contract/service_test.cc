@@ -1,7 +1,10 @@
 // What only the service tier promises: few requests, changes done once although answers are lost, nothing believed.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <sstream>
 #include <thread>
 
 #include "tests/component/remote_fs_contract/backend.h"
@@ -98,6 +101,39 @@ TEST_F(ServiceTier, ARowOfNewObjectsTakesFewRequests) {
   EXPECT_EQ(Requests([&] { EXPECT_TRUE(AllMade(fs().MakeObjects(NewFiles("small", 10, source, 0), ctx_))); }), 2);
   EXPECT_EQ(backend_.InsideRun("ls -- \"$1\" | wc -l", {backend_.home() + "/large"}), "1000\n");
   EXPECT_EQ(backend_.InsideRead("large/a file 1000").value_or(""), std::string(1'000, 'c'));
+}
+
+// busybox' stat knows whole seconds: envd is asked for the rest, by a listing of each directory.
+TEST_F(ServiceTier, NewObjectsHaveTheirTimesAlthoughStatDoesNotTellThem) {
+  namespace fs = std::filesystem;
+  if (access("/usr/bin/busybox", X_OK) != 0) GTEST_SKIP() << "no busybox";
+  const std::string applets = backend_.home() + "/applets";
+  fs::create_directory(applets);
+  std::istringstream names(backend_.InsideRun("/usr/bin/busybox --list", {}));
+  for (std::string name; std::getline(names, name);) fs::create_symlink("/usr/bin/busybox", applets + "/" + name);
+  ServiceBackendOptions options;
+  options.command_path = applets;
+  ServiceBackend busybox(options);
+  StringSource source("content");
+  auto row = NewFiles("d", 300, source, 7);
+  row.push_back(row.back());
+  row.back().name = "top";
+  row.back().made_in.reset();
+  row[0].attributes.permissions = 0700;
+  busybox.sandbox()->server().ResetCounts();
+  const auto made = busybox.fs().MakeObjects(row, ctx_);
+  EXPECT_EQ(busybox.sandbox()->server().counts().total_requests, 6);
+  ASSERT_TRUE(AllMade(made)) << (made ? "" : ToString(made.error()));
+  for (const auto& [index, path] : {std::pair<size_t, std::string>{0, "d"}, {300, "d/a file 300"}, {301, "top"}}) {
+    const auto now = busybox.fs().Stat(At(path), ctx_);
+    ASSERT_TRUE(now);
+    const auto& told = *made->objects[index].attributes;
+    EXPECT_EQ(told.id, now->id) << path;
+    EXPECT_EQ(told.mtime.tv_sec, now->mtime.tv_sec) << path;
+    EXPECT_EQ(told.mtime.tv_nsec, now->mtime.tv_nsec) << path;
+    EXPECT_EQ(told.permissions, now->permissions) << path;
+    EXPECT_EQ(told.size, now->size) << path;
+  }
 }
 
 TEST_F(ServiceTier, NewObjectsAreMadeOnceAlthoughAnswersAreLost) {

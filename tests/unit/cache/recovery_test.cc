@@ -528,6 +528,28 @@ TEST_F(RecoveryTest, AFileOfOursThatOthersFilledIsNotAllOurs) {
   EXPECT_FALSE(remote_->InsideExists("f"));
 }
 
+// A mount that died while it put something aside: the note is there twice, and the content at either place, or at both.
+TEST_F(RecoveryTest, WhatWasBeingPutAsideIsListedOnce) {
+  ASSERT_TRUE(remote_->InsideWrite("a", "0123456789"));
+  for (const bool moved : {false, true}) {
+    for (const bool both : {false, true}) {
+      WriteAndPutAside("a", 3, "xyz");
+      const UnsentEntry entry = Only();
+      const std::string other = unsent_ + "/left-behind";
+      std::filesystem::create_directory(other);
+      std::filesystem::copy(entry.note, other + "/unsent-x.note");
+      std::filesystem::copy(entry.content, other + "/unsent-x");
+      if (!both) std::filesystem::remove(moved ? other + "/unsent-x" : entry.content);
+      EXPECT_EQ(Only().problem, "");
+      ClearRemoved(unsent_);
+      EXPECT_EQ(Only().problem, "");
+      ASSERT_TRUE(RemoveUnsent(Only()));
+      EXPECT_TRUE(ListUnsent(unsent_).empty());
+      EXPECT_FALSE(std::filesystem::exists(other));
+    }
+  }
+}
+
 // What another sandbox has says nothing of the one that the change was made to.
 TEST_F(RecoveryTest, WhatFailedElsewhereIsSentHereAllTheSame) {
   ASSERT_TRUE(remote_->InsideWrite("a", "old content"));

@@ -488,6 +488,27 @@ TEST_F(ReplayTest, ItsCreatorIsWhoMadeIt) {
   }
 }
 
+// -o writeback: it was made, and the answer was lost.
+TEST_F(ReplayTest, WhatALivingMountMadeWithoutAnAnswerIsItsOwn) {
+  options_.writeback = true;
+  options_.sandbox_id = owner_.sandbox_id;
+  options_.unsent_directory = unsent_ + "/of-this-mount";
+  auto directory = fs().MakeDirectory(kRoot, "d", 0755, Ctx());
+  ASSERT_TRUE(directory);
+  RemoteFault lost;
+  lost.function = "MakeObjects";
+  lost.action = RemoteFault::kDoAndFail;
+  faulty_->Add(lost);
+  const std::string content(300'000, 'x');  // too much to go with the making
+  const auto made = Made("f", directory->node);
+  Write(made.handle, 0, content);
+  EXPECT_EQ(Close(made.handle), 0);
+  EXPECT_TRUE(Eventually([&] { return faulty_->calls("MakeObjects") > 1; }));
+  EXPECT_EQ(Errno(fs().FlushAll(Ctx(), {})), 0);
+  EXPECT_THAT(remote_->InsideList("d"), ElementsAre("f"));
+  EXPECT_EQ(Inside("d/f"), content);
+}
+
 // As recover does with --to: what another sandbox has says nothing of the one that it was accepted for.
 TEST_F(ReplayTest, WhatIsSentElsewhereChangesNoNote) {
   ASSERT_TRUE(remote_->InsideWrite("d", "a file"));
