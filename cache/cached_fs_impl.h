@@ -472,6 +472,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   uint64_t last_order_ = 0;
   uint64_t behind_count_ = 0;                 // grows when something more may be sent
   TimePoint first_accepted_{}, last_accepted_{};  // of what no thread has begun to send
+  bool plain_rows_ = false;                   // a large one was refused as a whole
   int wanted_ = 0;                            // so many wait for what is unmade
   std::condition_variable_any behind_;        // for the two threads
   std::condition_variable_any settled_;

@@ -16,7 +16,7 @@
 namespace e2bfs::cache {
 namespace {
 
-constexpr size_t kSentAtOnce = 8;
+constexpr size_t kSentAtOnce = 16;
 
 using Entries = std::vector<UnsentEntry*>;
 

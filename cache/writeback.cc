@@ -20,6 +20,8 @@ constexpr auto kMostRetry = std::chrono::seconds(30);
 constexpr size_t kMostUnmade = 20'000;
 // Content up to this size goes with the file's making; longer one follows by itself.
 constexpr int64_t kMostInRow = 256 << 10;
+// In a row that needs no space but that of what it makes.
+constexpr int64_t kMostInPlainRow = 16 << 10;
 constexpr uint64_t kTriesBeforePutAside = 3;
 
 std::chrono::milliseconds RetryAfter(uint64_t tries) {
@@ -319,6 +321,7 @@ CachedFsImpl::Row CachedFsImpl::CollectRow(TimePoint* retry_at) {
   *retry_at = TimePoint::max();
   const TimePoint now = Clock::now();
   std::unordered_map<NodeId, size_t> in_row;
+  const int64_t most_bytes = plain_rows_ ? kMostInPlainRow : transport::kMostNewBytes;
   for (const auto& [order, id] : unmade_) {
     if (row.items.size() >= transport::kMostNewObjects) break;
     const NodePtr node = tree_.Find(id);
@@ -340,8 +343,8 @@ CachedFsImpl::Row CachedFsImpl::CollectRow(TimePoint* retry_at) {
     Row::Item item;
     item.node = node;
     const int64_t size = node->size();
-    item.with_content = !content.current.empty() && !node->is_directory() && WritingEnded(*node) && !content.storing && !content.early && size <= kMostInRow;
-    if (item.with_content && row.bytes + size > transport::kMostNewBytes) break;
+    item.with_content = !content.current.empty() && !node->is_directory() && WritingEnded(*node) && !content.storing && !content.early && size <= std::min(kMostInRow, most_bytes);
+    if (item.with_content && row.bytes + size > most_bytes) break;
     object.name = node->places.current().name;
     object.type = making.type;
     object.permissions = making.permissions;
@@ -388,9 +391,11 @@ void CachedFsImpl::MakeRow(Row& row) {
   FaultPoint("make.sending");
   auto made = remote_.MakeObjects(row.objects, ForTransfer(ctx));
   FaultPoint("make.answered");
+  log::Debug("cache", "{} new objects with {} bytes: {}", row.items.size(), row.bytes, made ? "answered" : ToString(made.error()));
   if (made && made->objects.size() != row.items.size()) made = Failure(ErrorKind::kProtocol, EIO, "another number of new objects was answered");
   {
     Lock lock(mutex_);
+    plain_rows_ = !made && made.error().kind == ErrorKind::kErrno;  // a large row is put somewhere first, and may find no space there
     for (const NodePtr& parent : row.parents) {
       std::optional<transport::Attributes> after;
       for (const transport::Attributes& each : made ? made->directories : std::vector<transport::Attributes>()) {

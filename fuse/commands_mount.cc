@@ -353,8 +353,7 @@ void SendWhatWasAccepted(const MountRequest& request, const std::string& sandbox
   };
   const cache::ReplayReport report = cache::Replay(remote, unsent, owner, {request.options.operation_timeout, request.options.transfer_timeout}, tell);
   if (told > kMostEntriesTold) log::Warning("mount", "and {} more", told - kMostEntriesTold);
-  log::Info("mount", "of what earlier mounts accepted {} entries are sent, {} of them beside something else; {} stay (see e2bfs recover)", report.sent, report.conflicts,
-            report.failed);
+  log::Warning("mount", "of what earlier mounts accepted {} entries are sent, {} of them beside something else; {} stay", report.sent, report.conflicts, report.failed);
 }
 
 // Declared before what keeps files there.

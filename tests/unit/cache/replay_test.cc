@@ -349,7 +349,7 @@ TEST_F(ReplayTest, ASandboxThatDoesNotAnswerIsAskedOnce) {
   gone.error = Error{ETIMEDOUT, ErrorKind::kTimeout, "no answer", 0, ""};
   faulty_->Add(gone);
   EXPECT_EQ(ReplayAll().failed, 100);
-  EXPECT_LE(faulty_->total_calls(), 8);  // those that were under way
+  EXPECT_LE(faulty_->total_calls(), 16);  // those that were under way
   EXPECT_EQ(ListUnsent(unsent_).size(), 100u);
 }
 
@@ -376,7 +376,7 @@ TEST_F(ReplayTest, SeveralAreOnTheirWayAtOnce) {
   stall.action = RemoteFault::kStall;
   faulty_->Add(stall);
   std::jthread replay([&] { ReplayAll(); });
-  EXPECT_TRUE(faulty_->WaitForStalled(8));
+  EXPECT_TRUE(faulty_->WaitForStalled(16));
   faulty_->Clear();
   replay.join();
   EXPECT_EQ(remote_->InsideList("").size(), 20u);
