@@ -508,11 +508,12 @@ def git_status(site):
     yield from git_status_of(site)
 
 
-@scenario("git status of a warm tree", local=True)
+@scenario("git status of a warm tree", local=True, behind=True)
 def git_status_warm(site):
     tool("git", "clone", "-q", f"file://{site.made.repository}", site.here / "clone")
     time.sleep(1.1)  # files of the second in which the index was written are read once more, on any disk
     for _ in range(2):
         tool("git", "-C", site.here / "clone", "status", "--porcelain")
+    site.flush()
     site.settle()
     yield from git_status_of(site)
