@@ -15,7 +15,7 @@ import pytest
 from conftest import ENVD_URL, SANITIZED, Double, Mount, eventually, is_dead, run
 from test_recover import listed, recover
 from tiers import tier  # noqa: F401 (fixture)
-from writeback import (CONFLICT, LONG_AGO, assert_same, brief, clear_away, differences, flush, kill, look, mount_with, spool_files, standing_still)
+from writeback import (CONFLICT, LONG_AGO, assert_same, brief, clear_away, differences, flush, kill, look, mount_with, options_of, spool_files, standing_still)
 
 KILLS = os.environ.get("E2BFS_CRASH_KILLS", "3" if SANITIZED else "5")
 POINT = os.environ.get("E2BFS_CRASH_POINT")
@@ -106,7 +106,7 @@ class Crash:
 
     def __init__(self, double, tier, name, before, options=(), own=False):
         self.double, self.name, self.own = double, name, own
-        self.mount = Crashing(double, name, [f"tier={tier}", "writeback", *options])
+        self.mount = Crashing(double, name, [f"tier={tier}", *options_of(tier), *options])
         self.told = double.scratch / f"told-{name}"
         for top in (self.told, self.mount.inside):
             (top / "top").mkdir(parents=True)
@@ -217,6 +217,7 @@ class Crash:
         entries = listed(self.double)
         names = {os.fsencode(entry["path"]).rpartition(b"/top/")[2] for entry in entries}
         if not names <= self.doubtful.keys():
+            recover(self.double, "--drop", "--all", "--yes")  # nothing of it to the next
             return f"unsent: {entries}"
         if entries:
             recover(self.double, "--drop", "--all", "--yes")

@@ -10,7 +10,7 @@ from conftest import ENVD_URL, code, digest_tree, eventually, is_dead, is_mounte
 from test_git import FIXED, bare_repository, git
 from test_recover import assert_private, listed, recover
 from tiers import mount_on, service_cannot, tier, tiered  # noqa: F401 (fixtures)
-from writeback import (LONG_AGO, UNSENT, assert_all_sent, assert_same, conflict_copies, differences, flush, kill, look, mount_with, spool_files, standing_still)
+from writeback import (LONG_AGO, UNSENT, assert_all_sent, assert_same, conflict_copies, differences, flush, kill, look, mount_with, options_of, spool_files, standing_still)
 
 OLD = (LONG_AGO - 1000) * 10**9 + 123_456_789
 KIB, MIB = 1 << 10, 1 << 20
@@ -34,7 +34,7 @@ def age(path, number=0):
 def writer(double, tier):  # noqa: F811
     if ENVD_URL:
         pytest.skip("stops the sandbox: a real envd cannot")
-    made = mount_on(tier, double, f"writer-{tier}", ["writeback"])
+    made = mount_on(tier, double, f"writer-{tier}", options_of(tier))
     yield made
     made.close()
 

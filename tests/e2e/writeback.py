@@ -8,6 +8,11 @@ UNSENT = 8                # exit status: not everything is in the sandbox
 CONFLICT = re.compile(rb"(.*)\.e2bfs-conflict-\d{8}-\d{6}(-\d+)?", re.DOTALL)
 
 
+def options_of(tier):
+    """What is known stays so for a while, on a slow machine too, where nobody is told of changes."""
+    return ["writeback", *(["attr_timeout=20", "negative_timeout=20"] if tier == "service" else [])]
+
+
 @contextlib.contextmanager
 def standing_still(double, at_most=30):
     """The sandbox answers nobody inside `with`; what this machine does in its directory, it finds afterwards. A call that waits for it fails the test."""
@@ -88,7 +93,7 @@ def assert_all_sent(mount):
 def spool_files(double, *more):
     """What mounts keep of unsent data on this machine, whoever's it is."""
     places = [double.scratch / "state/e2bfs/spool", double.scratch / "state/e2bfs/unsent", *map(pathlib.Path, more)]
-    return [path for place in places if place.exists() for path in place.rglob("*") if not path.is_dir() and path.name != ".lock"]
+    return [pathlib.Path(top) / name for place in places for top, _, files in os.walk(place) for name in files if name != ".lock"]
 
 
 def mount_with(mount, check=True, **environment):
