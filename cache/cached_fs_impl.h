@@ -423,8 +423,12 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   bool ResolveTaken(const NodePtr& node);
   bool TakeForOurs(const NodePtr& node, const transport::Attributes& there);
   bool RenameAside(const NodePtr& node);  // here, since it is nowhere else
-  // Into the directory for what is unsent, and from there, if that can be, beside what is in its way. False: nothing is changed. No lock.
-  bool PutAsideAndSend(const NodePtr& node, const std::string& why);
+  bool IsBegunThere(const NodePtr& node, const transport::Attributes& there, const transport::Name& name, const OpContext& ctx);
+  // Beside what is in its way, as what a dead mount left would be sent. False: it waits. No lock.
+  bool SendBeside(const NodePtr& node, const std::string& why);
+  void GiveUpName(Node& node);  // mutex_ held: of what was not made
+  // Into the directory for what is unsent; the next FlushAll says so. No lock.
+  void PutAside(const NodePtr& node, const std::string& why);
   // Send of what was accepted: not onto what somebody else wrote meanwhile.
   Result<void> SendLate(const NodePtr& node, const OpContext& ctx);
   Result<bool> ChangedThere(const NodePtr& node, const OpContext& ctx);
@@ -478,6 +482,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   std::condition_variable_any settled_;
   std::multiset<std::string> unmoved_;        // paths at and below which nothing is accepted now
   std::atomic<bool> unsynced_{false};         // something was accepted since the journal was on the disk for sure
+  std::optional<Error> untold_;               // something was put aside, and no FlushAll has said so yet
   std::string last_error_;
   std::chrono::nanoseconds clock_offset_{0};  // sandbox minus here
 

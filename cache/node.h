@@ -64,6 +64,8 @@ struct Unmade {
   uint64_t order = 0;          // its place among all that is unmade: what it is in comes before it
   bool being_made = false;     // a question that makes it is on its way
   bool maybe_made = false;     // by one whose answer was lost
+  std::string wanted_name;     // where it has another one, since that was taken
+  int names_tried = 0;         // instead of it
   uint64_t tries = 0;          // that failed
   std::optional<Error> error;  // of the last of them
   TimePoint retry_at{};

@@ -57,7 +57,7 @@ void CachedFsImpl::DiscardUnsent(Node& node) {
   if (!node.content.exists()) return;
   Content& content = *node.content;
   EndEarly(node);
-  EndUnmade(node);
+  GiveUpName(node);
   content.current = {};
   content.sending = {};
   content.accepted = content.sending_accepted = false;
@@ -456,6 +456,7 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
   if (auto rest = SendAll(nodes, ctx, progress); sent) sent = rest;
   Lock lock(mutex_);
   for (const NodePtr& node : nodes) --node->pins;
+  if (auto untold = std::exchange(untold_, std::nullopt); untold && sent) return Forward(*untold);
   return sent;
 }
 
@@ -521,7 +522,7 @@ UnsentRecord CachedFsImpl::RecordOf(const Node& node) const {
   record.since = content.since;
   if (content.last_error) record.last_error = ToString(*content.last_error).substr(0, kMostErrorText);
   if (node.unmade && node.unmade->error) record.last_error = ToString(*node.unmade->error).substr(0, kMostErrorText);
-  record.being_sent = content.storing || (node.unmade && (node.unmade->being_made || node.unmade->maybe_made));
+  record.being_sent = node.unmade ? node.unmade->being_made || node.unmade->maybe_made : content.storing;
   record.moving = content.moving;
   return record;
 }

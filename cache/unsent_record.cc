@@ -529,7 +529,15 @@ UnsentNote::~UnsentNote() {
 }
 
 void UnsentNote::Unlink() {
-  if (fd_ >= 0) ::unlink(path_.c_str());
+  if (fd_ >= 0 || log_) ::unlink(path_.c_str());
+}
+
+void UnsentNote::WasReplaced() {
+  if (fd_ >= 0) ::close(fd_);
+  fd_ = -1;
+  log_ = true;  // so that what comes next is written beside it first
+  said_.clear();
+  end_ = 0;
 }
 
 void UnsentNote::Invalidate() {
@@ -566,7 +574,7 @@ bool UnsentNote::WriteSlot(const std::string& body) {
   most_lines_ = slot + kNoteSlotBytes - end_ - kLongestLine;
   if (log_) {
     // What the log says stays until a slot says more: the new file is filled before it gets the name.
-    ::close(fd_);
+    if (fd_ >= 0) ::close(fd_);
     log_ = false;
     fd_ = ::open((path_ + ".new").c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
     return fd_ >= 0 && WriteAllAt(fd_, text, slot) && ::rename((path_ + ".new").c_str(), path_.c_str()) == 0;

@@ -23,6 +23,7 @@ constexpr int64_t kMostInRow = 256 << 10;
 // In a row that needs no space but that of what it makes.
 constexpr int64_t kMostInPlainRow = 16 << 10;
 constexpr uint64_t kTriesBeforePutAside = 3;
+constexpr int kMostConflictNames = 100;
 
 std::chrono::milliseconds RetryAfter(uint64_t tries) {
   std::chrono::milliseconds wait = kFirstRetry;
@@ -40,6 +41,10 @@ bool IsForNow(const Error& error) {
 }
 
 bool SameTime(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
+
+transport::Node NodeAt(const transport::Name& name, const transport::Attributes& there) {
+  return {name.parent.path.empty() ? name.name : name.parent.path + "/" + name.name, there.id, name.parent.id};
+}
 
 }  // namespace
 
@@ -214,7 +219,7 @@ Result<bool> CachedFsImpl::RemoveHere(NodeId parent_id, const std::string& name,
       }
     }
     if (!node->unmade) return false;
-    if (!node->unmade->being_made && node->is_directory() == directory) {
+    if (!node->unmade->being_made && !node->unmade->maybe_made && node->is_directory() == directory) {
       FaultPoint("accept.removing");
       EndUnmade(*node);
       node->deleted = true;
@@ -495,42 +500,66 @@ void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error) {
         const NodePtr below = child.second.node ? tree_.Find(child.second.node) : nullptr;
         return below && below->unmade;
       });
-      put_aside = !IsForNow(error) && !taken && unmade.tries >= kTriesBeforePutAside && node->open_files == 0 && last;
+      put_aside = !IsForNow(error) && (!taken || unmade.names_tried > kMostConflictNames) && unmade.tries >= kTriesBeforePutAside && node->open_files == 0 && last;
     }
     settled_.notify_all();
   }
-  if (put_aside) PutAsideAndSend(node, "it cannot be made in the sandbox (" + ToString(error) + ")");
+  if (put_aside) PutAside(node, "it cannot be made in the sandbox (" + ToString(error) + ")");
   Lock lock(mutex_);
   --node->pins;
+}
+
+// Empty, or the beginning of what we have, all of it included.
+bool CachedFsImpl::IsBegunThere(const NodePtr& node, const transport::Attributes& there, const transport::Name& name, const OpContext& ctx) {
+  std::shared_ptr<SpoolFile> spool;
+  {
+    Lock lock(mutex_);
+    if (there.size > std::min(node->size(), kMostInRow)) return false;
+    spool = node->content->spool;
+  }
+  if (there.size == 0) return true;
+  auto stream = remote_.Read(0, NodeAt(name, there), &there, transport::Extent{0, there.size}, ctx);
+  std::string theirs(static_cast<size_t>(there.size), '\0'), ours = theirs;
+  for (size_t done = 0; done < theirs.size();) {
+    auto got = stream ? (*stream)->Read(theirs.data() + done, theirs.size() - done, ctx) : Result<size_t>(Forward(stream.error()));
+    if (!got || *got == 0) return false;
+    done += *got;
+  }
+  return spool && spool->ReadAt(0, ours.data(), ours.size()) && ours == theirs;
 }
 
 bool CachedFsImpl::ResolveTaken(const NodePtr& node) {
   const OpContext ctx = OpContext::Within(options_.operation_timeout);
   transport::Name name;
+  std::string target;
+  bool maybe_made = false;
   {
     Lock lock(mutex_);
+    if (!node->unmade) return false;
     const NodePtr parent = tree_.Find(node->places.current().parent);
-    if (!node->unmade || !parent || parent->unmade) return false;
+    if (!parent || parent->unmade) return false;
+    target = node->unmade->making.target;
+    maybe_made = node->unmade->maybe_made;
     name = transport::Name{tree_.Address(*parent), node->places.current().name};
   }
   auto there = remote_.Lookup(name, ctx);
   if (!there) return false;  // the next try shows
   const bool same_type = there->type == node->attributes.type;
   if (same_type && there->type == transport::FileType::kSymlink) {
-    const transport::Node at{name.parent.path.empty() ? name.name : name.parent.path + "/" + name.name, there->id, name.parent.id};
-    auto text = remote_.ReadLink(at, ctx);
-    if (text && *text == node->unmade->making.target && TakeForOurs(node, *there)) return true;
+    auto text = remote_.ReadLink(NodeAt(name, *there), ctx);
+    if (text && *text == target && TakeForOurs(node, *there)) return true;
   }
   if (same_type && there->type == transport::FileType::kDirectory && TakeForOurs(node, *there)) return true;
   if (!node->is_regular()) return RenameAside(node);
+  if (same_type && maybe_made && IsBegunThere(node, *there, name, ctx) && TakeForOurs(node, *there)) return true;
   {
     Lock lock(mutex_);
     if (node->open_files > 0) return false;  // whoever writes it goes on with his own
   }
-  return PutAsideAndSend(node, "something else was made in the sandbox by that name");
+  return SendBeside(node, "something else was made in the sandbox by that name");
 }
 
-// Made before by a question whose answer was lost, or by somebody else, which is the same to a directory and to a link.
+// Made before by a question whose answer was lost; or by somebody else, which is the same to a directory and to a link.
 bool CachedFsImpl::TakeForOurs(const NodePtr& node, const transport::Attributes& there) {
   Lock lock(mutex_);
   if (!node->unmade || there.type != node->attributes.type || !there.id.known() || tree_.FindIdentity(there.id)) return false;
@@ -540,7 +569,10 @@ bool CachedFsImpl::TakeForOurs(const NodePtr& node, const transport::Attributes&
   node->listed_until = node->fresh_until = node->link_fresh_until = {};
   node->attributes = there;
   node->stamp = ++stamp_;
-  node->content->last_error.reset();
+  Content& content = *node->content;
+  content.last_error.reset();
+  if (content.dirty()) content.base = UnsentBase{there.id, there.size, there.mtime, there.ctime, there.permissions};
+  if (!remote_.description().identities_survive_renames) content.base.id = {};
   if (!node->has_unsent()) dirty_.erase(node->id);
   NoteUnsent(*node);
   return true;
@@ -548,11 +580,16 @@ bool CachedFsImpl::TakeForOurs(const NodePtr& node, const transport::Attributes&
 
 bool CachedFsImpl::RenameAside(const NodePtr& node) {
   Lock lock(mutex_);
+  if (!node->unmade) return false;
   const Place place = node->places.current();
   const NodePtr parent = tree_.Find(place.parent);
-  if (!node->unmade || !parent) return false;
+  if (!parent) return false;
+  if (node->unmade->wanted_name.empty()) node->unmade->wanted_name = place.name;
   std::string name;
-  for (int number = 1; name.empty() || Tree::FindChild(*parent, name); ++number) name = ConflictName(place.name, node->content->since, number);
+  do {
+    if (++node->unmade->names_tried > kMostConflictNames) return false;
+    name = ConflictName(node->unmade->wanted_name, node->content->since, node->unmade->names_tried);
+  } while (Tree::FindChild(*parent, name));
   log::Error("cache", "{}: something else was made in the sandbox by that name; what was made here is {}", tree_.PathOf(*node), name);
   tree_.Detach(*parent, place.name).stamp = ++stamp_;
   Child& child = tree_.Attach(*parent, name, *node);
@@ -568,49 +605,80 @@ bool CachedFsImpl::RenameAside(const NodePtr& node) {
   return true;
 }
 
-bool CachedFsImpl::PutAsideAndSend(const NodePtr& node, const std::string& why) {
-  if (options_.unsent_directory.empty()) return false;
-  std::string path, id;
+bool CachedFsImpl::SendBeside(const NodePtr& node, const std::string& why) {
+  UnsentEntry entry;
+  std::shared_ptr<SpoolFile> spool;
   {
     Lock lock(mutex_);
-    if (!node->has_unsent() || node->content->storing || node->is_gone() || !node->content->spool) return false;
-    path = tree_.PathOf(*node);
-    id = node->content->spool->id();
+    Content& content = *node->content;
+    if (!node->has_unsent() || content.storing || node->is_gone() || !content.spool) return false;
+    EndEarly(*node);
+    spool = content.spool;
+    content.sending = std::exchange(content.current, {});
+    content.sending_accepted = std::exchange(content.accepted, false);
+    content.storing = true;
+    content.saved = content.untried = false;
+    BeginChange(*node);
+    entry.record = RecordOf(*node);
+    entry.id = entry.record->id;
+    entry.directory = spool_.directory();
+    entry.content = spool->path();
+    entry.note = entry.content + kUnsentNoteSuffix;
+    entry.content_is_there = true;
+    entry.bytes = entry.record->change.bytes();
   }
-  FaultPoint("conflict.saving");
-  auto saved = SaveUnsentOf(node, options_.unsent_directory, false);
-  FaultPoint("conflict.saved");
-  if (!saved || !*saved) {
-    if (!saved) log::Error("cache", "{}: {}, and it cannot be put aside: {}", path, why, ToString(saved.error()));
+  FaultPoint("conflict.sending");
+  const SendReport report = SendUnsent(remote_, entry, true, SendTimes{options_.operation_timeout, options_.transfer_timeout});
+  FaultPoint("conflict.sent");
+  const bool sent = report.outcome != SendOutcome::kFailed;
+  log::Error("cache", "{}: {}; what was written here {}", entry.record->path, why,
+             report.outcome == SendOutcome::kConflictCopy ? "is " + report.path : sent ? "was there" : "waits: " + report.text);
+  std::lock_guard writing(node->content->write_mutex);
+  Lock lock(mutex_);
+  Content& content = *node->content;
+  spool->note().WasReplaced();
+  if (!sent) {
+    StoreFailed(*node, nullptr, Failure(ErrorKind::kUnavailable, EIO, report.text).value(), true);
     return false;
   }
-  {
-    Lock lock(mutex_);
-    const Place place = node->places.empty() ? Place{} : node->places.current();
-    if (const NodePtr parent = tree_.Find(place.parent); parent && !node->file_id.known()) {
-      tree_.Detach(*parent, place.name).stamp = ++stamp_;
-      parent->ours = false;
-      kernel_news_.push_back({.directory = parent->id, .name = place.name});
-    }
-    ContentChanged(*node, true);
-    Outdated(*node);
-    TellKernel(lock);
-  }
-  const size_t slash = options_.unsent_directory.rfind('/');
-  for (const UnsentEntry& entry : ListUnsent(options_.unsent_directory.substr(0, slash))) {
-    if (entry.id != id || entry.directory != options_.unsent_directory || !entry.problem.empty()) continue;
-    const SendReport report = SendUnsent(remote_, entry, true, SendTimes{options_.operation_timeout, options_.transfer_timeout});
-    FaultPoint("conflict.sent");
-    if (report.outcome == SendOutcome::kFailed) {
-      log::Error("cache", "{}: {}; it is put aside in {} ({})", path, why, options_.unsent_directory, report.text);
-      return true;
-    }
-    if (report.outcome == SendOutcome::kConflictCopy) log::Error("cache", "{}: {}; what was written here is {}", path, why, report.path);
-    if (auto removed = RemoveUnsent(entry); !removed) log::Warning("cache", "{}", ToString(removed.error()));
-    return true;
-  }
-  log::Error("cache", "{}: {}; it is put aside in {}", path, why, options_.unsent_directory);
+  content.sending = {};
+  content.storing = content.sending_accepted = false;
+  --node->changes_in_flight;
+  content.stored.notify_all();
+  GiveUpName(*node);
+  NoteUnsent(*node);
+  if (content.current.empty()) DiscardUnsent(*node);
+  ContentChanged(*node, true);
+  Outdated(*node);
+  TellKernel(lock);
   return true;
+}
+
+void CachedFsImpl::GiveUpName(Node& node) {
+  if (!node.unmade) return;
+  EndUnmade(node);
+  const Place place = node.places.current();
+  const NodePtr parent = tree_.Find(place.parent);
+  if (!parent) return;
+  tree_.Detach(*parent, place.name).stamp = ++stamp_;
+  parent->ours = false;
+  kernel_news_.push_back({.directory = parent->id, .name = place.name});
+}
+
+void CachedFsImpl::PutAside(const NodePtr& node, const std::string& why) {
+  if (options_.unsent_directory.empty()) return;
+  const std::string path = PathOf(node->id);
+  FaultPoint("aside.saving");
+  auto saved = SaveUnsentOf(node, options_.unsent_directory, false);
+  FaultPoint("aside.saved");
+  if (!saved) log::Error("cache", "{}: {}, and it cannot be put aside: {}", path, why, ToString(saved.error()));
+  if (!saved || !*saved) return;
+  log::Error("cache", "{}: {}; it is put aside in {}", path, why, options_.unsent_directory);
+  Lock lock(mutex_);
+  untold_ = Failure(ErrorKind::kErrno, EIO, path + ": " + why + "; it is put aside in " + options_.unsent_directory).value();
+  last_error_ = untold_->message;
+  Outdated(*node);
+  TellKernel(lock);
 }
 
 void CachedFsImpl::MakeBehind(std::stop_token stop) {
@@ -708,7 +776,7 @@ Result<bool> CachedFsImpl::ChangedThere(const NodePtr& node, const OpContext& ct
 Result<void> CachedFsImpl::SendLate(const NodePtr& node, const OpContext& ctx) {
   if (options_.writeback) {
     auto changed = ChangedThere(node, ctx);
-    if (changed && *changed) PutAsideAndSend(node, "it was changed in the sandbox meanwhile");
+    if (changed && *changed && !SendBeside(node, "it was changed in the sandbox meanwhile")) return Errno(ESTALE, "it was changed in the sandbox meanwhile");
   }
   FaultPoint("store.sending");
   auto sent = Send(node, nullptr, ctx);
