@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <sstream>
 #include <thread>
 
@@ -197,9 +198,11 @@ TEST_F(ServiceTier, WhatWasMadeIsToldAlthoughALaterCommandIsLost) {
 TEST_F(ServiceTier, AShellThatIsKilledMayHaveMadeAll) {
   const std::string tools = backend_.home() + "/tools";
   std::filesystem::create_directory(tools);
-  backend_.InsideRun("printf '%s\n' '#!/bin/sh' 'case \"$*\" in *doomed*) kill -9 $PPID; exit 1 ;; esac' 'exec /usr/bin/stat \"$@\"' > \"$1\"; chmod +x \"$1\"", {tools + "/stat"});
+  std::filesystem::create_symlink("/bin/sh", tools + "/sh");
+  std::ofstream(tools + "/stat") << "#!/bin/sh\ncase $* in *doomed*) kill -9 $PPID; exit 1 ;; esac\nexec /usr/bin/stat \"$@\"\n";
+  std::filesystem::permissions(tools + "/stat", std::filesystem::perms(0755));
   ServiceBackendOptions options;
-  options.command_path = tools + ":/usr/bin:/bin";
+  options.command_path = tools;
   ServiceBackend other(options);
   StringSource source("");
   auto row = NewFiles("d", 1, source, 0);
