@@ -9,8 +9,6 @@
 namespace e2bfs::cache {
 namespace {
 
-bool SameTime(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
-
 bool LaterTime(const timespec& a, const timespec& b) {
   return a.tv_sec != b.tv_sec ? a.tv_sec > b.tv_sec : a.tv_nsec > b.tv_nsec;
 }
@@ -89,7 +87,7 @@ NodeAttributes CachedFsImpl::BuildAttributes(const Node& node, TimePoint now) co
   built.attributes = node.attributes;
   built.content_generation = node.content_generation;
   transport::Attributes& shown = built.attributes;
-  if (node.ctime_shown && SameTime(shown.ctime, node.ctime_shown->there)) shown.ctime = node.ctime_shown->here;
+  if (node.ctime_shown && transport::SameTime(shown.ctime, node.ctime_shown->there)) shown.ctime = node.ctime_shown->here;
   if (made_here_.contains(node.id)) std::tie(shown.device, shown.inode) = std::pair(kMadeUpDevice, node.id);
   if (node.content->dirty()) {
     for (const Change* change : {&node.content->sending, &node.content->current}) {
@@ -114,6 +112,7 @@ NodeAttributes CachedFsImpl::BuildAttributes(const Node& node, TimePoint now) co
   } else if (!node.deleted && !node.unmade && node.changes_in_flight == 0 && node.fresh_until > now) {
     built.valid_for = Remaining(node.fresh_until, now);
   }
+  shown.link_count += node.unmade_directories;
   if (node.deleted) shown.link_count = 0;
   return built;
 }
@@ -165,7 +164,7 @@ bool CachedFsImpl::Absorb(Node& node, const transport::Attributes& attributes, u
   // Where our appends lie depends on the size: only the store's answer moves them.
   if (node.content.exists() && (node.content->sending.append || node.content->current.append)) return false;
   if (node.is_regular() && (attributes.size != node.attributes.size ||
-                            (origin == Origin::kAsked && !SameTime(attributes.mtime, node.attributes.mtime)))) {
+                            (origin == Origin::kAsked && !transport::SameTime(attributes.mtime, node.attributes.mtime)))) {
     ContentChanged(node, origin == Origin::kAsked);
     if (origin == Origin::kAsked && node.content.exists()) node.content->fresh = false;  // somebody else wrote into it
   }
@@ -325,10 +324,18 @@ Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
   std::shared_ptr<SpoolFile> journal;
   if (needs_journal) journal = spool_.NewFile().value_or(nullptr);
   // The write lock keeps a truncate and a write of two threads apart.
-  std::unique_lock writing(*write_mutex);
-  {
+  std::unique_lock<std::mutex> writing;
+  for (bool unmoved = false; !unmoved;) {
+    if (writing.owns_lock()) writing.unlock();
     Lock lock(mutex_);
     if (!WaitUntilUnmoved(lock, *node, ctx)) return WaitEnded(ctx, "changing attributes");
+    lock.unlock();
+    writing = std::unique_lock(*write_mutex);
+    lock.lock();
+    unmoved = IsUnmoved(*node);
+  }
+  {
+    Lock lock(mutex_);
     if (MayDeferAttributes(*node) && !node->content->spool) node->content->spool = std::move(journal);
     const bool behind = MayDeferAttributes(*node) && node->content->spool;  // it is accepted, and sent later
     bool created_open = false;

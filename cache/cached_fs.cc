@@ -1,3 +1,4 @@
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,6 +24,14 @@ Result<std::unique_ptr<CachedFs>> CachedFs::Create(transport::RemoteFs& remote, 
 
 namespace {
 
+// Each has two files open, and others need some, too.
+size_t MostUnsent() {
+  constexpr size_t kMost = 20'000, kForOthers = 1'000;
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return kForOthers;
+  return std::min<size_t>(kMost, std::max<size_t>(limit.rlim_cur, 2 * kForOthers) / 2 - kForOthers / 2);
+}
+
 // No two mounts have the same.
 std::string NewSession() {
   std::random_device random;
@@ -41,7 +50,8 @@ CachedFsImpl::CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options,
       held_memory_(std::min(kMostHeldBytes, options_.memory_bytes / 4)),
       spool_(options_.spool_directory, options_.spool_bytes),
       store_session_(NewSession()),
-      tree_(root) {
+      tree_(root),
+      most_unsent_(MostUnsent()) {
   tree_.root()->watched = root.watched;
   tree_.root()->fresh_until = NodeUntil(*tree_.root(), stamp_, asked, false);
   closer_.SetTick([this] { ReleaseIdleReaders(); });
@@ -49,7 +59,7 @@ CachedFsImpl::CachedFsImpl(transport::RemoteFs& remote, CachedFsOptions options,
   if (root.watched) ChangesLost();  // what came before it listened
   if (!options_.writeback) return;
   committer_.SetTick([this] {
-    if (unsynced_.exchange(false)) spool_.Sync();
+    if (unsynced_.exchange(false) && !spool_.Sync()) unsynced_ = true;
   });
   maker_ = std::jthread([this](std::stop_token stop) { MakeBehind(stop); });
   sender_ = std::jthread([this](std::stop_token stop) { SendBehind(stop); });

@@ -385,7 +385,10 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   Result<bool> AcceptFile(const NodePtr& node, const OpContext& ctx);
   // mutex_ held: waits while the path, or one above it, is moved.
   bool WaitUntilUnmoved(Lock& lock, const Node& node, const OpContext& ctx);
-  void Accepted();      // mutex_ held: something was
+  bool IsUnmoved(const Node& node) const;  // mutex_ held
+  void Accepted();                         // mutex_ held: something was
+  void SomethingToSend();                  // mutex_ held: the two threads may look again
+  static bool IsForNow(const Error& error);  // time may help
   uint64_t NextOrder();  // mutex_ held
   // It is in the sandbox when this returns, or why it cannot be made there. No lock.
   Result<void> Settle(const NodePtr& node, const OpContext& ctx);
@@ -415,18 +418,24 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void SendBehind(std::stop_token stop);  // a thread's
   // mutex_ held: what can be made now; retry_at: when more can.
   Row CollectRow(TimePoint* retry_at);
-  void MakeRow(Row& row);
+  bool AddToRow(Row& row, std::unordered_map<NodeId, size_t>& in_row, const NodePtr& node, TimePoint* retry_at);  // false: it is full
+  void MakeRow(Row& row, std::stop_token stop);
   void EndUnmade(Node& node);            // mutex_ held
   void Made(Row& row, size_t at, const transport::Attributes& attributes, const std::optional<Error>& refused);
-  void NotMade(Row& row, size_t at, const Error& error);
+  void NotMade(Row& row, size_t at, const Error& error, std::stop_token stop);
   // Something else has its name there. True: it is no longer in the way. No lock.
-  bool ResolveTaken(const NodePtr& node);
+  bool ResolveTaken(const NodePtr& node, const OpContext& ctx);
   bool TakeForOurs(const NodePtr& node, const transport::Attributes& there);
   bool RenameAside(const NodePtr& node);  // here, since it is nowhere else
-  // Into the directory for what is unsent, and from there, if that can be, beside what is in its way. False: nothing is changed. No lock.
-  bool PutAsideAndSend(const NodePtr& node, const std::string& why);
-  // Send of what was accepted: not onto what somebody else wrote meanwhile.
+  bool IsBegunThere(const NodePtr& node, const transport::Attributes& there, const transport::Name& name, const OpContext& ctx);
+  // Beside what is in its way, as what a dead mount left would be sent. False: it waits. No lock.
+  bool SendBeside(const NodePtr& node, const std::string& why);
+  void GiveUpName(Node& node);  // mutex_ held: of what was not made
+  // Into the directory for what is unsent; the next FlushAll says so. No lock.
+  void PutAside(const NodePtr& node, const std::string& why);
+  // Send of what was accepted, by whoever does not wait for this file.
   Result<void> SendLate(const NodePtr& node, const OpContext& ctx);
+  // What was accepted of it is older than what somebody else wrote. No lock.
   Result<bool> ChangedThere(const NodePtr& node, const OpContext& ctx);
   std::vector<NodePtr> SendableBehind(TimePoint* retry_at) const;  // mutex_ held: what was accepted, is made, and need not wait
 
@@ -473,11 +482,15 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   uint64_t behind_count_ = 0;                 // grows when something more may be sent
   TimePoint first_accepted_{}, last_accepted_{};  // of what no thread has begun to send
   bool plain_rows_ = false;                   // a large one was refused as a whole
+  size_t single_rows_ = 0;                    // so many more: one hinders the others
+  uint64_t row_failures_ = 0;                 // since one was answered
+  const size_t most_unsent_;                  // objects; each has files of the spool open
   int wanted_ = 0;                            // so many wait for what is unmade
   std::condition_variable_any behind_;        // for the two threads
   std::condition_variable_any settled_;
   std::multiset<std::string> unmoved_;        // paths at and below which nothing is accepted now
   std::atomic<bool> unsynced_{false};         // something was accepted since the journal was on the disk for sure
+  std::optional<Error> untold_;               // something was put aside, and no FlushAll has said so yet
   std::string last_error_;
   std::chrono::nanoseconds clock_offset_{0};  // sandbox minus here
 

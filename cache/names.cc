@@ -231,13 +231,13 @@ Result<CachedFsImpl::NameChange> CachedFsImpl::BeginName(NodeId parent, const st
   NameChange change{*found, name, 0, Clock::now()};
   ++change.parent->pins;
   BeginChange(*change.parent);
-  if (options_.writeback) NameChangedHere(*change.parent);
   change.stamp = stamp_;
   if (Child* child = Tree::FindChild(*change.parent, name)) child->stamp = stamp_;
   return change;
 }
 
 void CachedFsImpl::EndParent(const NameChange& change, const std::optional<transport::Attributes>& parent) {
+  if (options_.writeback && parent) NameChangedHere(*change.parent);
   EndChange(*change.parent, parent, change.stamp, change.asked);
   --change.parent->pins;
 }

@@ -64,6 +64,11 @@ struct Unmade {
   uint64_t order = 0;          // its place among all that is unmade: what it is in comes before it
   bool being_made = false;     // a question that makes it is on its way
   bool maybe_made = false;     // by one whose answer was lost
+  bool overtaken = false;      // by news, which may be newer than the answer that is on its way
+  bool wanted = false;         // somebody waits for it
+  timespec sent_mtime{};       // what the last question set
+  std::string wanted_name;     // where it has another one, since that was taken
+  int names_tried = 0;         // instead of it
   uint64_t tries = 0;          // that failed
   std::optional<Error> error;  // of the last of them
   TimePoint retry_at{};
@@ -183,6 +188,7 @@ struct Node {
   uint64_t unwatched_stamp = 0;     // answers to questions asked before may be older than a time without a watch
   std::map<std::string, Child> children;
   uint32_t linked_children = 0;     // children with a node
+  uint32_t unmade_directories = 0;  // of them: links that the sandbox does not count yet
   TimePoint listed_until{};         // until then what is not in `children` does not exist
   uint64_t forgotten_stamp = 0;     // the newest stamp of a child entry that was dropped
   uint32_t guess = 0;               // its listing was asked for ahead by that walk, and nobody used it yet

@@ -287,6 +287,7 @@ void CachedFsImpl::Release(FileHandle handle, const OpContext& context) {
       reader.reset();
     });
   }
+  if (options_.writeback) SomethingToSend();
   if (file->unreported && !node->content->unreported) node->content->unreported = file->unreported;
   if (file->flags.write) --node->open_writers;
   if (--node->open_files == 0) {

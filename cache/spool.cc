@@ -132,9 +132,11 @@ Result<std::shared_ptr<SpoolFile>> Spool::NewFile() {
   return std::make_shared<SpoolFile>(*this, fd, path);
 }
 
-void Spool::Sync() const {
+bool Spool::Sync() const {
   const Descriptor directory(::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (directory.get() < 0 || ::syncfs(directory.get()) != 0) log::Warning("cache", "syncing {}: {}", directory_, std::strerror(errno));
+  const bool done = directory.get() >= 0 && ::syncfs(directory.get()) == 0;
+  if (!done) log::Warning("cache", "syncing {}: {}", directory_, std::strerror(errno));
+  return done;
 }
 
 }  // namespace e2bfs::cache

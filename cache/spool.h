@@ -66,8 +66,8 @@ class Spool {
   // Whether `bytes` more may be charged now.
   bool HasRoom(int64_t bytes) const { return used_.load() + bytes <= limit_bytes_; }
   int64_t used_bytes() const { return used_.load(); }
-  // All files and notes are on the disk when it returns, as far as the disk tells. May take seconds.
-  void Sync() const;
+  // All files and notes are on the disk when it returns, as far as the disk tells. False: they may not be. May take seconds.
+  bool Sync() const;
   const std::string& directory() const { return directory_; }
 
  private:

@@ -16,10 +16,9 @@ void Append(std::string& bytes, const timespec& time) {
   Append(bytes, int64_t{time.tv_nsec});
 }
 
-bool SameInstant(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
 
 bool SameVersion(const transport::Attributes& a, const transport::Attributes& b) {
-  return a.id == b.id && a.lasting == b.lasting && a.size == b.size && SameInstant(a.mtime, b.mtime) && SameInstant(a.ctime, b.ctime);
+  return a.id == b.id && a.lasting == b.lasting && a.size == b.size && transport::SameTime(a.mtime, b.mtime) && transport::SameTime(a.ctime, b.ctime);
 }
 
 // A regular file whose attributes say which content it has.

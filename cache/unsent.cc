@@ -19,6 +19,7 @@ constexpr int64_t kMostSentBeforeStat = 4 << 20;
 constexpr auto kMostWaitedByStat = std::chrono::seconds(5);
 constexpr size_t kMostErrorText = 1000;
 constexpr size_t kSendersAtOnce = 8;
+constexpr auto kProgressInterval = std::chrono::milliseconds(200);
 
 // Whether attributes of what was stored can be those of the object that was asked for.
 bool IsOf(const transport::Attributes& attributes, transport::FileType type, const transport::FileId& id) {
@@ -57,7 +58,7 @@ void CachedFsImpl::DiscardUnsent(Node& node) {
   if (!node.content.exists()) return;
   Content& content = *node.content;
   EndEarly(node);
-  EndUnmade(node);
+  GiveUpName(node);
   content.current = {};
   content.sending = {};
   content.accepted = content.sending_accepted = false;
@@ -71,6 +72,11 @@ void CachedFsImpl::DiscardUnsent(Node& node) {
 
 Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx, bool tried) {
   if (auto settled = Settle(node, ctx); !settled) return settled;
+  if (options_.writeback) {  // late: not onto what somebody else wrote meanwhile
+    auto changed = ChangedThere(node, ctx);
+    if (!changed) return Forward(changed.error());
+    if (*changed) return SendBeside(node, "it was changed in the sandbox meanwhile") ? Result<void>() : Errno(EIO, "it was changed in the sandbox meanwhile");
+  }
   std::shared_ptr<EarlySend> early;
   {
     Lock lock(mutex_);
@@ -209,10 +215,12 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
   std::shared_ptr<SpoolFile> spool;
   uint64_t asked_stamp;
   transport::FileId asked_id;
+  transport::FileType asked_type;
   std::shared_ptr<EarlySend> given_up;
   {
     Lock lock(mutex_);
     asked_id = node->file_id;
+    asked_type = node->attributes.type;
     given_up = node->content->given_up.lock();
     if (early) node->content->given_up = early;  // should it not be taken
     sent = node->content->sending;
@@ -233,7 +241,7 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
     auto now = AtNode(node, again, [&](const transport::Node& at) { return remote_.Stat(at, again); });
     if (now && now->size == sent.append->end()) stored = *now;
   }
-  if (stored && !IsOf(*stored, node->attributes.type, asked_id)) stored = Errno(ESTALE, "the sandbox stored into another file");
+  if (stored && !IsOf(*stored, asked_type, asked_id)) stored = Errno(ESTALE, "the sandbox stored into another file");
   if (stored) {
     StoreSucceeded(node, sent, *stored, asked_stamp, asked);
     return {};
@@ -312,6 +320,7 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
   content.storing = content.sending_accepted = false;
   content.failures = 0;
   if (!content.accepted) content.order = 0;
+  if (options_.writeback) SomethingToSend();
   --node->changes_in_flight;
   // The answer is the file as it is now, whatever else is on its way.
   TakeAttributes(*node, after, asked);
@@ -356,10 +365,16 @@ void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& 
   node.stamp = ++stamp_;
   content.last_error = error;
   NoteError(tree_.PathOf(node), error);
+  const bool is_later = content.accepted && content.dirty() && IsForNow(error);  // it is sent all the same
   if (tried && content.dirty()) {
     content.untried = true;
-  } else {
+  } else if (!is_later) {
     TellWriters(node, teller, error);
+  }
+  if (content.accepted && !content.dirty()) {
+    content.accepted = false;
+    log::Error("cache", "{}: what was set was refused: {}", tree_.PathOf(node), ToString(error));
+    untold_ = error;
   }
   if (!node.has_unsent()) dirty_.erase(node.id);
   ChargeSpool(node);
@@ -456,48 +471,53 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
   if (auto rest = SendAll(nodes, ctx, progress); sent) sent = rest;
   Lock lock(mutex_);
   for (const NodePtr& node : nodes) --node->pins;
+  if (auto untold = std::exchange(untold_, std::nullopt); untold && sent) return Forward(*untold);
   return sent;
 }
 
 Result<void> CachedFsImpl::SendAll(std::vector<NodePtr> nodes, const OpContext& ctx, const std::function<void(int64_t)>& progress) {
+  size_t files = 0;
   {
     Lock lock(mutex_);
     std::erase_if(nodes, [](const NodePtr& node) { return node->unmade != nullptr; });  // it could not be made, which is known
+    // Directories when all is in them: their times are to stay.
+    const auto directories = std::stable_partition(nodes.begin(), nodes.end(), [](const NodePtr& node) { return !node->is_directory(); });
+    files = static_cast<size_t>(directories - nodes.begin());
   }
   // A few at once: one that stalls must not keep the others.
   std::mutex mutex;  // a leaf
-  size_t next = 0, end = nodes.size();
+  size_t next = 0;
   std::optional<Error> first;
-  auto work = [&] {
+  TimePoint next_progress{};
+  auto work = [&](size_t end) {
     OpContext within = ctx;
     for (;;) {
       NodePtr node;
+      bool tell = false;
       {
         std::lock_guard lock(mutex);
         if (next == end) return;
         node = nodes[next++];
+        tell = progress && Clock::now() >= next_progress;
+        if (tell) next_progress = Clock::now() + kProgressInterval;
       }
+      if (tell) progress(Status().dirty_bytes);
       auto sent = SendLate(node, within);
       if (sent) within = within.Renewed();
       std::lock_guard lock(mutex);
       if (!sent && !first) first = sent.error();
-      if (progress) progress(Status().dirty_bytes);
     }
   };
-  auto work_at_once = [&](size_t until) {
-    end = until;
+  for (const size_t end : {files, nodes.size()}) {
+    const size_t helpers_wanted = std::min(end - next, kSendersAtOnce);
     std::vector<std::jthread> helpers;
     try {
-      for (size_t i = next + 1; i < std::min(end, next + kSendersAtOnce); ++i) helpers.emplace_back(work);
+      for (size_t i = 1; i < helpers_wanted; ++i) helpers.emplace_back(work, end);
     } catch (const std::system_error& thrown) {  // no more threads: those that are there do it
       log::Warning("cache", "sending what is unsent: {}", thrown.what());
     }
-    work();
-  };
-  // Directories when all is in them: their times are to stay.
-  const auto directories = std::stable_partition(nodes.begin(), nodes.end(), [](const NodePtr& node) { return !node->is_directory(); });
-  work_at_once(static_cast<size_t>(directories - nodes.begin()));
-  work_at_once(nodes.size());
+    work(end);
+  }
   if (first) return Forward(*first);
   return {};
 }
@@ -526,7 +546,7 @@ UnsentRecord CachedFsImpl::RecordOf(const Node& node) const {
   record.since = content.since;
   if (content.last_error) record.last_error = ToString(*content.last_error).substr(0, kMostErrorText);
   if (node.unmade && node.unmade->error) record.last_error = ToString(*node.unmade->error).substr(0, kMostErrorText);
-  record.being_sent = content.storing || (node.unmade && (node.unmade->being_made || node.unmade->maybe_made));
+  record.being_sent = node.unmade ? node.unmade->being_made || node.unmade->maybe_made : content.storing;
   record.moving = content.moving;
   return record;
 }

@@ -20,6 +20,7 @@ constexpr std::string_view kNoteMagic = "e2bfs-unsent ";
 constexpr uint64_t kNoteVersion = 1;
 constexpr size_t kRangesOfASlot = 64;
 constexpr int64_t kLongLogBytes = 64 << 10;
+constexpr int64_t kHeldBytes = 4 << 10;
 constexpr int64_t kLongestLine = 64;
 constexpr int64_t kHeaderBytes = 80;  // and less
 constexpr int64_t kImpliedTimeGrainNs = 1'000'000'000;
@@ -531,7 +532,15 @@ UnsentNote::~UnsentNote() {
 }
 
 void UnsentNote::Unlink() {
-  if (fd_ >= 0) ::unlink(path_.c_str());
+  if (fd_ >= 0 || log_) ::unlink(path_.c_str());
+}
+
+void UnsentNote::WasReplaced() {
+  if (fd_ >= 0) ::close(fd_);
+  fd_ = -1;
+  log_ = true;  // so that what comes next is written beside it first
+  said_.clear();
+  end_ = 0;
 }
 
 void UnsentNote::Invalidate() {
@@ -568,12 +577,16 @@ bool UnsentNote::WriteSlot(const std::string& body) {
   most_lines_ = slot + kNoteSlotBytes - end_ - kLongestLine;
   if (log_) {
     // What the log says stays until a slot says more: the new file is filled before it gets the name.
-    ::close(fd_);
+    if (fd_ >= 0) ::close(fd_);
     log_ = false;
     fd_ = ::open((path_ + ".new").c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
     return fd_ >= 0 && WriteAllAt(fd_, text, slot) && ::rename((path_ + ".new").c_str(), path_.c_str()) == 0;
   }
-  if (fd_ < 0) fd_ = ::open(path_.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (fd_ < 0) {
+    fd_ = ::open(path_.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
+    // The other slot's beginning, so that the next record has a place on a disk that is full by then; where the file system cannot, it may have none.
+    if (fd_ >= 0) ::fallocate(fd_, FALLOC_FL_KEEP_SIZE, kNoteSlotBytes - slot, kHeldBytes);
+  }
   return fd_ >= 0 && WriteAllAt(fd_, text, slot);
 }
 

@@ -104,6 +104,8 @@ class UnsentNote {
   // An empty one: nothing is new but the time. `appended`: it is the end of what is appended now. False: Write it.
   bool Add(const transport::Extent& extent, bool appended);
   void Unlink();
+  // Another file has its name now.
+  void WasReplaced();
   // What was last written is in the file, and something is unsent by it.
   bool says() const { return end_ > 0; }
 

@@ -44,7 +44,11 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
   Child* child = Tree::FindChild(*directory, name);
   const NodePtr before = child && child->node ? tree_.Find(child->node) : nullptr;
   if (before && before->unmade) {  // ours, or which of them has the name shows when ours is made
-    if (!before->unmade->being_made) directory->ours = false;
+    if (before->unmade->being_made) {
+      before->unmade->overtaken = true;
+    } else {
+      directory->ours = false;
+    }
     return;
   }
   const uint64_t stamp = ++stamp_;

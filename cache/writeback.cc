@@ -17,12 +17,12 @@ constexpr auto kQuiet = std::chrono::milliseconds(100);
 constexpr auto kMostDelay = std::chrono::seconds(1);
 constexpr auto kFirstRetry = std::chrono::seconds(1);
 constexpr auto kMostRetry = std::chrono::seconds(30);
-constexpr size_t kMostUnmade = 20'000;
 // Content up to this size goes with the file's making; longer one follows by itself.
 constexpr int64_t kMostInRow = 256 << 10;
 // In a row that needs no space but that of what it makes.
 constexpr int64_t kMostInPlainRow = 16 << 10;
 constexpr uint64_t kTriesBeforePutAside = 3;
+constexpr int kMostConflictNames = 100;
 
 std::chrono::milliseconds RetryAfter(uint64_t tries) {
   std::chrono::milliseconds wait = kFirstRetry;
@@ -30,23 +30,15 @@ std::chrono::milliseconds RetryAfter(uint64_t tries) {
   return WithJitter(std::min<std::chrono::milliseconds>(wait, kMostRetry));
 }
 
-// Time may help.
-bool IsForNow(const Error& error) {
-  if (error.kind != ErrorKind::kErrno) return true;
-  switch (error.errno_value) {
-    case ENOSPC: case EDQUOT: case EIO: case ENOMEM: case EMFILE: case ENFILE: case EAGAIN: return true;
-    default: return false;
-  }
+transport::Node NodeAt(const transport::Name& name, const transport::Attributes& there) {
+  return {name.parent.path.empty() ? name.name : name.parent.path + "/" + name.name, there.id, name.parent.id};
 }
-
-bool SameTime(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
 
 }  // namespace
 
 struct CachedFsImpl::Row {
   struct Item {
     NodePtr node;
-    NodePtr parent;            // where that was there before
     Change sent;
     bool with_content = false;
     bool again = false;        // it was not made, and nothing hinders that any more
@@ -58,17 +50,27 @@ struct CachedFsImpl::Row {
   int64_t bytes = 0;
   uint64_t asked_stamp = 0;
   TimePoint asked{};
+  std::optional<TimePoint> retry_at;          // of all of it: it failed as a whole
 };
 
+bool CachedFsImpl::IsForNow(const Error& error) {
+  if (error.kind != ErrorKind::kErrno) return true;
+  switch (error.errno_value) {
+    case ENOSPC: case EDQUOT: case EIO: case ENOMEM: case EMFILE: case ENFILE: case EAGAIN: return true;
+    default: return false;
+  }
+}
+
+bool CachedFsImpl::IsUnmoved(const Node& node) const {
+  if (unmoved_.empty()) return true;
+  const std::string path = tree_.PathOf(node);
+  return std::none_of(unmoved_.begin(), unmoved_.end(), [&](const std::string& moved) {
+    return path.starts_with(moved) && (path.size() == moved.size() || moved.empty() || path[moved.size()] == '/');
+  });
+}
+
 bool CachedFsImpl::WaitUntilUnmoved(Lock& lock, const Node& node, const OpContext& ctx) {
-  auto unmoved = [&] {
-    if (unmoved_.empty()) return true;
-    const std::string path = tree_.PathOf(node);
-    return std::none_of(unmoved_.begin(), unmoved_.end(), [&](const std::string& moved) {
-      return path.starts_with(moved) && (path.size() == moved.size() || moved.empty() || path[moved.size()] == '/');
-    });
-  };
-  return WaitWithin(moved_, lock, ctx, unmoved);
+  return WaitWithin(moved_, lock, ctx, [&] { return IsUnmoved(node); });
 }
 
 uint64_t CachedFsImpl::NextOrder() {
@@ -81,12 +83,16 @@ void CachedFsImpl::Accepted() {
   last_accepted_ = Clock::now();
   if (first_accepted_ == TimePoint{}) first_accepted_ = last_accepted_;
   unsynced_ = true;
+  SomethingToSend();
+}
+
+void CachedFsImpl::SomethingToSend() {
   ++behind_count_;
   behind_.notify_all();
 }
 
 bool CachedFsImpl::MayMakeHere(Node& parent, const std::string& name) const {
-  if (!options_.writeback || !parent.ours || parent.deleted || (parent.attributes.access & 3) != 3 || unmade_.size() >= kMostUnmade) return false;
+  if (!options_.writeback || !parent.ours || parent.deleted || (parent.attributes.access & 3) != 3 || dirty_.size() >= most_unsent_) return false;
   const TimePoint now = Clock::now();
   if (!parent.unmade && parent.listed_until <= now) return false;
   const Child* child = Tree::FindChild(parent, name);
@@ -188,7 +194,7 @@ Result<NodePtr> CachedFsImpl::MakeHere(NodeId parent_id, const std::string& name
   dirty_.insert(node->id);
   made_here_.insert(node->id);
   NameChangedHere(*parent);
-  if (node->is_directory()) ++parent->attributes.link_count;
+  if (node->is_directory()) ++parent->unmade_directories;
   Accepted();
   FaultPoint("accept.made");
   ++node->references;
@@ -214,7 +220,7 @@ Result<bool> CachedFsImpl::RemoveHere(NodeId parent_id, const std::string& name,
       }
     }
     if (!node->unmade) return false;
-    if (!node->unmade->being_made && node->is_directory() == directory) {
+    if (!node->unmade->being_made && !node->unmade->maybe_made && node->is_directory() == directory) {
       FaultPoint("accept.removing");
       EndUnmade(*node);
       node->deleted = true;
@@ -225,7 +231,6 @@ Result<bool> CachedFsImpl::RemoveHere(NodeId parent_id, const std::string& name,
       gone.stamp = ++stamp_;
       gone.fresh_until = parent->unmade ? kWatched : parent->listed_until;
       NameChangedHere(*parent);
-      if (directory) --parent->attributes.link_count;
       FaultPoint("accept.removed");
       return true;
     }
@@ -241,6 +246,7 @@ Result<bool> CachedFsImpl::RemoveHere(NodeId parent_id, const std::string& name,
 bool CachedFsImpl::Accept(Node& node) {
   Content& content = *node.content;
   if (!options_.writeback || !content.spool || !node.has_unsent()) return false;
+  if (!node.unmade && !content.accepted && dirty_.size() >= most_unsent_) return false;
   content.accepted = true;
   if (content.order == 0) content.order = node.unmade ? node.unmade->order : NextOrder();
   content.retry_at = {};
@@ -268,7 +274,8 @@ void CachedFsImpl::EndUnmade(Node& node) {
   unmade_.erase(node.unmade->order);
   node.unmade.reset();
   --node.pins;
-  settled_.notify_all();
+  const NodePtr parent = node.is_directory() ? tree_.Find(node.places.current().parent) : nullptr;
+  if (parent && parent->unmade_directories > 0) --parent->unmade_directories;
 }
 
 Result<void> CachedFsImpl::SettleAll(const std::vector<NodePtr>& nodes, const OpContext& ctx) {
@@ -277,12 +284,13 @@ Result<void> CachedFsImpl::SettleAll(const std::vector<NodePtr>& nodes, const Op
   for (const NodePtr& node : nodes) {
     for (NodePtr at = node; at && at->unmade; at = tree_.Find(at->places.current().parent)) {
       at->unmade->retry_at = {};
+      at->unmade->wanted = true;
       if (at == node) waiting.emplace_back(node, node->unmade->tries);
     }
   }
   if (waiting.empty()) return {};
   ++wanted_;
-  behind_.notify_all();
+  SomethingToSend();
   const bool ended = WaitWithin(settled_, lock, ctx, [&] {
     return std::ranges::all_of(waiting, [](const auto& each) { return !each.first->unmade || each.first->unmade->tries != each.second; });
   });
@@ -319,74 +327,84 @@ Result<void> CachedFsImpl::SettleName(NodeId parent_id, const std::string& name,
 CachedFsImpl::Row CachedFsImpl::CollectRow(TimePoint* retry_at) {
   Row row;
   *retry_at = TimePoint::max();
-  const TimePoint now = Clock::now();
   std::unordered_map<NodeId, size_t> in_row;
-  const int64_t most_bytes = plain_rows_ ? kMostInPlainRow : transport::kMostNewBytes;
-  for (const auto& [order, id] : unmade_) {
-    if (row.items.size() >= transport::kMostNewObjects) break;
-    const NodePtr node = tree_.Find(id);
-    if (node->unmade->retry_at > now) {
-      *retry_at = std::min(*retry_at, node->unmade->retry_at);
-      continue;
+  // First what somebody waits for, with what that is in.
+  for (const bool wanted : {true, false}) {
+    for (const auto& [order, id] : unmade_) {
+      const NodePtr node = tree_.Find(id);
+      if (node->unmade->wanted != wanted) continue;
+      if (!AddToRow(row, in_row, node, retry_at)) break;
     }
-    const NodePtr parent = tree_.Find(node->places.current().parent);
-    transport::NewObject object;
-    if (parent->unmade) {
-      const auto made_in = in_row.find(parent->id);
-      if (made_in == in_row.end()) continue;  // that has to wait, too
-      object.made_in = made_in->second;
-    } else {
-      object.directory = tree_.Address(*parent);
-    }
-    const UnsentMaking& making = node->unmade->making;
-    Content& content = *node->content;
-    Row::Item item;
-    item.node = node;
-    const int64_t size = node->size();
-    item.with_content = !content.current.empty() && !node->is_directory() && WritingEnded(*node) && !content.storing && !content.early && size <= std::min(kMostInRow, most_bytes);
-    if (item.with_content && row.bytes + size > most_bytes) break;
-    object.name = node->places.current().name;
-    object.type = making.type;
-    object.permissions = making.permissions;
-    object.creator = making.creator;
-    object.target = making.target;
-    if (item.with_content) {
-      if (node->is_regular()) object.size = size;
-      item.source = std::make_unique<SpoolSource>(content.spool, content);
-      object.source = item.source.get();
-      row.bytes += object.size;
-      item.sent = content.sending = std::exchange(content.current, {});
-      content.sending_accepted = std::exchange(content.accepted, false);
-      content.storing = true;
-      content.saved = content.untried = content.not_early = false;
-      object.attributes = item.sent.attributes;
-      BeginChange(*node);
-    }
-    if (!node->is_directory() && !object.attributes.mtime) {
-      object.attributes.mtime = transport::TimeChange{false, node->attributes.mtime};
-      object.attributes.mtime_is_implied = true;
-    }
-    node->unmade->being_made = true;
-    NoteUnsent(*node);  // should this process end now, what is found there is known for ours
-    if (!parent->unmade) {
-      item.parent = parent;
-      if (std::ranges::find(row.parents, parent) == row.parents.end()) {
-        row.parents.push_back(parent);
-        BeginChange(*parent);
-        ++parent->pins;
-      }
-    }
-    in_row.emplace(id, row.items.size());
-    row.items.push_back(std::move(item));
-    row.objects.push_back(std::move(object));
   }
+  for (const Row::Item& item : row.items) item.node->unmade->wanted = false;
+  if (single_rows_ > 0) --single_rows_;
   row.asked_stamp = ++stamp_;
   row.asked = Clock::now();
   return row;
 }
 
-void CachedFsImpl::MakeRow(Row& row) {
+bool CachedFsImpl::AddToRow(Row& row, std::unordered_map<NodeId, size_t>& in_row, const NodePtr& node, TimePoint* retry_at) {
+  const int64_t most_bytes = plain_rows_ || single_rows_ > 0 ? kMostInPlainRow : transport::kMostNewBytes;
+  if (row.items.size() >= (single_rows_ > 0 ? 1 : transport::kMostNewObjects)) return false;
+  Unmade& unmade = *node->unmade;
+  if (unmade.retry_at > Clock::now()) {
+    *retry_at = std::min(*retry_at, unmade.retry_at);
+    return true;
+  }
+  const NodePtr parent = tree_.Find(node->places.current().parent);
+  transport::NewObject object;
+  if (parent->unmade) {
+    const auto made_in = in_row.find(parent->id);
+    if (made_in == in_row.end()) return true;  // that has to wait, too
+    object.made_in = made_in->second;
+  } else {
+    object.directory = tree_.Address(*parent);
+  }
+  Content& content = *node->content;
+  Row::Item item;
+  item.node = node;
+  const int64_t size = node->is_regular() ? node->size() : 0;
+  item.with_content = !content.current.empty() && !node->is_directory() && WritingEnded(*node) && !content.storing && !content.early && size <= std::min(kMostInRow, most_bytes);
+  if (item.with_content && row.bytes + size > most_bytes) return false;
+  object.name = node->places.current().name;
+  object.type = unmade.making.type;
+  object.permissions = unmade.making.permissions;
+  object.creator = unmade.making.creator;
+  object.target = unmade.making.target;
+  if (item.with_content) {
+    object.size = size;
+    item.source = std::make_unique<SpoolSource>(content.spool, content);
+    object.source = item.source.get();
+    row.bytes += size;
+    item.sent = content.sending = std::exchange(content.current, {});
+    content.sending_accepted = std::exchange(content.accepted, false);
+    content.storing = true;
+    content.saved = content.untried = content.not_early = false;
+    object.attributes = item.sent.attributes;
+    BeginChange(*node);
+  }
+  if (!node->is_directory() && !object.attributes.mtime) {
+    object.attributes.mtime = transport::TimeChange{false, node->attributes.mtime};
+    object.attributes.mtime_is_implied = true;
+  }
+  if (object.attributes.mtime) unmade.sent_mtime = object.attributes.mtime->value;
+  unmade.being_made = true;
+  unmade.overtaken = false;
+  NoteUnsent(*node);  // should this process end now, what is found there is known for ours
+  if (!parent->unmade && std::ranges::find(row.parents, parent) == row.parents.end()) {
+    row.parents.push_back(parent);
+    BeginChange(*parent);
+    ++parent->pins;
+  }
+  in_row.emplace(node->id, row.items.size());
+  row.items.push_back(std::move(item));
+  row.objects.push_back(std::move(object));
+  return true;
+}
+
+void CachedFsImpl::MakeRow(Row& row, std::stop_token stop) {
   OpContext ctx;
+  ctx.stop = stop;
   ctx.service_class = ServiceClass::kBulk;
   FaultPoint("make.sending");
   auto made = remote_.MakeObjects(row.objects, ForTransfer(ctx));
@@ -395,7 +413,14 @@ void CachedFsImpl::MakeRow(Row& row) {
   if (made && made->objects.size() != row.items.size()) made = Failure(ErrorKind::kProtocol, EIO, "another number of new objects was answered");
   {
     Lock lock(mutex_);
+    row_failures_ = made ? 0 : row_failures_ + 1;
     plain_rows_ = !made && made.error().kind == ErrorKind::kErrno;  // a large row is put somewhere first, and may find no space there
+    if (!made) {
+      row.retry_at = Clock::now() + RetryAfter(row_failures_);
+      if (row_failures_ == 1) log::Warning("cache", "{} new objects are not made in the sandbox yet: {}", row.items.size(), ToString(made.error()));
+      const bool by_itself = made.error().kind == ErrorKind::kLocal || made.error().kind == ErrorKind::kBadRequest;
+      if (by_itself && row.items.size() > 1) single_rows_ = row.items.size();
+    }
     for (const NodePtr& parent : row.parents) {
       std::optional<transport::Attributes> after;
       for (const transport::Attributes& each : made ? made->directories : std::vector<transport::Attributes>()) {
@@ -407,15 +432,19 @@ void CachedFsImpl::MakeRow(Row& row) {
   }
   for (size_t at = 0; at < row.items.size(); ++at) {
     if (!made) {
-      NotMade(row, at, made.error());
+      NotMade(row, at, made.error(), stop);
       continue;
     }
     const transport::MadeObject& object = made->objects[at];
     if (object.attributes && object.attributes->type == row.objects[at].type && object.attributes->id.known()) {
       Made(row, at, *object.attributes, object.error);
     } else {
-      NotMade(row, at, object.error && !object.attributes ? *object.error : Failure(ErrorKind::kProtocol, EIO, "something else was made").value());
+      NotMade(row, at, object.error && !object.attributes ? *object.error : Failure(ErrorKind::kProtocol, EIO, "something else was made").value(), stop);
     }
+  }
+  {
+    Lock lock(mutex_);
+    settled_.notify_all();
   }
   FaultPoint("make.done");
 }
@@ -423,21 +452,26 @@ void CachedFsImpl::MakeRow(Row& row) {
 void CachedFsImpl::Made(Row& row, size_t at, const transport::Attributes& attributes, const std::optional<Error>& refused) {
   const Row::Item& item = row.items[at];
   const NodePtr& node = item.node;
+  bool overtaken = false;
   {
+    std::lock_guard writing(node->content->write_mutex);
     Lock lock(mutex_);
     ++node->pins;
+    overtaken = node->unmade->overtaken;
     EndUnmade(*node);
     tree_.Rekey(*node, attributes.id);
     node->attributes.id = attributes.id;
     const NodePtr parent = tree_.Find(node->places.current().parent);
     Child* child = parent ? Tree::FindChild(*parent, node->places.current().name) : nullptr;
-    if (child && child->node == node->id) child->fresh_until = NameUntil(*parent, row.asked_stamp, row.asked, options_.attribute_ttl);
+    if (child && child->node == node->id) child->fresh_until = overtaken ? TimePoint{} : NameUntil(*parent, row.asked_stamp, row.asked, options_.attribute_ttl);
+    if (overtaken && parent) parent->ours = false;
+    node->xattr_names_until = {};
     Content& content = *node->content;
     if (!item.with_content) {
       if (content.dirty()) content.base = UnsentBase{attributes.id, attributes.size, attributes.mtime, attributes.ctime, attributes.permissions};
       if (!remote_.description().identities_survive_renames) content.base.id = {};
       node->ctime_shown = TimeShown{attributes.ctime, node->attributes.ctime};
-      const bool in_use = IsOvertaken(node->file_id, row.asked_stamp);
+      const bool in_use = overtaken || IsOvertaken(node->file_id, row.asked_stamp);
       node->stamp = row.asked_stamp;
       node->fresh_until = {};
       Absorb(*node, attributes, row.asked_stamp, row.asked, Origin::kOwnChange, true);
@@ -445,9 +479,13 @@ void CachedFsImpl::Made(Row& row, size_t at, const transport::Attributes& attrib
       if (node->is_directory()) {
         node->ours = node->ours && !in_use;
         node->listed_until = in_use ? TimePoint{} : NameUntil(*node, row.asked_stamp, row.asked, options_.attribute_ttl);
+        for (auto& [name, entry] : node->children) {
+          if (entry.node == 0) entry.fresh_until = node->listed_until;
+        }
       }
       node->link_fresh_until = node->fresh_until;
       content.last_error.reset();
+      if (!content.dirty()) content.accepted = false;
       if (!node->has_unsent()) dirty_.erase(node->id);
       NoteUnsent(*node);
       if (node->open_files == 0) DropSentBytes(*node);
@@ -461,10 +499,11 @@ void CachedFsImpl::Made(Row& row, size_t at, const transport::Attributes& attrib
   FaultPoint("make.one");
   if (item.with_content) StoreSucceeded(node, item.sent, attributes, row.asked_stamp, row.asked);
   Lock lock(mutex_);
+  if (overtaken) node->fresh_until = {};
   --node->pins;
 }
 
-void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error) {
+void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error, std::stop_token stop) {
   Row::Item& item = row.items[at];
   const NodePtr& node = item.node;
   const bool taken = error.kind == ErrorKind::kErrno && error.errno_value == EEXIST;
@@ -479,7 +518,9 @@ void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error) {
   }
   // What it is in may have another name now, or have been found there.
   const std::optional<size_t> made_in = row.objects[at].made_in;
-  item.again = (made_in && row.items[*made_in].again) || (taken && ResolveTaken(node));
+  OpContext ctx = OpContext::Within(options_.operation_timeout);
+  ctx.stop = stop;
+  item.again = (made_in && row.items[*made_in].again) || (taken && ResolveTaken(node, ctx));
   bool put_aside = false;
   {
     Lock lock(mutex_);
@@ -487,60 +528,95 @@ void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error) {
     if (node->unmade && !item.again) {
       Unmade& unmade = *node->unmade;
       unmade.error = error;
-      unmade.retry_at = Clock::now() + RetryAfter(++unmade.tries);
-      if (unmade.tries == 1) log::Warning("cache", "{} is not made in the sandbox yet: {}", tree_.PathOf(*node), ToString(error));
+      unmade.retry_at = row.retry_at.value_or(Clock::now() + RetryAfter(++unmade.tries));
+      if (row.retry_at) ++unmade.tries;
+      if (unmade.tries == 1 && !row.retry_at) log::Warning("cache", "{} is not made in the sandbox yet: {}", tree_.PathOf(*node), ToString(error));
       NoteError(tree_.PathOf(*node), error);
-      if (!item.with_content) TellWriters(*node, nullptr, error);
+      if (!item.with_content && !IsForNow(error)) TellWriters(*node, nullptr, error);
       const bool last = std::ranges::none_of(node->children, [&](const auto& child) {
         const NodePtr below = child.second.node ? tree_.Find(child.second.node) : nullptr;
         return below && below->unmade;
       });
-      put_aside = !IsForNow(error) && !taken && unmade.tries >= kTriesBeforePutAside && node->open_files == 0 && last;
+      put_aside = !row.retry_at && !IsForNow(error) && (!taken || unmade.names_tried > kMostConflictNames) && unmade.tries >= kTriesBeforePutAside && node->open_files == 0 && last;
     }
-    settled_.notify_all();
   }
-  if (put_aside) PutAsideAndSend(node, "it cannot be made in the sandbox (" + ToString(error) + ")");
+  if (put_aside) PutAside(node, "it cannot be made in the sandbox (" + ToString(error) + ")");
   Lock lock(mutex_);
   --node->pins;
 }
 
-bool CachedFsImpl::ResolveTaken(const NodePtr& node) {
-  const OpContext ctx = OpContext::Within(options_.operation_timeout);
-  transport::Name name;
+// Empty, or the beginning of what we have, all of it included.
+bool CachedFsImpl::IsBegunThere(const NodePtr& node, const transport::Attributes& there, const transport::Name& name, const OpContext& ctx) {
+  std::shared_ptr<SpoolFile> spool;
   {
     Lock lock(mutex_);
+    if (there.size > std::min(node->size(), kMostInRow)) return false;
+    spool = node->content->spool;
+  }
+  if (there.size == 0) return true;
+  auto stream = remote_.Read(0, NodeAt(name, there), &there, transport::Extent{0, there.size}, ctx);
+  std::string theirs(static_cast<size_t>(there.size), '\0'), ours = theirs;
+  for (size_t done = 0; done < theirs.size();) {
+    auto got = stream ? (*stream)->Read(theirs.data() + done, theirs.size() - done, ctx) : Result<size_t>(Forward(stream.error()));
+    if (!got || *got == 0) return false;
+    done += *got;
+  }
+  return spool && spool->ReadAt(0, ours.data(), ours.size()) && ours == theirs;
+}
+
+bool CachedFsImpl::ResolveTaken(const NodePtr& node, const OpContext& ctx) {
+  transport::Name name;
+  std::string target;
+  transport::FileType type;
+  timespec sent_mtime{};
+  bool maybe_made = false;
+  {
+    Lock lock(mutex_);
+    if (!node->unmade) return false;
     const NodePtr parent = tree_.Find(node->places.current().parent);
-    if (!node->unmade || !parent || parent->unmade) return false;
+    if (!parent || parent->unmade) return false;
+    target = node->unmade->making.target;
+    type = node->unmade->making.type;
+    sent_mtime = node->unmade->sent_mtime;
+    maybe_made = node->unmade->maybe_made;
     name = transport::Name{tree_.Address(*parent), node->places.current().name};
   }
   auto there = remote_.Lookup(name, ctx);
   if (!there) return false;  // the next try shows
-  const bool same_type = there->type == node->attributes.type;
+  const bool same_type = there->type == type;
   if (same_type && there->type == transport::FileType::kSymlink) {
-    const transport::Node at{name.parent.path.empty() ? name.name : name.parent.path + "/" + name.name, there->id, name.parent.id};
-    auto text = remote_.ReadLink(at, ctx);
-    if (text && *text == node->unmade->making.target && TakeForOurs(node, *there)) return true;
+    auto text = remote_.ReadLink(NodeAt(name, *there), ctx);
+    if (text && *text == target && TakeForOurs(node, *there)) return true;
   }
   if (same_type && there->type == transport::FileType::kDirectory && TakeForOurs(node, *there)) return true;
-  if (!node->is_regular()) return RenameAside(node);
+  if (type != transport::FileType::kRegular) return RenameAside(node);
+  const bool is_ours = same_type && maybe_made && (transport::SameTime(there->mtime, sent_mtime) || IsBegunThere(node, *there, name, ctx));
+  if (is_ours && TakeForOurs(node, *there)) return true;
   {
     Lock lock(mutex_);
-    if (node->open_files > 0) return false;  // whoever writes it goes on with his own
+    if (node->open_writers > 0) return false;  // whoever writes it goes on with his own
   }
-  return PutAsideAndSend(node, "something else was made in the sandbox by that name");
+  return SendBeside(node, "something else was made in the sandbox by that name");
 }
 
-// Made before by a question whose answer was lost, or by somebody else, which is the same to a directory and to a link.
+// Made before by a question whose answer was lost; or by somebody else, which is the same to a directory and to a link.
 bool CachedFsImpl::TakeForOurs(const NodePtr& node, const transport::Attributes& there) {
   Lock lock(mutex_);
   if (!node->unmade || there.type != node->attributes.type || !there.id.known() || tree_.FindIdentity(there.id)) return false;
   EndUnmade(*node);
   tree_.Rekey(*node, there.id);
   node->ours = false;  // somebody may be in it
-  node->listed_until = node->fresh_until = node->link_fresh_until = {};
+  node->listed_until = node->fresh_until = node->link_fresh_until = node->xattr_names_until = {};
+  for (auto& [name, entry] : node->children) {
+    if (entry.node == 0) entry.fresh_until = {};
+  }
   node->attributes = there;
   node->stamp = ++stamp_;
-  node->content->last_error.reset();
+  Content& content = *node->content;
+  content.last_error.reset();
+  if (!content.dirty()) content.accepted = false;
+  if (content.dirty()) content.base = UnsentBase{there.id, there.size, there.mtime, there.ctime, there.permissions};
+  if (!remote_.description().identities_survive_renames) content.base.id = {};
   if (!node->has_unsent()) dirty_.erase(node->id);
   NoteUnsent(*node);
   return true;
@@ -548,11 +624,16 @@ bool CachedFsImpl::TakeForOurs(const NodePtr& node, const transport::Attributes&
 
 bool CachedFsImpl::RenameAside(const NodePtr& node) {
   Lock lock(mutex_);
+  if (!node->unmade) return false;
   const Place place = node->places.current();
   const NodePtr parent = tree_.Find(place.parent);
-  if (!node->unmade || !parent) return false;
+  if (!parent) return false;
+  if (node->unmade->wanted_name.empty()) node->unmade->wanted_name = place.name;
   std::string name;
-  for (int number = 1; name.empty() || Tree::FindChild(*parent, name); ++number) name = ConflictName(place.name, node->content->since, number);
+  do {
+    if (++node->unmade->names_tried > kMostConflictNames) return false;
+    name = ConflictName(node->unmade->wanted_name, node->content->since, node->unmade->names_tried);
+  } while (Tree::FindChild(*parent, name));
   log::Error("cache", "{}: something else was made in the sandbox by that name; what was made here is {}", tree_.PathOf(*node), name);
   tree_.Detach(*parent, place.name).stamp = ++stamp_;
   Child& child = tree_.Attach(*parent, name, *node);
@@ -568,49 +649,81 @@ bool CachedFsImpl::RenameAside(const NodePtr& node) {
   return true;
 }
 
-bool CachedFsImpl::PutAsideAndSend(const NodePtr& node, const std::string& why) {
-  if (options_.unsent_directory.empty()) return false;
-  std::string path, id;
+bool CachedFsImpl::SendBeside(const NodePtr& node, const std::string& why) {
+  UnsentEntry entry;
+  std::shared_ptr<SpoolFile> spool;
   {
     Lock lock(mutex_);
-    if (!node->has_unsent() || node->content->storing || node->is_gone() || !node->content->spool) return false;
-    path = tree_.PathOf(*node);
-    id = node->content->spool->id();
+    Content& content = *node->content;
+    if (!node->has_unsent() || content.storing || node->is_gone() || !content.spool) return false;
+    EndEarly(*node);
+    spool = content.spool;
+    content.sending = std::exchange(content.current, {});
+    content.sending_accepted = std::exchange(content.accepted, false);
+    content.storing = true;
+    content.saved = content.untried = false;
+    BeginChange(*node);
+    entry.record = RecordOf(*node);
+    entry.id = entry.record->id;
+    entry.directory = spool_.directory();
+    entry.content = spool->path();
+    entry.note = entry.content + kUnsentNoteSuffix;
+    entry.content_is_there = true;
+    entry.bytes = entry.record->change.bytes();
   }
-  FaultPoint("conflict.saving");
-  auto saved = SaveUnsentOf(node, options_.unsent_directory, false);
-  FaultPoint("conflict.saved");
-  if (!saved || !*saved) {
-    if (!saved) log::Error("cache", "{}: {}, and it cannot be put aside: {}", path, why, ToString(saved.error()));
+  FaultPoint("conflict.sending");
+  const SendReport report = SendUnsent(remote_, entry, true, SendTimes{options_.operation_timeout, options_.transfer_timeout});
+  FaultPoint("conflict.sent");
+  const bool sent = report.outcome != SendOutcome::kFailed;
+  log::Error("cache", "{}: {}; what was written here {}", entry.record->path, why,
+             report.outcome == SendOutcome::kConflictCopy ? "is " + report.path : sent ? "was there" : "waits: " + report.text);
+  std::lock_guard writing(node->content->write_mutex);
+  Lock lock(mutex_);
+  Content& content = *node->content;
+  spool->note().WasReplaced();
+  if (!sent) {
+    StoreFailed(*node, nullptr, Failure(ErrorKind::kUnavailable, EIO, report.text).value(), true);
     return false;
   }
-  {
-    Lock lock(mutex_);
-    const Place place = node->places.empty() ? Place{} : node->places.current();
-    if (const NodePtr parent = tree_.Find(place.parent); parent && !node->file_id.known()) {
-      tree_.Detach(*parent, place.name).stamp = ++stamp_;
-      parent->ours = false;
-      kernel_news_.push_back({.directory = parent->id, .name = place.name});
-    }
-    ContentChanged(*node, true);
-    Outdated(*node);
-    TellKernel(lock);
-  }
-  const size_t slash = options_.unsent_directory.rfind('/');
-  for (const UnsentEntry& entry : ListUnsent(options_.unsent_directory.substr(0, slash))) {
-    if (entry.id != id || entry.directory != options_.unsent_directory || !entry.problem.empty()) continue;
-    const SendReport report = SendUnsent(remote_, entry, true, SendTimes{options_.operation_timeout, options_.transfer_timeout});
-    FaultPoint("conflict.sent");
-    if (report.outcome == SendOutcome::kFailed) {
-      log::Error("cache", "{}: {}; it is put aside in {} ({})", path, why, options_.unsent_directory, report.text);
-      return true;
-    }
-    if (report.outcome == SendOutcome::kConflictCopy) log::Error("cache", "{}: {}; what was written here is {}", path, why, report.path);
-    if (auto removed = RemoveUnsent(entry); !removed) log::Warning("cache", "{}", ToString(removed.error()));
-    return true;
-  }
-  log::Error("cache", "{}: {}; it is put aside in {}", path, why, options_.unsent_directory);
+  content.sending = {};
+  content.storing = content.sending_accepted = false;
+  --node->changes_in_flight;
+  content.stored.notify_all();
+  GiveUpName(*node);
+  NoteUnsent(*node);
+  if (content.current.empty()) DiscardUnsent(*node);
+  if (node->open_files == 0) CloseHandlesIfUnused(*node);
+  ContentChanged(*node, true);
+  Outdated(*node);
+  TellKernel(lock);
   return true;
+}
+
+void CachedFsImpl::GiveUpName(Node& node) {
+  if (!node.unmade) return;
+  EndUnmade(node);
+  const Place place = node.places.current();
+  const NodePtr parent = tree_.Find(place.parent);
+  if (!parent) return;
+  tree_.Detach(*parent, place.name).stamp = ++stamp_;
+  parent->ours = false;
+  kernel_news_.push_back({.directory = parent->id, .name = place.name});
+}
+
+void CachedFsImpl::PutAside(const NodePtr& node, const std::string& why) {
+  if (options_.unsent_directory.empty()) return;
+  const std::string path = PathOf(node->id);
+  FaultPoint("aside.saving");
+  auto saved = SaveUnsentOf(node, options_.unsent_directory, false);
+  FaultPoint("aside.saved");
+  if (!saved) log::Error("cache", "{}: {}, and it cannot be put aside: {}", path, why, ToString(saved.error()));
+  if (!saved || !*saved) return;
+  log::Error("cache", "{}: {}; it is put aside in {}", path, why, options_.unsent_directory);
+  Lock lock(mutex_);
+  untold_ = Failure(ErrorKind::kErrno, EIO, path + ": " + why + "; it is put aside in " + options_.unsent_directory).value();
+  last_error_ = untold_->message;
+  Outdated(*node);
+  TellKernel(lock);
 }
 
 void CachedFsImpl::MakeBehind(std::stop_token stop) {
@@ -628,15 +741,13 @@ void CachedFsImpl::MakeBehind(std::stop_token stop) {
     Row row = CollectRow(&retry_at);
     if (row.items.empty()) {
       const uint64_t seen = behind_count_;
-      const int wanted = wanted_;
-      behind_.wait_until(lock, stop, std::min(retry_at, Clock::now() + kMostRetry), [&] { return wanted_ > wanted || behind_count_ != seen; });
+      behind_.wait_until(lock, stop, std::min(retry_at, Clock::now() + kMostRetry), [&] { return behind_count_ != seen; });
       continue;
     }
     lock.unlock();
-    MakeRow(row);
+    MakeRow(row, stop);
     lock.lock();
-    ++behind_count_;  // what waited for it can be sent
-    behind_.notify_all();
+    SomethingToSend();  // what waited for it
   }
 }
 
@@ -691,31 +802,27 @@ Result<bool> CachedFsImpl::ChangedThere(const NodePtr& node, const OpContext& ct
     Lock lock(mutex_);
     const Content& content = *node->content;
     const Change& change = content.current;
-    if (!content.accepted || content.storing || content.fresh || node->unmade || node->deleted || !node->is_regular()) return false;
+    if (!content.accepted || content.storing || content.fresh || node->unmade || node->deleted || !node->is_regular() || !WritingEnded(*node)) return false;
     // An append goes to whatever is there.
     if (!change.touches_content() || (change.append && change.extents.empty() && !change.size && !change.cut)) return false;
     const NodePtr parent = node->places.empty() ? nullptr : tree_.Find(node->places.current().parent);
-    const bool told = parent && parent->watched && node->attributes.link_count == 1;
-    if (told) return node->attributes.size != content.base.size || !SameTime(node->attributes.mtime, content.base.mtime);
+    const bool told = parent && parent->watched && node->attributes.link_count == 1 && node->fresh_until == kWatched && node->changes_in_flight == 0;
+    if (told) return node->attributes.size != content.base.size || !transport::SameTime(node->attributes.mtime, content.base.mtime);
   }
   auto now = AskAttributes(node, ctx);
   if (!now) return Forward(now.error());
   Lock lock(mutex_);
   const UnsentBase& base = node->content->base;
-  return now->size != base.size || !SameTime(now->mtime, base.mtime) || (base.id.known() && now->id.known() && now->id != base.id);
+  return now->size != base.size || !transport::SameTime(now->mtime, base.mtime) || (base.id.known() && now->id.known() && now->id != base.id);
 }
 
 Result<void> CachedFsImpl::SendLate(const NodePtr& node, const OpContext& ctx) {
-  if (options_.writeback) {
-    auto changed = ChangedThere(node, ctx);
-    if (changed && *changed) PutAsideAndSend(node, "it was changed in the sandbox meanwhile");
-  }
   FaultPoint("store.sending");
   auto sent = Send(node, nullptr, ctx);
   FaultPoint("store.sent");
-  if (!options_.writeback) return sent;
+  if (sent || !options_.writeback) return sent;
   Lock lock(mutex_);
-  if (!sent) node->content->retry_at = Clock::now() + RetryAfter(node->content->failures);
+  node->content->retry_at = Clock::now() + RetryAfter(std::max<uint64_t>(node->content->failures, 1));
   return sent;
 }
 
@@ -736,11 +843,13 @@ Result<void> CachedFsImpl::SendBelow(const NodePtr& node, const OpContext& ctx) 
   std::vector<NodePtr> below;
   {
     Lock lock(mutex_);
-    for (const NodeId id : dirty_) {
-      const NodePtr each = tree_.Find(id);
-      if (!each || each->is_gone() || !IsBelow(*each, *node)) continue;
+    auto add = [&](const NodePtr& each) {
       const Content& content = *each->content;
-      if (each->unmade || content.accepted || content.sending_accepted) below.push_back(each);
+      if (!each->is_gone() && (each->unmade || content.accepted || content.sending_accepted)) below.push_back(each);
+    };
+    if (!node->is_directory()) add(node);
+    for (const NodeId id : node->is_directory() ? dirty_ : std::set<NodeId>()) {
+      if (const NodePtr each = tree_.Find(id); each && IsBelow(*each, *node)) add(each);
     }
     for (const NodePtr& each : below) ++each->pins;
   }

@@ -12,10 +12,11 @@ uint32_t AccessByMode(const Attributes& attributes, uint32_t uid, uint32_t gid, 
   return in_group ? (bits >> 3) & 7 : bits & 7;
 }
 
+bool SameTime(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
+
 bool IsSameVersion(const Attributes& attributes, const Attributes& other) {
-  auto same = [](const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; };
-  return attributes.id == other.id && attributes.type == other.type && attributes.size == other.size && same(attributes.mtime, other.mtime) &&
-         same(attributes.ctime, other.ctime);
+  return attributes.id == other.id && attributes.type == other.type && attributes.size == other.size && SameTime(attributes.mtime, other.mtime) &&
+         SameTime(attributes.ctime, other.ctime);
 }
 
 AskedPaths::AskedPaths(const DeepQuestion& question) : directories_(question.directories.begin(), question.directories.end()), depth_(question.depth) {}

@@ -131,6 +131,7 @@ struct FileContent {
   std::string bytes;               // all of it
 };
 
+bool SameTime(const timespec& a, const timespec& b);
 bool IsSameVersion(const Attributes& attributes, const Attributes& other);  // of one object: identity, size, mtime, ctime
 
 // Whether a listing of that path is an answer to the question, which outlives this.

@@ -35,15 +35,16 @@ class Scenario:
     steps: Callable
     curl: Callable | None  # site -> ([Transfer], how many of them at once)
     local: bool            # nothing of it comes from the sandbox: beside bindfs
+    behind: bool           # also with -o writeback, until everything is in the sandbox
 
 
 SCENARIOS = {}
 
 
-def scenario(title, curl=None, local=False):
+def scenario(title, curl=None, local=False, behind=False):
     def add(steps):
         name = steps.__name__.replace("_", "-")
-        SCENARIOS[name] = Scenario(name, title, steps, curl, local)
+        SCENARIOS[name] = Scenario(name, title, steps, curl, local, behind)
         return steps
     return add
 
@@ -138,6 +139,13 @@ class Library:
         return self.local / "archive.tar"
 
     @functools.cached_property
+    def small_archive(self):
+        """Of 200 files."""
+        fill(self.local / "archived-200", self.sizes.count(200), directories=10, content=lambda i: b"%d\n" % i * 300)
+        tool("tar", "cf", self.local / "archive-200.tar", "-C", self.local / "archived-200", ".")
+        return self.local / "archive-200.tar"
+
+    @functools.cached_property
     def repository(self):
         grown, bare = self.local / "grown", self.local / "repository.git"
         tool("git", "init", "-q", grown)
@@ -153,11 +161,11 @@ class Site:
     """Where a scenario works: `here` as programs see it, `there` as the sandbox has it, in a directory of its own that is empty at first.
 
     On the bare disk both are the same. `notes` is what is found besides times. `remount` makes the mount anew, `settle` waits for what it does in
-    the background.
+    the background, `flush` until all that was written is in the sandbox.
     """
 
-    def __init__(self, made, top, root, name, latency, remount=lambda: None, settle=lambda: None):
-        self.made, self.top, self.root, self.latency, self.remount, self.settle = made, top, root, latency, remount, settle
+    def __init__(self, made, top, root, name, latency, remount=lambda: None, settle=lambda: None, flush=lambda: None):
+        self.made, self.top, self.root, self.latency, self.remount, self.settle, self.flush = made, top, root, latency, remount, settle, flush
         self.here, self.there = top / name, root / name
         self.sizes, self.notes = made.sizes, {}
 
@@ -383,18 +391,62 @@ def both_ways(site):
 
 # Trees
 
-@scenario("untar small files")
-def untar(site):
+def unpack(site, archive, files):
     target = site.here / "target"
     target.mkdir()
-    yield Timed(lambda: tool("tar", "xf", site.made.archive, "-C", target), operations=site.sizes.count(1_000))
+
+    def untar():
+        tool("tar", "xf", archive, "-C", target)
+        site.flush()
+    yield Timed(untar, operations=site.sizes.count(files))
+
+
+@scenario("untar small files", behind=True)
+def untar(site):
+    yield from unpack(site, site.made.archive, 1_000)
     assert digest_tree(site.there / "target") == digest_tree(site.made.archived)
 
 
-@scenario("rm -r small files")
+@scenario("untar 200 small files", behind=True)
+def untar_200(site):
+    yield from unpack(site, site.made.small_archive, 200)
+    assert digest_tree(site.there / "target") == digest_tree(site.made.local / "archived-200")
+
+
+@scenario("small new files", behind=True)
+def new_files(site):
+    """In a new directory."""
+    files, target = site.sizes.count(1_000), site.here / "target"
+
+    def make():
+        target.mkdir()
+        for number in range(files):
+            with open(target / f"f{number}", "xb", buffering=0) as file:
+                file.write(b"%d\n" % number * 50)
+        site.flush()
+    yield Timed(make, operations=files)
+    assert sorted(path.read_bytes() for path in (site.there / "target").iterdir()) == sorted(b"%d\n" % number * 50 for number in range(files))
+
+
+@scenario("rm -r small files", behind=True)
 def rm(site):
     tool("tar", "xf", site.made.archive, "-C", site.there)
-    yield Timed(lambda: tool("rm", "-r", *site.here.iterdir()), operations=site.sizes.count(1_000))
+
+    def remove():
+        tool("rm", "-r", *site.here.iterdir())
+        site.flush()
+    yield Timed(remove, operations=site.sizes.count(1_000))
+    assert not list(site.there.iterdir())
+
+
+@scenario("untar and rm -r at once after it", behind=True)
+def untar_rm(site):
+    """What was not sent yet need never be."""
+    def both():
+        tool("tar", "xf", site.made.archive, "-C", site.here)
+        tool("rm", "-r", *site.here.iterdir())
+        site.flush()
+    yield Timed(both, operations=2 * site.sizes.count(1_000))
     assert not list(site.there.iterdir())
 
 
@@ -422,16 +474,46 @@ def grep(site):
     assert len(set(found)) == (site.sizes.count(1_000) + 9) // 10
 
 
-@scenario("git clone")
+@scenario("grep -r again after a remount")
+def grep_remounted(site):
+    """Content from the store; names and attributes are asked for."""
+    top = site.see(site.made.texts)
+    while time.time() < max(os.stat(path).st_ctime for path in site.made.texts.rglob("f*")) + 4:  # as in read_again
+        time.sleep(0.1)
+    tool("grep", "-rl", "needle", top)
+    site.settle()
+    site.remount()
+    yield from grep(site)
+
+
+@scenario("git clone", behind=True)
 def git_clone(site):
-    yield Timed(lambda: tool("git", "clone", "-q", f"file://{site.made.repository}", site.here / "clone"))
+    def clone():
+        tool("git", "clone", "-q", f"file://{site.made.repository}", site.here / "clone")
+        site.flush()
+    yield Timed(clone)
     tool("git", "-C", site.there / "clone", "fsck", "--strict")
     assert tool("git", "-C", site.there / "clone", "status", "--porcelain").stdout == ""
+
+
+def git_status_of(site):
+    said = []
+    yield Timed(lambda: said.append(tool("git", "-C", site.here / "clone", "status", "--porcelain").stdout))
+    assert said == [""]
 
 
 @scenario("git status after a clone")
 def git_status(site):
     tool("git", "clone", "-q", f"file://{site.made.repository}", site.here / "clone")
-    said = []
-    yield Timed(lambda: said.append(tool("git", "-C", site.here / "clone", "status", "--porcelain").stdout))
-    assert said == [""]
+    yield from git_status_of(site)
+
+
+@scenario("git status of a warm tree", local=True, behind=True)
+def git_status_warm(site):
+    tool("git", "clone", "-q", f"file://{site.made.repository}", site.here / "clone")
+    time.sleep(1.1)  # files of the second in which the index was written are read once more, on any disk
+    for _ in range(2):
+        tool("git", "-C", site.here / "clone", "status", "--porcelain")
+    site.flush()
+    site.settle()
+    yield from git_status_of(site)

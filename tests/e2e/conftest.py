@@ -249,6 +249,14 @@ def is_mounted(path):
     return any(line.split()[1] == str(path) for line in open("/proc/self/mounts"))
 
 
+def is_dead(pid):
+    """All its threads are: its first one may be a zombie while others still hold its files, and with them the lock that says it lives."""
+    try:
+        return os.listdir(f"/proc/{pid}/task") in ([], [str(pid)]) and open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def pytest_terminal_summary(terminalreporter):
     if SANITIZED:
         terminalreporter.write_line("a shorter run: big files are smaller and repetitions fewer in a sanitizer build")

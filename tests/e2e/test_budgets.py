@@ -1,6 +1,6 @@
 """The round trips that operations may cost, counted at the test sandbox through a real mount: names, attributes, small files.
 
--o writeback is not there yet. Both numbers are of round trips in sequence. On the
+The last tests are of mounts with -o writeback, and count until everything is in the sandbox. Both numbers are of round trips in sequence. On the
 service tier the test sandbox counts the longest chain of requests. On the syscall tier the operations are frames in one
 long stream: `e2bfs status --json` counts those that were waited for, and transfers of files come on top. The test sandbox
 counts the frames that arrive: as many as e2bfs says that it sent, and no more than may be waited for, with two for each open.
@@ -333,3 +333,45 @@ def test_a_program_that_reads_at_random_is_asked_for_little(tiered, tier):
     guesses = mount.status()["prefetch"]
     print(guesses)
     assert guesses["files"] - guesses["files_used"] < 200 and guesses["listings"] - guesses["listings_used"] < 100, guesses
+
+
+# --- -o writeback: until everything is in the sandbox, by `e2bfs flush`
+
+@pytest.fixture
+def written_behind(tiered, tier):
+    mount = tiered.mount("behind", ["writeback"])
+    tiered.control("POST", "/_test/latency?ms=20")
+    return mount
+
+
+@pytest.mark.parametrize("directories", [0, 20], ids=["one directory", "20 directories"])
+def test_new_files_written_behind(written_behind, tier, directories):
+    """1,000 small ones in a new directory, also with directories in it: 6 round trips; service: 20."""
+    top = written_behind.path / "new"
+    with Count(written_behind, tier) as count:
+        top.mkdir()
+        for number in range(directories):
+            (top / f"d{number}").mkdir()
+        for number in range(1000):
+            (top / f"d{number % directories}" / f"f{number}" if directories else top / f"f{number}").write_bytes(b"%d\n" % number * 20)
+        written_behind.e2bfs("flush", written_behind.path)
+    found = sorted((path for path in (written_behind.inside / "new").rglob("f*")), key=lambda path: int(path.name[1:]))
+    assert [path.read_bytes() for path in found] == [b"%d\n" % number * 20 for number in range(1000)]
+    count.check(Limit(6 if tier == "syscall" else 20, opens=1000), "1,000 new files, until all are in the sandbox")
+
+
+def test_untar_written_behind(written_behind, tier, scratch):
+    """200 files: 0.5 s at 20 ms each, so 25 round trips."""
+    source = scratch / f"behind-{tier}"
+    for number in range(200):
+        path = source / f"d{number % 10}" / f"f{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(SMALL)
+    run("tar", "cf", scratch / f"behind-{tier}.tar", "-C", source, ".")
+    top = written_behind.path / "untar"
+    with Count(written_behind, tier) as count:
+        top.mkdir()
+        run("tar", "xf", scratch / f"behind-{tier}.tar", "-C", top)
+        written_behind.e2bfs("flush", written_behind.path)
+    assert sorted(path.read_bytes() for path in (written_behind.inside / "untar").rglob("f*")) == [SMALL] * 200
+    count.check(Limit(25, opens=1000), "untar, until all is in the sandbox")

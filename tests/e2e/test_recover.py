@@ -3,7 +3,7 @@ import contextlib, json, os, re, signal, stat, subprocess, tempfile, time, urlli
 
 import pytest
 
-from conftest import BIN, TOOL_ENVIRONMENT, code, eventually, run
+from conftest import BIN, TOOL_ENVIRONMENT, code, eventually, is_dead, run
 from tiers import tier, tiered  # noqa: F401 (fixtures)
 
 QUICK = ["connect_timeout=2", "head_timeout=2", "idle_timeout=2", "operation_timeout=5", "transfer_timeout=5", "drain_timeout=1"]
@@ -27,14 +27,6 @@ def mounted(double, **more):
     mount = double.mount(**more)
     mount.pid = mount.status()["pid"]
     return mount
-
-
-def is_dead(pid):
-    """All its threads are: its first one may be a zombie while others still hold its files, and with them the lock that says it lives."""
-    try:
-        return os.listdir(f"/proc/{pid}/task") in ([], [str(pid)]) and open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def kill_mount(mount):

@@ -14,7 +14,7 @@ specification = importlib.util.spec_from_file_location("e2e_conftest", location)
 e2e = importlib.util.module_from_spec(specification)
 sys.modules["e2e_conftest"] = e2e
 specification.loader.exec_module(e2e)
-from e2e_conftest import BIN, MOUNT_OPTIONS, Double, Mount, code, eventually, fuse_is_here, renameat2, run  # noqa: F401 (fixtures, and for test_semantics)
+from e2e_conftest import BIN, MOUNT_OPTIONS, Double, Mount, code, eventually, fuse_is_here, is_dead, renameat2, run  # noqa: F401 (fixtures, and for test_semantics)
 
 import parity
 

@@ -21,18 +21,20 @@
 namespace {
 
 constexpr const char* kUsage =
-    "Usage: parity_fsx FILE [--ops N] [--seed N] [--max-size BYTES] [--inside PATH] [--mmap] [--verbose]\n"
+    "Usage: parity_fsx FILE [--ops N] [--seed N] [--max-size BYTES] [--inside PATH] [--flush COMMAND --remount COMMAND] [--mmap] [--verbose]\n"
     "  --ops N          operations, 1000 without it\n"
     "  --seed N         of the random numbers, 1 without it\n"
     "  --max-size BYTES the file's, 262144 without it\n"
     "  --inside PATH    the same file by another way: compared after each close and fsync\n"
+    "  --flush COMMAND  what is closed is inside only after this (and after fsync); done now and then, also while the file is open\n"
+    "  --remount COMMAND  the same, while it is closed\n"
     "  --mmap           maps it, too\n"
     "  --verbose        print every operation as it is done\n"
     "Prints what it did and which operations the file system has not. Exit status 1: the content was wrong or a call failed.\n";
 
 class Exerciser {
  public:
-  std::string path, inside;
+  std::string path, inside, flush, remount;
   uint64_t seed = 1;
   int64_t operations = 1000;
   int64_t max_size = 256 * 1024;
@@ -47,6 +49,7 @@ class Exerciser {
     }
     Note("close");
     Require(close(fd_), "close");
+    Do(flush, "flush");
     CompareInside();
     std::printf("%" PRId64 " operations with seed %" PRIu64 ", %s mmap: as expected; fallocate: %s, copy_file_range: %s, SEEK_DATA: %s, holes: %" PRId64 "\n",
                 operations, seed, with_mmap ? "with" : "without", can_punch_ ? "yes" : "no", can_copy_ ? "yes" : "no", can_seek_ ? "yes" : "no", holes_);
@@ -245,11 +248,23 @@ class Exerciser {
   void Reopen() {
     Note("close and open");
     Require(close(fd_), "close");
-    CompareInside();
+    const int64_t then = flush.empty() ? 0 : Below(8);
+    if (then == 1) Do(remount, "remount");
+    if (then >= 2 && then < 5) Do(flush, "flush");
+    if (flush.empty() || (then >= 1 && then < 5)) CompareInside();
     CompareStat();
     Open(0);
   }
+  void Do(const std::string& command, const char* name) {
+    if (command.empty()) return;
+    Note(name);
+    if (std::system(command.c_str()) != 0) Fail(std::string(name) + " failed");
+  }
   void Sync() {
+    if (!flush.empty() && Below(2) == 0) {
+      Do(flush, "flush");
+      return CompareInside();
+    }
     Note("fsync");
     Require(fsync(fd_), "fsync");
     CompareInside();
@@ -318,6 +333,8 @@ int main(int argc, char** argv) {
     else if (argument == "--seed") exerciser.seed = std::strtoull(value(), nullptr, 10);
     else if (argument == "--max-size") exerciser.max_size = std::atoll(value());
     else if (argument == "--inside") exerciser.inside = value();
+    else if (argument == "--flush") exerciser.flush = value();
+    else if (argument == "--remount") exerciser.remount = value();
     else if (argument == "--mmap") exerciser.with_mmap = true;
     else if (argument == "--verbose") exerciser.verbose = true;
     else if (argument[0] != '-' && exerciser.path.empty()) exerciser.path = argument;

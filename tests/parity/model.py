@@ -39,8 +39,10 @@ class Handle:
 
 
 class Model:
-    def __init__(self, service=False):
-        self.service = service
+    """behind: None where all is sent at once; else (-o writeback) whether something may be unsent."""
+
+    def __init__(self, service=False, behind=None):
+        self.service, self.behind = service, behind
         self.root = Thing("directory", 0o755)
         self.handles = {}  # (actor, number) -> Handle
 
@@ -106,10 +108,21 @@ class Model:
 
     def apply(self, op):
         actor, what, *arguments = op
+        if self.behind is False and actor in MOUNTED:
+            self.behind = True
         try:
             return getattr(self, "do_" + what)(actor, *arguments)
         except Failure as failure:
             return failure.name
+
+    def do_flush(self, actor):
+        """`e2bfs flush`, or the end of a mount and another one after it: everything is there."""
+        self.behind = False
+        for thing in [each for _, each in self.everything()] + [handle.thing for handle in self.handles.values()]:
+            thing.dirty = thing.unsent = False
+        return "ok"
+
+    do_remount = do_crash = do_flush
 
     def changed(self, actor, thing):
         thing.mtime = None

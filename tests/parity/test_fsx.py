@@ -4,7 +4,7 @@ Environment:
   E2BFS_FSX_OPS    operations of each run (100,000 by hand; few here)
   E2BFS_FSX_SEED   the only seed to run with
 """
-import os, re
+import os, re, shlex
 
 import pytest
 
@@ -17,10 +17,21 @@ PROGRAM = BIN / "parity_fsx"
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("mapped", [False, True], ids=["plain", "mmap"])
-def test_fsx(seed, mapped, mounts):
-    mount = mounts.usual
+@pytest.mark.parametrize("behind", [False, True], ids=["at once", "behind"])
+def test_fsx(seed, behind, mapped, mounts, scratch):
+    """behind: with -o writeback, where `e2bfs flush` and another mount are among the operations. The file is in a directory that the mount made."""
+    mount = mounts.get("behind", ["writeback"]) if behind else mounts.usual
     name = f"fsx-{seed}-{mapped}"
-    done = run(PROGRAM, mount.path / name, "--ops", OPERATIONS, "--seed", seed, "--inside", mount.inside / name, *(["--mmap"] if mapped else []), check=False, timeout=60 + OPERATIONS)
+    more = ["--mmap"] if mapped else []
+    if behind:
+        (mount.path / f"d-{name}").mkdir()
+        name = f"d-{name}/file"
+        options = f"debug_sandbox_id:{mount.inside}", mount.path, "-o", ",".join(mount.options)
+        flush, umount, again = ("exec " + shlex.join(map(str, (BIN / "e2bfs", *command))) for command in (("flush", mount.path), ("umount", mount.path), ("mount", *options)))
+        (scratch / "remount").write_text(f"({umount}) && {again}\n")
+        more += ["--flush", flush, "--remount", f"exec sh {scratch / 'remount'}"]
+    done = run(PROGRAM, mount.path / name, "--ops", OPERATIONS, "--seed", seed, "--inside", mount.inside / name, *more, check=False, timeout=60 + OPERATIONS,
+               env={**mount.double.environment(), "XDG_CACHE_HOME": str(mount.cache)})
     print(done.stdout)
     if done.returncode != 0:
         pytest.fail(done.stdout + done.stderr, pytrace=False)

@@ -1,5 +1,8 @@
 """Random operations of two processes through the mount and of a second client inside, each step compared with a model in memory and with the sandbox's own tree.
 
+With -o writeback there are also `e2bfs flush`, an umount with another mount, and a kill -9 with another mount among them (the last two while no file is open); the sandbox's tree is compared
+after each of these, and until something is done through the mount. The client inside waits for a flush: what becomes of changes on both sides is the matter of e2e/test_writeback.py.
+
 Environment:
   E2BFS_MODEL_SECONDS   how long, 25 s without it
   E2BFS_MODEL_STEPS     operations of one trace, 60 without it
@@ -7,12 +10,12 @@ Environment:
   E2BFS_MODEL_SHRINK    seconds for finding a shorter trace, 60 without it
 A failure prints the shortest trace found, in a form to be pasted into regressions.py.
 """
-import errno, itertools, os, pprint, random, stat, time
+import errno, itertools, os, pprint, random, signal, stat, subprocess, time
 
 import pytest
 
 import calls
-from conftest import TIER
+from conftest import TIER, eventually, is_dead
 from model import INSIDE, MOUNTED, Model, Process, digest
 from regressions import REGRESSIONS
 
@@ -63,6 +66,15 @@ def invent(chance, model, number):
             "chmod": lambda: (actor, what, path, chance.choice(MODES)), "utime": lambda: (actor, what, path, 10**18 + number)}[what]()
 
 
+MOUNT_WEIGHTS = {"flush": 6, "remount": 1, "crash": 1}  # with -o writeback, of 100
+
+
+def invent_behind(chance, model, number):
+    if chance.random() < sum(MOUNT_WEIGHTS.values()) / 100:
+        return (MOUNTED[0], chance.choices(list(MOUNT_WEIGHTS), MOUNT_WEIGHTS.values())[0])
+    return invent(chance, model, number)
+
+
 def touched(model, op):
     """The things that an operation would change or take the name of."""
     found = []
@@ -78,6 +90,8 @@ def touched(model, op):
 def allowed(model, op):
     """What no promise covers is not done (see docs/semantics.md)."""
     actor, what = op[0], op[1]
+    if what in MOUNT_WEIGHTS:
+        return what == "flush" or not any(owner in MOUNTED for owner, _ in model.handles)
     if what.startswith("h"):
         handle = model.handles.get((actor, op[2]))
         return handle is not None and (not handle.stale or what == "hclose")
@@ -164,8 +178,24 @@ class Run:
     """Traces in fresh directories of one mount."""
     numbers = itertools.count()
 
-    def __init__(self, mount, patience=0):
-        self.mount, self.patience = mount, patience
+    def __init__(self, mount, patience=0, behind=None):
+        self.mount, self.patience, self.behind = mount, patience, behind
+        self.invent = invent if behind is None else invent_behind
+
+    def act(self, what):
+        """What is done to the mount itself."""
+        if what == "flush":
+            self.mount.e2bfs("flush", self.mount.path)
+            return "ok"
+        if what == "crash":
+            pid = self.mount.status()["pid"]
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda: is_dead(pid), "it is dead")
+            subprocess.run(["fusermount3", "-uz", str(self.mount.path)], check=False)
+        else:
+            self.mount.umount()
+        self.mount.mount()
+        return "ok"
 
     @staticmethod
     def still_there(model, here):
@@ -182,8 +212,8 @@ class Run:
         end = time.monotonic() + (self.patience if actor == INSIDE else 0)
         while True:
             try:
-                problem = compare(model, look(there), "inside the sandbox", True) or compare(model, look(here), "through the mount", False) \
-                    or self.still_there(model, here)
+                problem = None if model.behind else compare(model, look(there), "inside the sandbox", True)
+                problem = problem or compare(model, look(here), "through the mount", False) or self.still_there(model, here)
             except OSError as trouble:
                 problem = f"looking: {trouble}"
             if problem is None or time.monotonic() > end:
@@ -197,7 +227,7 @@ class Run:
         os.mkdir(here)
         processes = {actor: Process(str(here)) for actor in MOUNTED}
         processes[INSIDE] = Process(str(there))
-        model, done, problem = Model(service), [], None
+        model, done, problem = Model(service, self.behind), [], None
         try:
             while problem is None:
                 op = source(model, len(done))
@@ -205,8 +235,11 @@ class Run:
                     break
                 if op is None or not allowed(model, op):
                     continue
+                if model.behind and op[0] == INSIDE:
+                    self.act("flush")
+                    model.do_flush(MOUNTED[0])
                 expected = model.apply(op)
-                got = processes[op[0]].apply(op)
+                got = self.act(op[1]) if op[1] in MOUNT_WEIGHTS else processes[op[0]].apply(op)
                 done.append(op)
                 if got != expected:
                     problem = f"{op}: {got}, not {expected}"
@@ -216,6 +249,8 @@ class Run:
             for process in reversed(processes.values()):  # each has a copy of the pipes of those before it
                 process.end()
         if problem is None:
+            if model.behind:
+                self.act("flush")
             for thing in (each for _, each in model.everything()):
                 thing.dirty = thing.unsent = False
             problem = compare(model, look(there), "inside the sandbox, after the processes ended", True)
@@ -252,11 +287,13 @@ class Run:
         return operations, problem
 
 
-@pytest.fixture(scope="module", params=["asking", "told"])
+@pytest.fixture(scope="module", params=["asking", "told", "behind"])
 def runner(mounts, request):
-    """A mount that asks each time, and one that believes what it knows until it is told of a change."""
+    """A mount that asks each time, one that believes what it knows until it is told of a change, and one with -o writeback."""
     if request.param == "asking":
         return Run(mounts.fresh)
+    if request.param == "behind":
+        return Run(mounts.get("behind", ["writeback", *(["attr_timeout=0", "negative_timeout=0"] if SERVICE else [])]), 10, behind=False)
     if SERVICE:
         pytest.skip("the service tier is not told of everything")
     return Run(mounts.get("told", ["attr_timeout=600", "negative_timeout=600"]), 10)
@@ -281,7 +318,7 @@ def test_random_operations(runner):
         chance = random.Random(seed)
 
         def source(model, number):
-            return "end" if number >= STEPS or (time.monotonic() > end and "E2BFS_MODEL_SEED" not in os.environ) else invent(chance, model, number)
+            return "end" if number >= STEPS or (time.monotonic() > end and "E2BFS_MODEL_SEED" not in os.environ) else runner.invent(chance, model, number)
         done, problem = runner.play(source)
         steps += len(done)
         if problem is not None:

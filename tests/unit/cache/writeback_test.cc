@@ -38,6 +38,12 @@ class WritebackTest : public CacheFixture {
     fault.count = -1;
     faulty_->Add(fault);
   }
+  void LoseOneAnswer() {
+    testing::RemoteFault lost;
+    lost.function = "MakeObjects";
+    lost.action = testing::RemoteFault::kDoAndFail;
+    faulty_->Add(lost);
+  }
   std::vector<UnsentEntry> Journal() const {
     std::vector<UnsentEntry> found;
     for (UnsentEntry& entry : ListUnsent(std::filesystem::path(spool_).parent_path().string())) {
@@ -101,10 +107,7 @@ TEST_F(WritebackTest, WhatIsInTheJournalSaysAllOfIt) {
 
 TEST_F(WritebackTest, TheAnswerThatWasLostIsFoundOut) {
   const NodeId top = MakeDirectory(kRoot, "top");
-  testing::RemoteFault lost;
-  lost.function = "MakeObjects";
-  lost.action = testing::RemoteFault::kDoAndFail;
-  faulty_->Add(lost);
+  LoseOneAnswer();
   const NodeId in_it = MakeDirectory(top, "in");
   WriteNew(in_it, "f", "content");
   WriteNew(in_it, "empty", "");
@@ -235,14 +238,95 @@ TEST_F(WritebackTest, WhatBelongsIntoADirectoryThatIsGoneIsPutAside) {
   WriteNew(MakeDirectory(top, "in"), "f", "content");
   ASSERT_TRUE(remote_->InsideRemove("top"));
   faulty_->Clear();
+  int told = 0;
   EXPECT_TRUE(Eventually([&] {
-    (void)FlushAll();
+    told = FlushAll();
     return fs().Status().dirty_files == 0;
   }));
+  EXPECT_NE(told, 0);  // that it is put aside
+  EXPECT_EQ(FlushAll(), 0);
   std::vector<std::string> kept;
   for (const UnsentEntry& entry : ListUnsent(spool_ + ".unsent")) kept.push_back(entry.record ? entry.record->path : entry.problem);
   std::sort(kept.begin(), kept.end());
   EXPECT_EQ(kept, (std::vector<std::string>{"top/in", "top/in/f"}));
+}
+
+TEST_F(WritebackTest, AnOpenFileWhoseMakingsAnswerWasLostIsItsOwn) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  LoseOneAnswer();
+  const OpenedFile log = Made("log", top);
+  Write(log.handle, 0, "line 1\n");
+  (void)fs().Sync(log.handle, Ctx());
+  EXPECT_EQ(Errno(fs().Sync(log.handle, Ctx())), 0);
+  Write(log.handle, 7, "line 2\n");
+  EXPECT_EQ(Close(log.handle), 0);
+  EXPECT_EQ(FlushAll(), 0);
+  EXPECT_EQ(Inside("top/log"), "line 1\nline 2\n");
+  EXPECT_EQ(remote_->InsideList("top"), std::vector<std::string>{"log"});
+}
+
+TEST_F(WritebackTest, WhatMayBeThereIsRemovedThere) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  LoseOneAnswer();
+  const NodeId d = MakeDirectory(top, "d");
+  WriteNew(d, "temporary", "x");
+  EXPECT_NE(FlushAll(), 0);
+  EXPECT_EQ(Errno(fs().Unlink(d, "temporary", Ctx())), 0);
+  EXPECT_EQ(Errno(fs().RemoveDirectory(top, "d", Ctx())), 0);
+  EXPECT_EQ(FlushAll(), 0);
+  EXPECT_EQ(remote_->InsideList("top"), std::vector<std::string>());
+}
+
+TEST_F(WritebackTest, BarriersWaitForWhatIsSentBesideAnotherFile) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  MakeNothing();
+  WriteNew(top, "f", "ours");
+  ASSERT_TRUE(remote_->InsideWrite("top/f", "theirs"));
+  faulty_->Clear();
+  testing::RemoteFault slow;
+  slow.function = "Create";
+  slow.action = testing::RemoteFault::kDelay;
+  slow.delay_ms = 300;
+  slow.count = -1;
+  faulty_->Add(slow);
+  ASSERT_EQ(Errno(fs().SyncDirectory(top, Ctx())), 0);
+  EXPECT_EQ(remote_->InsideList("top").size(), 2u);
+  ASSERT_EQ(Errno(fs().Rename(kRoot, "top", kRoot, "moved", 0, Ctx())), 0);
+  MakeDirectory(kRoot, "top");
+  EXPECT_EQ(FlushAll(), 0);
+  EXPECT_EQ(remote_->InsideList("top"), std::vector<std::string>());
+  EXPECT_EQ(remote_->InsideList("moved").size(), 2u);
+}
+
+// Says of everything that its name is taken.
+class TakenRemoteFs : public testing::FaultyRemoteFs {
+ public:
+  using testing::FaultyRemoteFs::FaultyRemoteFs;
+  Result<transport::MadeObjects> MakeObjects(const std::vector<transport::NewObject>& objects, const OpContext&) override {
+    ++rows;
+    transport::MadeObjects made;
+    made.objects.resize(objects.size());
+    for (transport::MadeObject& object : made.objects) object.error = Error{EEXIST, ErrorKind::kErrno, "taken", 0, ""};
+    return made;
+  }
+  Result<transport::Attributes> Lookup(const transport::Name& name, const OpContext& ctx) override {
+    if (rows == 0) return FaultyRemoteFs::Lookup(name, ctx);
+    transport::Attributes something;
+    something.id.value = name.name;
+    return something;
+  }
+  std::atomic<int> rows{0};
+};
+
+TEST_F(WritebackTest, NobodyIsAskedForEver) {
+  fs_.reset();
+  auto taken = std::make_unique<TakenRemoteFs>(*remote_);
+  const TakenRemoteFs& remote = *taken;
+  faulty_ = std::move(taken);
+  MakeDirectory(MakeDirectory(kRoot, "top"), "d");
+  (void)FlushAll();
+  EXPECT_TRUE(Eventually([&] { return fs().Status().dirty_files == 0 || FlushAll() == 0; }));
+  EXPECT_LE(remote.rows, 110);
 }
 
 TEST_F(WritebackTest, AJournalThatCannotBeWrittenAcceptsNothing) {
