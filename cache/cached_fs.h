@@ -56,7 +56,7 @@ struct CachedFsOptions {
   std::chrono::milliseconds settled_after{60'000};
   // Where the content of a file goes that is not there any more when it is to be sent; made when needed. Empty: it stays unsent.
   std::string unsent_directory;
-  std::string sandbox_id;  // for what says of unsent data where it belongs
+  std::string sandbox_id;  // with store_scope, for what says of unsent data where it belongs
 };
 
 // The device of what was made here before the sandbox had it: its inode number is not the sandbox's, then and later.

@@ -10,8 +10,10 @@
 #include <ctime>
 #include <functional>
 #include <map>
+#include <memory>
 #include <set>
 #include <string_view>
+#include <thread>
 #include <tuple>
 #include <utility>
 
@@ -30,6 +32,9 @@ using transport::Extent;
 constexpr size_t kComparedBytes = 1 << 20;
 constexpr size_t kLongestName = 255;
 constexpr int kMostConflictCopies = 100;
+constexpr int kMostTries = 4;
+constexpr std::chrono::milliseconds kFirstRetryAfter{250};  // and twice as long each time
+constexpr std::chrono::seconds kMostRetrying{20};           // but for one retry of what takes longer
 constexpr std::string_view kUnsentText = "UNSENT.txt";
 
 std::vector<std::string> EntriesOf(const std::string& path) {
@@ -131,6 +136,17 @@ bool IsUnreachable(const Error& error) {
   }
 }
 
+// It may pass by itself within seconds.
+bool MayPass(const Error& error) {
+  return error.kind == ErrorKind::kRateLimited || error.kind == ErrorKind::kUnavailable || error.kind == ErrorKind::kTimeout;
+}
+
+// All of it is so already. An atime does not count: readers change it.
+bool Holds(const Attributes& now, const transport::AttributeChange& set) {
+  return set.mtime && !set.mtime->now && SameInstant(now.mtime, set.mtime->value) && (!set.permissions || now.permissions == *set.permissions) &&
+         (!set.uid || now.uid == *set.uid) && (!set.gid || now.gid == *set.gid);
+}
+
 // The sandbox would say the same tomorrow.
 bool IsRefusedForGood(const Error& error) {
   if (error.kind != ErrorKind::kErrno) return false;
@@ -184,11 +200,13 @@ class LateSend {
       : remote_(remote), entry_(entry), record_(*entry.record), times_(times), same_sandbox_(same_sandbox),
         file_(OpenContent(entry)), ours_(file_.get(), record_.change) {
     identities_count_ = same_sandbox && remote.description().identities_survive_renames && record_.base.id.known();
+    begun_ = same_sandbox && record_.being_sent;  // there, not here
   }
 
   SendReport Run() {
     if (record_.has_content && file_.get() < 0) return Failed("its content cannot be opened");
     if (record_.make) return RunMaking();
+    if (making_again_ && making_again_->begun_) return making_again_->MakeFile();
     const transport::Node at{record_.path, {}};
     auto now = remote_.Stat(at, Short());
     if (!now) return IsGone(now.error()) ? SendToMissing() : Failed(now.error());
@@ -202,11 +220,10 @@ class LateSend {
     if (!rest) return Failed(rest.error());
     if (*rest) return Store(*now, **rest);
     if (record_.fresh && record_.IsWhole() && (!identities_count_ || now->id == record_.base.id)) {
-      // A store of ours that did not end, if it is the beginning of ours.
-      const int64_t size = record_.change.SizeAfter(0);
-      auto begun = now->size <= size ? Equal(*now, Extent{0, now->size}) : Result<bool>(false);
-      if (!begun) return Failed(begun.error());
-      if (*begun) return Store(*now, WholeChange());
+      // A store of ours that did not end.
+      auto part = IsBeginning(*now);
+      if (!part) return Failed(part.error());
+      if (*part) return Store(*now, WholeChange());
     }
     const bool replaced = identities_count_ && now->id != record_.base.id;
     return MakeConflictCopy(replaced ? "another file has its name now" : "it was changed in the sandbox", nullptr);
@@ -241,6 +258,7 @@ class LateSend {
   static SendReport Failed(const Error& error) {
     SendReport report = Failed(ToString(error));
     report.unreachable = IsUnreachable(error);
+    report.may_pass = MayPass(error);
     return report;
   }
 
@@ -274,6 +292,12 @@ class LateSend {
     });
     if (!read) return Forward(read.error());
     return equal;
+  }
+
+  // Whether it is the beginning of ours, or all of it.
+  Result<bool> IsBeginning(const Attributes& now) {
+    if (now.size > record_.change.SizeAfter(0)) return false;
+    return Equal(now, Extent{0, now.size});
   }
 
   // The range of the file as it is by `now`, piece by piece, until `take` returns false.
@@ -366,12 +390,16 @@ class LateSend {
       return Failed(ToString(error) + " after a part of it had arrived");
     }
     if (IsRefusedForGood(error)) return now ? MakeConflictCopy("the sandbox refused it (" + ToString(error) + ")", &*now) : Failed(error);
-    return Failed(error);
+    SendReport report = Failed(error);
+    report.may_pass = false;  // it may still be under way: another one now could double it
+    if (now) report.unreachable = false;
+    return report;
   }
 
   SendReport SendAttributes(const Attributes& now) {
     // A directory's size and times change with what goes into it.
     const bool is_it = identities_count_ ? now.id == record_.base.id : now.type == transport::FileType::kDirectory || IsBase(now);
+    if (!is_it && !identities_count_ && now.size == record_.base.size && Holds(now, record_.change.attributes)) return {SendOutcome::kWasThere, {}, {}};
     if (!is_it) return Failed("another file may have its name now, and only attributes were to be set");
     FaultPoint("replay.attributes");
     auto set = remote_.SetAttributes(transport::Node{record_.path, now.id}, 0, record_.change.attributes, Short());
@@ -393,7 +421,8 @@ class LateSend {
     auto done = remote_.SetAttributes(node, 0, set, Short());
     FaultPoint("replay.attributes.set");
     if (!done && done.error().kind != ErrorKind::kErrno) return Failed(done.error());
-    if (!done) report.text += std::string(report.text.empty() ? "" : "; ") + "its attributes were refused: " + ToString(done.error());
+    const bool only_implied = set.mtime_is_implied && !set.permissions && !set.uid && !set.gid && !set.atime;
+    if (!done && !only_implied) report.text += std::string(report.text.empty() ? "" : "; ") + "its attributes were refused: " + ToString(done.error());
     return report;
   }
 
@@ -414,13 +443,15 @@ class LateSend {
   SendReport SendToMissing() {
     if (!record_.change.touches_content()) return Failed("it is not there any more, and only attributes were to be set");
     if (!record_.IsWhole()) return MakeConflictCopy("it is not there any more", nullptr);
-    UnsentEntry again = entry_;
-    again.record->make = UnsentMaking{transport::FileType::kRegular, NewPermissions(), {}, {}};
-    again.record->fresh = true;
-    again.record->being_sent = false;
-    again.record->base = UnsentBase{{}, 0, {}, {}, record_.base.permissions};
-    again.record->change = WholeChange();
-    SendReport report = LateSend(remote_, again, same_sandbox_, times_).MakeFile();
+    again_ = entry_;
+    again_->record->make = UnsentMaking{transport::FileType::kRegular, NewPermissions(), {}, {}};
+    again_->record->fresh = true;
+    again_->record->being_sent = false;
+    again_->record->base = UnsentBase{{}, 0, {}, {}, record_.base.permissions};
+    again_->record->change = WholeChange();
+    making_again_ = std::make_unique<LateSend>(remote_, *again_, same_sandbox_, times_);
+    making_again_->unbegun_ = &record_;
+    SendReport report = making_again_->MakeFile();
     if (report.outcome == SendOutcome::kSent && report.text.empty()) report.text = "it was not there any more, and was made again";
     return report;
   }
@@ -446,13 +477,8 @@ class LateSend {
 
   SendReport MakeFile() {
     FaultPoint("replay.file");
-    // What is there after this, with no content or the beginning of ours, was made by us.
-    const bool begun = record_.being_sent;
-    if (!begun && same_sandbox_) {  // what another sandbox has says nothing of this one
-      UnsentRecord beginning = record_;
-      beginning.being_sent = true;
-      if (auto noted = WriteUnsentNote(entry_.note, beginning); !noted) return Failed(noted.error());
-    }
+    const bool begun = begun_;
+    if (auto noted = NoteBegun(); !noted) return Failed(noted.error());
     FaultPoint("replay.file.noted");
     auto made = remote_.Create(NameOf(OwnName()), {NewPermissions(), true}, Making());
     FaultPoint("replay.file.created");
@@ -460,16 +486,34 @@ class LateSend {
       if (made->handle != 0) remote_.Close(made->handle, Short());
       return StoreMade(made->attributes);
     }
+    if (!begun && made.error().kind == ErrorKind::kErrno) NoteNotBegun();
     if (!IsTaken(made.error())) return CannotMake(made.error());
     auto now = remote_.Stat(transport::Node{record_.path, {}}, Short());
     if (!now) return Failed(now.error());
     if (now->type != transport::FileType::kRegular) return MakeConflictCopy("something else has its name now", nullptr);
-    const int64_t size = record_.change.SizeAfter(0);
-    auto equal = now->size <= size ? Equal(*now, Extent{0, now->size}) : Result<bool>(false);
-    if (!equal) return Failed(equal.error());
-    if (*equal && now->size == size) return AttributesOfWhatIsThere(*now);
-    if (*equal && begun) return StoreMade(*now);
+    auto part = IsBeginning(*now);
+    if (!part) return Failed(part.error());
+    if (*part && begun) return now->size == record_.change.SizeAfter(0) ? AttributesOfWhatIsThere(*now) : StoreMade(*now);
+    if (*part && now->size == record_.change.SizeAfter(0)) return {SendOutcome::kWasThere, {}, {}};  // whoever made it
     return MakeConflictCopy("another file has its name now", nullptr);
+  }
+
+  // From now on what is there by the name, with no content or the beginning of ours, was made by us: so says the note.
+  Result<void> NoteBegun() {
+    if (begun_) return {};
+    if (same_sandbox_) {  // what another sandbox has says nothing of this one
+      UnsentRecord beginning = record_;
+      beginning.being_sent = true;
+      if (auto noted = WriteUnsentNote(entry_.note, beginning); !noted) return noted;
+    }
+    begun_ = true;
+    return {};
+  }
+  // Nothing was made, the sandbox says: what comes there later is not ours.
+  void NoteNotBegun() {
+    begun_ = false;
+    if (!same_sandbox_) return;
+    if (auto noted = WriteUnsentNote(entry_.note, *unbegun_); !noted) log::Warning("cache", "{}", ToString(noted.error()));
   }
 
   SendReport StoreMade(const Attributes& now) {
@@ -485,6 +529,8 @@ class LateSend {
 
   SendReport MakeLink() {
     FaultPoint("replay.link");
+    const bool begun = begun_;
+    if (auto noted = NoteBegun(); !noted) return Failed(noted.error());
     SendReport report = MakeSomewhere("replay.link.made", [&](const transport::Name& name) { return remote_.MakeSymlink(name, record_.make->target, Making()); },
                                       [&](const std::string& path) -> Result<bool> {
                                         auto target = remote_.ReadLink(transport::Node{path, {}}, Short());
@@ -492,7 +538,7 @@ class LateSend {
                                         if (!target) return Forward(target.error());
                                         return *target == record_.make->target;
                                       });
-    if (report.outcome == SendOutcome::kFailed) return report;
+    if (report.outcome == SendOutcome::kFailed || (report.outcome == SendOutcome::kWasThere && !begun)) return report;
     const std::string path = report.path.empty() ? record_.path : report.path;
     return WithAttributes(std::move(report), transport::Node{path, {}}, record_.change.attributes);
   }
@@ -613,7 +659,23 @@ class LateSend {
   const Descriptor file_;
   ChangedContent ours_;
   bool identities_count_ = false;
+  bool begun_ = false;                          // it may have been made by us
+  const UnsentRecord* unbegun_ = &record_;      // what the note says if it was not
+  std::optional<UnsentEntry> again_;            // of what was there, and has to be made now
+  std::unique_ptr<LateSend> making_again_;
 };
+
+// What is under way goes on, and what passes by itself is waited for.
+SendReport SendWithRetries(const std::function<SendReport()>& send) {
+  const auto until = std::chrono::steady_clock::now() + kMostRetrying;
+  auto after = kFirstRetryAfter;
+  for (int tries = 1;; ++tries, after *= 2) {
+    SendReport report = send();
+    if (report.outcome != SendOutcome::kFailed || !report.may_pass || tries == kMostTries) return report;
+    if (tries > 1 && std::chrono::steady_clock::now() > until) return report;
+    std::this_thread::sleep_for(after);
+  }
+}
 
 // All that lies there.
 std::vector<UnsentEntry> FindEntries(const std::string& parent) {
@@ -725,11 +787,13 @@ std::string ConflictName(const std::string& name, int64_t since, int number) {
 }
 
 SendReport MakeUnsentDirectory(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times) {
-  return LateSend(remote, entry, same_sandbox, times).MakeDirectory();
+  LateSend sending(remote, entry, same_sandbox, times);
+  return SendWithRetries([&] { return sending.MakeDirectory(); });
 }
 
 SendReport SendUnsent(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times) {
-  return LateSend(remote, entry, same_sandbox, times).Run();
+  LateSend sending(remote, entry, same_sandbox, times);
+  return SendWithRetries([&] { return sending.Run(); });
 }
 
 }  // namespace e2bfs::cache

@@ -1,7 +1,8 @@
 // Recovery: what earlier mounts put aside or left behind, found again on this machine's disk, and sent late.
 //
 // Below one directory ("unsent") each mount that left something has a directory; in it lie content files, each with its note beside it
-// (unsent_record.h), and UNSENT.txt for people. Nothing here asks a person anything, and nothing is removed but by RemoveUnsent.
+// (unsent_record.h), and UNSENT.txt for people. Nothing here asks a person anything. RemoveUnsent removes what was sent or dropped, ClearRemoved what is
+// known to be of no use; sending rewrites notes, so that what is done in part is gone on with.
 #pragma once
 
 #include <chrono>
@@ -48,7 +49,7 @@ enum class SendOutcome {
   kSent,          // the file has it now
   kWasThere,      // it had arrived before
   kConflictCopy,  // the file is another one now, and was left as it is: what was written lies beside it
-  kFailed,        // nothing changed
+  kFailed,        // it is not done, or not all of it
 };
 
 struct SendReport {
@@ -56,6 +57,7 @@ struct SendReport {
   std::string path;  // kConflictCopy: the copy's, relative to the mounted directory
   std::string text;  // why, for people; may be empty for kSent
   bool unreachable = false;  // kFailed: the sandbox says nothing now, to whatever it is asked
+  bool may_pass = false;     // kFailed: it was tried again for some seconds
 };
 
 // Sends one entry that has no problem, by `remote`, whose root is that of the record. `same_sandbox`: identities mean what they meant. The file is compared

@@ -20,6 +20,8 @@ constexpr size_t kSentAtOnce = 16;
 
 using Entries = std::vector<UnsentEntry*>;
 
+bool IsSendable(const UnsentEntry& entry) { return entry.record && entry.problem.empty(); }
+
 bool IsDirectory(const UnsentEntry& entry) { return entry.record->make && entry.record->make->type == transport::FileType::kDirectory; }
 
 // Only attributes are set, of what is there by then: a directory's, or a file's.
@@ -34,7 +36,8 @@ class OrderedSend {
   OrderedSend(transport::RemoteFs& remote, std::vector<UnsentEntry>& entries, bool same_sandbox, const SendTimes& times, const TellSent& tell)
       : remote_(remote), entries_(entries), same_sandbox_(same_sandbox), times_(times), tell_(tell) {}
 
-  void Run(Entries chosen) {
+  void Run(Entries chosen, const OfUnsent& awaited) {
+    AddDirectoriesAbove(chosen);
     std::ranges::stable_sort(chosen, {}, [](const UnsentEntry* entry) { return std::tuple(entry->record->order, entry->since); });
     std::map<size_t, Entries> makings, attributes;  // by depth
     Entries others;
@@ -43,6 +46,9 @@ class OrderedSend {
       (SetsAttributesAtLast(*entry) ? attributes[DepthOf(*entry)] : others).push_back(entry);
     }
     for (const auto& [depth, level] : makings) ForEach(level, [this](UnsentEntry& entry) { MakeDirectory(entry); });
+    for (UnsentEntry& entry : entries_) {  // from here on no path changes
+      if (IsSendable(entry) && (is_chosen_.contains(&entry) || awaited(entry))) left_.insert(entry.record->path);
+    }
     ForEach(others, [this](UnsentEntry& entry) { SendAndRemove(entry); });
     for (auto level = attributes.rbegin(); level != attributes.rend(); ++level) {
       ForEach(level->second, [this](UnsentEntry& entry) { SetAttributes(entry); });
@@ -50,6 +56,21 @@ class OrderedSend {
   }
 
  private:
+  // The new directories that they are to be made in.
+  void AddDirectoriesAbove(Entries& chosen) {
+    is_chosen_.insert(chosen.begin(), chosen.end());
+    std::set<std::string> above;
+    for (const UnsentEntry* entry : chosen) {
+      const std::string& path = entry->record->path;
+      for (size_t slash = path.rfind('/'); slash != std::string::npos && slash > 0; slash = path.rfind('/', slash - 1)) {
+        if (!above.insert(path.substr(0, slash)).second) break;
+      }
+    }
+    for (UnsentEntry& entry : entries_) {
+      if (IsSendable(entry) && IsDirectory(entry) && above.contains(entry.record->path) && !is_chosen_.contains(&entry)) chosen.push_back(&entry);
+    }
+  }
+
   // Several at once, begun in their order; those of one path one after the other.
   void ForEach(const Entries& entries, const std::function<void(UnsentEntry&)>& work) {
     std::vector<Entries> groups;
@@ -111,16 +132,19 @@ class OrderedSend {
 
   void SetAttributes(UnsentEntry& entry) {
     SendReport made{SendOutcome::kSent, {}, {}};  // also of what did not have to be made
-    bool waits = false;
+    std::string waits_for;
     {
       std::lock_guard lock(mutex_);
       if (const auto found = made_.find(&entry); found != made_.end()) made = found->second;
       const std::string below = entry.record->path + "/";
-      const auto failed = failed_.lower_bound(below);
-      waits = failed != failed_.end() && failed->starts_with(below);
+      if (const auto left = left_.lower_bound(below); left != left_.end() && left->starts_with(below)) waits_for = *left;
     }
     if (made.outcome == SendOutcome::kFailed) return Tell(entry, made);
-    if (waits) return Tell(entry, {SendOutcome::kFailed, {}, "what goes into it was not sent"});
+    if (!waits_for.empty()) {
+      const std::string where = made.outcome == SendOutcome::kConflictCopy ? "as " + PrintableName(made.path) + ", since " + made.text : std::string("there");
+      if (is_chosen_.contains(&entry)) Tell(entry, {SendOutcome::kFailed, {}, "it is " + where + "; it waits for what goes into it: " + PrintableName(waits_for)});
+      return;
+    }
     SendReport report = unreachable_ ? NotTried() : SendUnsent(remote_, entry, same_sandbox_, times_);
     if (report.outcome != SendOutcome::kFailed && IsDirectory(entry)) {
       report.outcome = made.outcome;
@@ -142,7 +166,9 @@ class OrderedSend {
 
   void Tell(const UnsentEntry& entry, const SendReport& report) {
     std::lock_guard lock(mutex_);
-    if (report.outcome == SendOutcome::kFailed) failed_.insert(entry.record->path);
+    if (report.outcome != SendOutcome::kFailed) {
+      if (const auto found = left_.find(entry.record->path); found != left_.end()) left_.erase(found);
+    }
     tell_(entry, report);
   }
 
@@ -154,33 +180,34 @@ class OrderedSend {
   std::atomic<bool> unreachable_{false};
   std::mutex mutex_;
   std::map<const UnsentEntry*, SendReport> made_;
-  std::set<std::string> failed_;  // paths
+  std::set<const UnsentEntry*> is_chosen_;
+  std::multiset<std::string> left_;  // paths: of what is not sent yet, and waited for
 };
 
 }  // namespace
 
-UnsentOwner OwnerOf(const UnsentEntry& entry) { return {entry.record->sandbox_id, entry.record->user, entry.record->root}; }
+UnsentOwner OwnerOf(const UnsentEntry& entry) { return {entry.record->sandbox_id, entry.record->user, entry.record->root, entry.record->scope}; }
 
-void SendInOrder(transport::RemoteFs& remote, std::vector<UnsentEntry>& entries, const std::function<bool(const UnsentEntry&)>& chosen, bool same_sandbox,
+void SendInOrder(transport::RemoteFs& remote, std::vector<UnsentEntry>& entries, const OfUnsent& chosen, const OfUnsent& awaited, bool same_sandbox,
                  const SendTimes& times, const TellSent& tell) {
   Entries sent;
   for (UnsentEntry& entry : entries) {
-    if (entry.record && entry.problem.empty() && chosen(entry)) sent.push_back(&entry);
+    if (IsSendable(entry) && chosen(entry)) sent.push_back(&entry);
   }
-  OrderedSend(remote, entries, same_sandbox, times, tell).Run(std::move(sent));
+  OrderedSend(remote, entries, same_sandbox, times, tell).Run(std::move(sent), awaited);
 }
 
-std::vector<UnsentEntry> ListAccepted(const std::string& unsent_parent, const UnsentOwner& owner) {
-  std::vector<UnsentEntry> entries = ListUnsent(unsent_parent);
-  std::erase_if(entries, [&](const UnsentEntry& entry) { return !entry.problem.empty() || !entry.record->accepted || OwnerOf(entry) != owner; });
-  return entries;
+size_t CountAccepted(const std::string& unsent_parent, const UnsentOwner& owner) {
+  const std::vector<UnsentEntry> entries = ListUnsent(unsent_parent);
+  return static_cast<size_t>(std::ranges::count_if(entries, [&](const UnsentEntry& entry) { return IsSendable(entry) && entry.record->accepted && OwnerOf(entry) == owner; }));
 }
 
 ReplayReport Replay(transport::RemoteFs& remote, const std::string& unsent_parent, const UnsentOwner& owner, const SendTimes& times, const TellSent& tell) {
   std::vector<UnsentEntry> entries = ListUnsent(unsent_parent);
   std::erase_if(entries, [&](const UnsentEntry& entry) { return !entry.record || OwnerOf(entry) != owner; });
   ReplayReport report;
-  SendInOrder(remote, entries, [](const UnsentEntry& entry) { return entry.record->accepted; }, true, times,
+  const OfUnsent accepted = [](const UnsentEntry& entry) { return entry.record->accepted; };
+  SendInOrder(remote, entries, accepted, accepted, true, times,
               [&](const UnsentEntry& entry, const SendReport& sent) {
                 if (sent.outcome == SendOutcome::kFailed) ++report.failed;
                 else ++report.sent;

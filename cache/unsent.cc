@@ -556,8 +556,13 @@ UnsentRecord CachedFsImpl::RecordOf(const Node& node) const {
   record.accepted = content.accepted || content.sending_accepted || node.unmade;
   record.order = node.unmade ? node.unmade->order : content.order;
   if (node.unmade) record.make = node.unmade->making;
+  record.scope = options_.store_scope;
   record.base = content.base;
   record.change = content.sending.empty() ? content.current : MergeChanges(content.sending, content.current, node.attributes.size);
+  if (node.unmade && !node.is_directory() && !record.change.attributes.mtime) {  // as with its making
+    record.change.attributes.mtime = transport::TimeChange{false, node.attributes.mtime};
+    record.change.attributes.mtime_is_implied = true;
+  }
   record.since = content.since;
   if (content.last_error) record.last_error = ToString(*content.last_error).substr(0, kMostErrorText);
   if (node.unmade && node.unmade->error) record.last_error = ToString(*node.unmade->error).substr(0, kMostErrorText);

@@ -127,6 +127,7 @@ std::string EncodeBody(const UnsentRecord& record, size_t* implied) {
   }
   AppendText(text, "id", record.id);
   AppendText(text, "sandbox", record.sandbox_id);
+  AppendText(text, "scope", record.scope);
   AppendText(text, "user", record.user);
   AppendText(text, "root", record.root);
   AppendText(text, "path", record.path);
@@ -274,6 +275,7 @@ bool DecodeLine(std::string_view line, UnsentRecord& record) {
   if (key == "nothing") record.nothing = true;
   else if (key == "id") record.id = words.Text();
   else if (key == "sandbox") record.sandbox_id = words.Text();
+  else if (key == "scope") record.scope = words.Text();
   else if (key == "user") record.user = words.Text();
   else if (key == "root") record.root = words.Text();
   else if (key == "path") record.path = words.Text();
@@ -490,7 +492,7 @@ Result<UnsentRecord> ParseUnsentNote(std::string_view text) {
 }
 
 Result<UnsentRecord> ReadUnsentNote(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);  // of a fifo that somebody put there, too
   if (fd < 0) return Failure(errno == ENOENT ? ErrorKind::kErrno : ErrorKind::kLocal, errno, "reading " + path);
   struct stat status {};
   std::string text;

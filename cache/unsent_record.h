@@ -49,6 +49,7 @@ struct UnsentRecord {
   bool nothing = false;     // nothing is unsent; nothing else counts then
   std::string id;           // what `e2bfs recover` calls it
   std::string sandbox_id;
+  std::string scope;        // of which platform or envd that is (CachedFsOptions::store_scope); empty: not known
   std::string user;         // of the sandbox, who it was written as
   std::string root, path;   // the mounted directory, and the file relative to it: raw bytes
   bool has_content = true;  // there is a content file; a byte of the sandbox's file lies at its own offset in it

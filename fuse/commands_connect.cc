@@ -142,6 +142,10 @@ CommandStep<http::ClientOptions> HttpOptions(const OptionValues& options) {
   return result;
 }
 
+std::string SandboxScope(const transport::SandboxEndpoint& endpoint) {
+  return fmt::format("{} at {}{}", endpoint.sandbox_id(), endpoint.origin(), endpoint.path_prefix());
+}
+
 CommandStep<SandboxWay> FindSandbox(const SandboxRequest& request, http::HttpClient& http, const OpContext& ctx) {
   SandboxWay way;
   const transport::Environment& environment = request.environment;

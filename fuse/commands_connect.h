@@ -56,6 +56,8 @@ struct SandboxWay {
 };
 // Resumes it if it is paused. `http` outlives what is returned, here and below.
 CommandStep<SandboxWay> FindSandbox(const SandboxRequest& request, transport::http::HttpClient& http, const OpContext& ctx);
+// Which sandbox it is, among all. Ids are one platform's: another one, and each envd that is named by its address alone, has its own.
+std::string SandboxScope(const transport::SandboxEndpoint& endpoint);
 std::shared_ptr<transport::envd::Client> MakeClient(const SandboxRequest& request, transport::http::HttpClient& http, const SandboxWay& way);
 // The directory spec.path on the best tier that the sandbox can do, or the one that was asked for. `why` gets the reason where it is not the best.
 CommandStep<std::unique_ptr<transport::RemoteFs>> OpenRemote(const SandboxRequest& request, const std::shared_ptr<transport::envd::Client>& client,

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <fstream>
 #include <mutex>
@@ -41,6 +42,8 @@ namespace http = transport::http;
 constexpr std::chrono::seconds kConnectTime{90};
 constexpr std::chrono::seconds kControlIdleTime{3};
 constexpr int kMostEntriesTold = 20;
+constexpr std::chrono::milliseconds kMostWaitForSender{30'000};
+constexpr std::chrono::milliseconds kReplayTick{2'000};
 constexpr off_t kLongLogBytes = off_t{8} << 20;
 
 // A forced umount has put aside what could not be sent before it ends the mount.
@@ -302,43 +305,70 @@ void ReportEnd(const MountEnd& end, const std::string& spool_directory) {
   }
 }
 
-// What earlier mounts of this sandbox could not send.
-void SayWhatIsPutAside(const MountRequest& request) {
-  int64_t bytes = 0, files = 0, unreadable = 0;
+// What earlier mounts of this sandbox left. What mounts of another directory or user of it accepted is theirs to send.
+void SayWhatIsPutAside(const MountRequest& request, const cache::UnsentOwner& owner) {
+  int64_t bytes = 0, files = 0, of_others = 0, unreadable = 0;
   for (const cache::UnsentEntry& entry : cache::ListUnsent(UnsentParent(request.state_directory))) {
     if (!entry.record) ++unreadable;
-    if (!entry.record || entry.record->sandbox_id != request.spec.sandbox_id) continue;
-    bytes += entry.bytes;
-    ++files;
+    if (!entry.record || entry.record->sandbox_id != owner.sandbox_id) continue;
+    const std::string& scope = entry.record->scope;
+    if (!scope.empty() && scope != owner.scope) continue;  // another one of that id
+    const bool waits = entry.record->accepted && entry.problem.empty() && !scope.empty() && cache::OwnerOf(entry) != owner;
+    if (waits) ++of_others;
+    else bytes += entry.bytes, ++files;
   }
   if (unreadable > 0) log::Warning("mount", "of {} file(s) that earlier mounts left no record can be read, and nothing is sent: see e2bfs recover", unreadable);
+  if (of_others > 0) {
+    log::Warning("mount", "mounts of another directory or user of this sandbox accepted {} entr{} that {} not sent: the next mount of theirs sends it, or e2bfs recover --send", of_others,
+                 of_others == 1 ? "y" : "ies", of_others == 1 ? "is" : "are");
+  }
   if (files == 0) return;
   log::Warning("mount", "{} in {} file{} of this sandbox could not be sent by earlier mounts and {} put aside: see e2bfs recover", HumanBytes(bytes), files,
                files == 1 ? "" : "s", files == 1 ? "is" : "are");
 }
 
+// Tells whoever waits for the mount that this goes on: the service manager, and a person after a while.
+class ReplayProgress {
+ public:
+  explicit ReplayProgress(size_t count) : count_(count), thread_([this](std::stop_token stop) { Run(stop); }) {}
+  void Done() { ++done_; }
+
+ private:
+  void Run(const std::stop_token& stop) {
+    std::unique_lock lock(mutex_);
+    for (int ticks = 1; !tick_.wait_for(lock, stop, kReplayTick, [&] { return stop.stop_requested(); }) && !stop.stop_requested(); ++ticks) {
+      NotifyServiceManager(fmt::format("EXTEND_TIMEOUT_USEC=30000000\nSTATUS=Sending what earlier mounts accepted: {} of {}", done_.load(), count_));
+      if (ticks == 1) PrintErrorLine("mount", fmt::format("sending what earlier mounts accepted, before this one is there: {} of {} entries so far", done_.load(), count_));
+    }
+  }
+
+  const size_t count_;
+  std::atomic<size_t> done_{0};
+  std::mutex mutex_;  // guards nothing but the wait
+  std::condition_variable_any tick_;
+  std::jthread thread_;
+};
+
 // What earlier mounts accepted (-o writeback) and did not send goes first. What cannot be sent stays, and nothing else depends on it.
-void SendWhatWasAccepted(const MountRequest& request, const std::string& sandbox_id, transport::RemoteFs& remote) {
+void SendWhatWasAccepted(const MountRequest& request, const cache::UnsentOwner& owner, transport::RemoteFs& remote) {
   const std::string unsent = UnsentParent(request.state_directory);
-  const transport::Description& description = remote.description();
-  const cache::UnsentOwner owner{sandbox_id, description.user, description.root};
   cache::ClearRemoved(unsent);
-  const size_t count = cache::ListAccepted(unsent, owner).size();
+  const size_t count = cache::CountAccepted(unsent, owner);
   if (count == 0) return;
   if (request.options.read_only) {
     log::Warning("mount", "this mount is read-only: what earlier ones accepted ({} entries) is sent by the next one that is not", count);
     return;
   }
-  auto lock = LockUnsent(request.state_directory, [] { log::Warning("mount", "waiting for another e2bfs that sends what earlier mounts left"); });
-  if (!lock) {
+  ReplayProgress progress(count);
+  auto lock = LockUnsent(request.state_directory, kMostWaitForSender, [] { log::Warning("mount", "waiting for another e2bfs that sends what earlier mounts left"); });
+  if (!lock) {  // whoever has it sends it, or the next mount does
     log::Warning("mount", "what earlier mounts accepted is not sent: {}", ErrorText(lock.error()));
     return;
   }
   log::Info("mount", "sending what earlier mounts accepted: {} entries", count);
-  size_t done = 0;
   int told = 0;
   const auto tell = [&](const cache::UnsentEntry& entry, const cache::SendReport& report) {
-    NotifyServiceManager(fmt::format("EXTEND_TIMEOUT_USEC=30000000\nSTATUS=Sending what earlier mounts accepted: {} of {}", ++done, count));
+    progress.Done();
     const std::string name = fmt::format("{} {}", entry.id, cache::PrintableName(entry.record->path));
     if (report.outcome == cache::SendOutcome::kFailed || report.outcome == cache::SendOutcome::kConflictCopy) {
       if (++told > kMostEntriesTold) return;
@@ -397,15 +427,16 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   const std::string& sandbox_id = way->endpoint->sandbox_id();
   std::optional<KeepAlive> keep_alive;
   if (request.options.keep_alive && way->control_plane) keep_alive.emplace(*way->control_plane, sandbox_id, *request.options.sandbox_timeout_s);
-  SendWhatWasAccepted(request, sandbox_id, **remote);
-  SayWhatIsPutAside(request);
+  const std::string scope = SandboxScope(*way->endpoint);
+  const cache::UnsentOwner owner{sandbox_id, (*remote)->description().user, (*remote)->description().root, scope};
+  SendWhatWasAccepted(request, owner, **remote);
+  SayWhatIsPutAside(request, owner);
 
   const std::string unsent_directory = UnsentDirectory(request.state_directory, sandbox_id);
   cache::CachedFsOptions cache_options = CacheOptions(request.options, *spool_directory, unsent_directory);
   cache_options.store = store->get();
   cache_options.settled_after = request.options.cache_after;
-  // Ids are one platform's: another one, and each envd that is named by its address alone, has its own.
-  cache_options.store_scope = fmt::format("{} at {}{}", sandbox_id, way->endpoint->origin(), way->endpoint->path_prefix());
+  cache_options.store_scope = scope;
   cache_options.sandbox_id = sandbox_id;
   auto cached = cache::CachedFs::Create(**remote, std::move(cache_options), OpContext::Within(kConnectTime));
   if (!cached) return Stop(RemoteExitStatus(cached.error()), ErrorText(cached.error()));

@@ -66,6 +66,7 @@ Json EntryJson(const UnsentEntry& entry) {
   if (entry.record) {
     const cache::UnsentRecord& record = *entry.record;
     json["sandbox"] = record.sandbox_id;
+    json["scope"] = record.scope;
     json["path"] = PathInSandbox(record);
     json["path_bytes"] = cache::EncodeBytes(PathInSandbox(record));
     json["kind"] = Kind(record);
@@ -115,10 +116,19 @@ struct Recovery {
   bool user_given = false;
   bool json = false;
   std::vector<UnsentEntry> all, entries;  // the latter: those that were asked for
-  cache::Descriptor lock;                 // so that nothing is sent or dropped by two at once
+  cache::Descriptor lock;
 };
 
-CommandStep<Recovery> FindEntries(const CommandLine& line, bool changes) {
+// So that nothing is sent or dropped by two at once: then what is there stays there.
+CommandStep<void> Lock(Recovery& recovery) {
+  auto lock = LockUnsent(recovery.state_directory, std::nullopt, [] { PrintErrorLine("recover", "waiting for another e2bfs that sends what earlier mounts left"); });
+  if (!lock) return Stop(ExitStatus::kFailure, ErrorText(lock.error()));
+  recovery.lock = std::move(*lock);
+  cache::ClearRemoved(UnsentParent(recovery.state_directory));
+  return {};
+}
+
+CommandStep<Recovery> FindEntries(const CommandLine& line, bool locked) {
   Recovery recovery;
   auto options = ReadMountOptions(line);
   if (!options) return tl::unexpected(options.error());
@@ -128,15 +138,12 @@ CommandStep<Recovery> FindEntries(const CommandLine& line, bool changes) {
   auto state = StateDirectory();
   if (!state) return Stop(ExitStatus::kFailure, ErrorText(state.error()));
   recovery.state_directory = *state;
-  if (changes) {
-    auto lock = LockUnsent(*state, [] { PrintErrorLine("recover", "waiting for another e2bfs that sends what earlier mounts left"); });
-    if (!lock) return Stop(ExitStatus::kFailure, ErrorText(lock.error()));
-    recovery.lock = std::move(*lock);
-  }
   const std::string unsent = UnsentParent(*state);
   CleanLeftovers(*state + "/spool", unsent);
   if (!recovery.options.spool_directory.empty()) CleanLeftovers(recovery.options.spool_directory, unsent);
-  if (changes) cache::ClearRemoved(unsent);
+  if (locked) {
+    if (auto done = Lock(recovery); !done) return tl::unexpected(done.error());
+  }
   recovery.all = cache::ListUnsent(unsent);
   if (line.arguments.empty()) {
     recovery.entries = recovery.all;
@@ -216,7 +223,11 @@ void SendGroup(SandboxRequest request, bool same_sandbox, std::vector<UnsentEntr
   std::string why;
   auto remote = OpenRemote(request, client, connecting, &why);
   if (!remote) return fail_all(remote.error());
-  cache::SendInOrder(**remote, entries, [&](const UnsentEntry& entry) { return chosen.contains(entry.id); }, same_sandbox,
+  // An id alone is no sandbox: another platform's, or another envd's in debug mode, may have it too.
+  const std::string& scope = entries.front().record->scope;
+  same_sandbox = same_sandbox && (scope.empty() || scope == SandboxScope(*way->endpoint));
+  const cache::OfUnsent is_chosen = [&](const UnsentEntry& entry) { return chosen.contains(entry.id); };
+  cache::SendInOrder(**remote, entries, is_chosen, [](const UnsentEntry&) { return true; }, same_sandbox,
                      {request.options.operation_timeout, request.options.transfer_timeout},
                      [&](const UnsentEntry& entry, const cache::SendReport& report) { results.Add(entry, report); });
 }
@@ -309,12 +320,18 @@ bool PersonAgrees(const Recovery& recovery) {
   return length > 0 && (answer[0] == 'y' || answer[0] == 'Y');
 }
 
-CommandStep<ExitStatus> DropEntries(const CommandLine& line, const Recovery& recovery) {
+CommandStep<ExitStatus> DropEntries(const CommandLine& line, Recovery& recovery) {
   if (!recovery.json) PrintEntries(recovery.entries);
   if (!line.Has("--yes")) {
     if (isatty(STDIN_FILENO) == 0) return Stop(ExitStatus::kUsage, "--drop asks on a terminal; without one it needs --yes");
     if (!PersonAgrees(recovery)) return Stop(ExitStatus::kInterrupted, "nothing was removed");
   }
+  // Nobody waits for an answer of a person. What was sent meanwhile is not there any more.
+  if (auto locked = Lock(recovery); !locked) return tl::unexpected(locked.error());
+  const std::vector<UnsentEntry> now = cache::ListUnsent(UnsentParent(recovery.state_directory));
+  std::erase_if(recovery.entries, [&](const UnsentEntry& entry) {
+    return std::ranges::none_of(now, [&](const UnsentEntry& each) { return each.id == entry.id && each.note == entry.note; });
+  });
   ExitStatus status = ExitStatus::kOk;
   Json dropped = Json::array();
   for (const UnsentEntry& entry : recovery.entries) {
@@ -336,7 +353,7 @@ CommandStep<ExitStatus> Recover(const CommandLine& line) {
   if (line.Has("--yes") && !drop) return Stop(ExitStatus::kUsage, "--yes answers the question of --drop");
   if (line.Has("--all") && !line.arguments.empty()) return Stop(ExitStatus::kUsage, "either ids or --all");
   if (drop && !line.Has("--all") && line.arguments.empty()) return Stop(ExitStatus::kUsage, "--drop needs the ids of what is to go for good, or --all");
-  auto recovery = FindEntries(line, send || drop);
+  auto recovery = FindEntries(line, send);
   if (!recovery) return tl::unexpected(recovery.error());
   if (send) return SendEntries(line, *recovery);
   if (exports) return ExportEntries(line, *recovery);

@@ -20,6 +20,7 @@
 
 #include "cache/spool.h"
 #include "cache/unsent_record.h"
+#include "transport/base/fault_point.h"
 #include "transport/base/log.h"
 
 namespace e2bfs::fuse {
@@ -27,7 +28,8 @@ namespace {
 
 constexpr char kLockName[] = ".lock";
 constexpr int kMostWaitsForDying = 500;
-constexpr std::chrono::milliseconds kWaitForDying{10};
+constexpr std::chrono::milliseconds kWaitForDying{10}, kWaitForLock{50};
+constexpr std::string_view kMovingPrefix = ".moving-";
 
 // An absolute path out of the environment, or empty. Relative ones are ignored, as the XDG specification says.
 std::string AbsoluteFromEnvironment(const char* name) {
@@ -157,7 +159,12 @@ Result<void> MoveLeftovers(const std::string& path, const std::string& parent, c
   const std::string target = parent + "/" + name;
   if (rename(path.c_str(), target.c_str()) == 0) return {};
   if (errno != EXDEV) return Errno(errno, target);
-  const std::string moving = parent + "/.moving-" + name;
+  // What one that was killed here made: of this spool directory, whose lock is held.
+  const std::string spool = path.substr(path.rfind('/'));
+  for (const std::string& each : NamesIn(parent)) {
+    if (each.starts_with(kMovingPrefix) && each.ends_with("-" + spool.substr(1))) RemoveTree(parent + "/" + each);
+  }
+  const std::string moving = parent + "/" + std::string(kMovingPrefix) + name;
   if (mkdir(moving.c_str(), 0700) != 0) return Errno(errno, moving);
   Result<void> copied;
   for (const std::string& each : NamesIn(path)) {
@@ -165,8 +172,10 @@ Result<void> MoveLeftovers(const std::string& path, const std::string& parent, c
     const int from = open((path + "/" + each).c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     copied = from < 0 ? Result<void>(Errno(errno, each)) : cache::CopySparse(from, moving + "/" + each);
     if (from >= 0) close(from);
+    FaultPoint("leftovers.copied");
   }
   if (copied && rename(moving.c_str(), target.c_str()) != 0) copied = Errno(errno, target);
+  FaultPoint("leftovers.moved");
   RemoveTree(copied ? path : moving);
   return copied;
 }
@@ -273,14 +282,19 @@ std::string UnsentDirectory(const std::string& state_directory, const std::strin
   return fmt::format("{}/{}-{}-{}", UnsentParent(state_directory), sandbox_id, TimeText(), getpid());
 }
 
-Result<cache::Descriptor> LockUnsent(const std::string& state_directory, const std::function<void()>& waiting) {
+Result<cache::Descriptor> LockUnsent(const std::string& state_directory, std::optional<std::chrono::milliseconds> at_most, const std::function<void()>& waiting) {
   const std::string path = state_directory + "/recover.lock";
   cache::Descriptor lock(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!lock.is_open()) return Errno(errno, path);
   if (flock(lock.get(), LOCK_EX | LOCK_NB) == 0) return lock;
   waiting();
-  while (flock(lock.get(), LOCK_EX) != 0) {
-    if (errno != EINTR) return Errno(errno, path);
+  const auto began = std::chrono::steady_clock::now();
+  while (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EINTR && errno != EWOULDBLOCK) return Errno(errno, path);
+    if (at_most && std::chrono::steady_clock::now() - began >= *at_most) {
+      return Failure(ErrorKind::kLocal, EWOULDBLOCK, path + ": another process of e2bfs still has it");
+    }
+    std::this_thread::sleep_for(kWaitForLock);
   }
   return lock;
 }

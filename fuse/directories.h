@@ -2,7 +2,9 @@
 // Both hold what others must not read or replace, so a directory that somebody else owns or may enter is refused.
 #pragma once
 
+#include <chrono>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,8 +36,8 @@ std::string UnsentParent(const std::string& state_directory);
 std::string UnsentDirectory(const std::string& state_directory, const std::string& sandbox_id);
 
 // Whoever sends or drops what is below UnsentParent holds this. A mount that starts beside it moves in what is left of dead ones, and takes nothing away.
-// `waiting` is called if another process holds it.
-Result<cache::Descriptor> LockUnsent(const std::string& state_directory, const std::function<void()>& waiting);
+// `waiting` is called if another process holds it, which is waited for: at most so long, if that is said (kLocal/EWOULDBLOCK then).
+Result<cache::Descriptor> LockUnsent(const std::string& state_directory, std::optional<std::chrono::milliseconds> at_most, const std::function<void()>& waiting);
 
 // What mounts that died left behind in `parent` (of spool directories; it need not be there) is never removed unless it is known to hold nothing
 // unsent: the rest is moved below `unsent_parent`, which the log says, with a text file about it. A living mount's is locked, and left alone.

@@ -2,7 +2,7 @@
 
 Notes are written by hand here, in the format of cache/unsent_record.h.
 """
-import collections, json, os, re, shutil, stat, subprocess, time, urllib.parse
+import collections, fcntl, json, os, re, shutil, stat, subprocess, time, urllib.parse
 
 import pytest
 
@@ -31,12 +31,13 @@ class Journal:
         self.state = mount.double.scratch / "state/e2bfs"
         self.directory = self.state / "unsent" / name
         self.user = mount.status()["user"]
+        self.scope = "debug_sandbox_id at " + mount.double.environment()["E2B_SANDBOX_URL"]
         self.entries = 0
 
-    def leave(self, path, *lines, content=None, accepted=True, make=None, permissions=0o644, target=None, owner=None):
+    def leave(self, path, *lines, content=None, accepted=True, make=None, permissions=0o644, target=None, owner=None, scope=None):
         self.entries += 1
         sandbox, user, root = owner or ("debug_sandbox_id", self.user, str(self.mount.inside))
-        body = [b"id by%d" % self.entries + os.path.basename(self.directory)[-2:].encode(), b"sandbox " + quoted(sandbox), b"user " + quoted(user),
+        body = [b"id by%d" % self.entries + os.path.basename(self.directory)[-2:].encode(), b"sandbox " + quoted(sandbox), b"scope " + quoted(self.scope if scope is None else scope), b"user " + quoted(user),
                 b"root " + quoted(root), b"path " + quoted(path), b"since %d" % SINCE, b"order %d" % (SINCE * 10**9 + self.entries)]
         if accepted:
             body.append(b"accepted")
@@ -188,18 +189,21 @@ def test_what_fails_is_named_and_stays_and_the_mount_starts(journal):
     journal.leave("g", content=b"content", make="file")
     journal.leave("not accepted", content=b"content", make="file", accepted=False)
     journal.leave("not ours", content=b"content", make="file", owner=("debug_sandbox_id", journal.user, "/elsewhere"))
+    journal.leave("another envd's", content=b"content", make="file", scope="debug_sandbox_id at http://127.0.0.1:1")
+    journal.leave("whose is it", content=b"content", make="file", scope="")  # by its id alone
     torn = journal.leave("torn", content=b"content", make="file")
     os.truncate(f"{torn}.note", 100)
     mount_again(journal.mount)
     assert os.listdir(journal.mount.path) == ["g"] and os.listdir(journal.mount.inside) == ["g"]
-    assert sorted(entry.get("path", "torn").rsplit("/", 1)[-1] for entry in journal.unsent()) == ["f", "not accepted", "not ours", "torn"]
+    assert sorted(entry.get("path", "torn").rsplit("/", 1)[-1] for entry in journal.unsent()) == ["another envd's", "f", "not accepted", "not ours", "torn", "whose is it"]
     said = logged(journal.mount)
     assert re.search(r"gone/f: accepted by an earlier mount, and not sent: .*directory is not there", said), said
     assert "of 1 file(s) that earlier mounts left no record can be read" in said and "see e2bfs recover" in said
+    assert "mounts of another directory or user of this sandbox accepted 1 entry that is not sent" in said and "in 3 files of this sandbox could not be sent" in said, said
     (journal.mount.inside / "gone").mkdir()
     journal.mount.umount()
     mount_again(journal.mount)
-    assert (journal.mount.inside / "gone/f").read_bytes() == b"content" and len(journal.unsent()) == 3
+    assert (journal.mount.inside / "gone/f").read_bytes() == b"content" and len(journal.unsent()) == 5
 
 
 def test_two_mounts_at_once_send_once(journal):
@@ -243,6 +247,16 @@ def test_ctrl_c_ends_it_and_the_rest_stays(journal):
     assert len(os.listdir(mount.inside)) == 200 and journal.unsent() == []
 
 
+def test_what_takes_long_is_said(journal):
+    for i in range(60):
+        journal.leave(f"f{i}", content=b"data", make="file")
+    journal.mount.double.fault(match="", action="delay", delay_ms=500, count=-1)
+    said = mount_again(journal.mount).stderr
+    assert re.search(r"^e2bfs mount: sending what earlier mounts accepted, .* of 60 entries so far$", said, re.MULTILINE), said
+    journal.mount.double.clear_faults()
+    assert len(os.listdir(journal.mount.inside)) == 60
+
+
 # --- e2bfs recover with directories and links
 
 def test_recover_sends_in_the_same_order(journal):
@@ -268,3 +282,39 @@ def test_recover_exports_directories_and_links(journal):
     assert len(journal.unsent()) == ENTRIES
     recover(journal.mount.double, "--drop", "--all", "--yes")
     assert journal.unsent() == []
+
+
+def test_recover_asks_before_it_keeps_others_waiting(journal):
+    """And what a mount sent meanwhile is not dropped."""
+    journal.leave("f", content=b"content", make="file")
+    lock = journal.state / "recover.lock"
+    person, terminal = os.openpty()
+    process = subprocess.Popen([BIN / "e2bfs", "recover", "--drop", "--all"], stdin=terminal, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               env={**TOOL_ENVIRONMENT, **journal.mount.double.environment()})
+    said = b""
+    while b"[y/N] " not in said:
+        said += os.read(process.stderr.fileno(), 1000)
+    with open(lock, "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    mount_again(journal.mount)
+    os.write(person, b"y\n")
+    assert process.wait(20) == 0, process.stderr.read()
+    assert (journal.mount.inside / "f").read_bytes() == b"content" and journal.unsent() == []
+    for each in (person, terminal, process.stderr):
+        os.close(each) if isinstance(each, int) else each.close()
+
+
+def test_recover_sends_a_part_with_the_directories_above_it(journal):
+    shutil.rmtree(journal.mount.inside)
+    journal.mount.inside.mkdir()
+    journal.leave("d", "permissions 365", "mtime 1500000002 0", make="directory", permissions=0o755)
+    journal.leave("d/f", content=b"f", make="file")
+    journal.leave("d/g", content=b"g", make="file")
+    ids = {os.path.basename(entry["path"]): entry["id"] for entry in journal.unsent()}
+    alone = recover(journal.mount.double, "--send", ids["d"], check=False)
+    assert alone.returncode == 8 and "waits for what goes into it: d/" in alone.stderr, alone.stderr
+    recover(journal.mount.double, "--send", ids["f"])
+    assert len(journal.unsent()) == 2
+    recover(journal.mount.double, "--send", ids["g"])
+    assert journal.unsent() == []
+    assert found_tree(journal.mount.inside) == {"d": (0o555, 1500000002), "d/f": (0o644, b"f"), "d/g": (0o644, b"g")}

@@ -265,6 +265,7 @@ TEST_F(RecoveryTest, WhatIsGoneIsMadeAgainIfAllOfItIsHere) {
   EXPECT_EQ(report.outcome, SendOutcome::kFailed);
   EXPECT_THAT(report.text, HasSubstr("directory"));
   EXPECT_FALSE(remote_->InsideExists("d"));
+  EXPECT_FALSE(Only().record->make || Only().record->being_sent);  // nothing was made
   ASSERT_TRUE(remote_->InsideMakeDirectory("d"));
   // It is made, and then the connection is lost: the next try knows it for ours.
   faulty_->FailNth("Store", 1, EIO, ErrorKind::kBroken);
@@ -288,6 +289,9 @@ TEST_F(RecoveryTest, AWholeFileThatIsGoneIsMadeAgain) {
   ASSERT_TRUE(remote_->InsideWrite("a", "old content"));
   WriteAndPutAside("a", 0, "new", {true, true, false, true});
   ASSERT_TRUE(remote_->InsideRemove("a"));
+  faulty_->FailNth("Create", 1, ENOSPC);
+  EXPECT_EQ(Send(Only()).outcome, SendOutcome::kFailed);
+  EXPECT_EQ(Only().record->base.size, 11);  // as long as nothing was made, it is a change of what was there
   ExpectSent(Only());
   EXPECT_EQ(Inside("a"), "new");
   EXPECT_EQ(Send(Only()).outcome, SendOutcome::kWasThere);

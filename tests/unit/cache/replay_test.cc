@@ -6,6 +6,7 @@
 
 #include <fstream>
 #include <map>
+#include <set>
 
 #include "tests/unit/cache/cache_fixture.h"
 
@@ -31,6 +32,7 @@ class ReplayTest : public CacheFixture {
     UnsentRecord record;
     record.id = "id" + std::to_string(++entries_);
     record.sandbox_id = owner_.sandbox_id;
+    record.scope = owner_.scope;
     record.user = owner_.user;
     record.root = owner_.root;
     record.path = path;
@@ -81,6 +83,13 @@ class ReplayTest : public CacheFixture {
   ReplayReport ReplayAll() {
     told_.clear();
     return Replay(*faulty_, unsent_, owner_, kReplayTimes, [&](const UnsentEntry& entry, const SendReport& report) { told_[entry.record->path] = report; });
+  }
+  // As recover does; no paths: all.
+  void SendChosen(const std::set<std::string>& paths, bool same_sandbox = true) {
+    told_.clear();
+    auto entries = ListUnsent(unsent_);
+    SendInOrder(*faulty_, entries, [&](const UnsentEntry& entry) { return paths.empty() || paths.contains(entry.record->path); }, [](const UnsentEntry&) { return true; },
+                same_sandbox, kReplayTimes, [&](const UnsentEntry& entry, const SendReport& report) { told_[entry.record->path] = report; });
   }
   void ExpectAllSent(int count) {
     const ReplayReport report = ReplayAll();
@@ -146,7 +155,7 @@ class ReplayTest : public CacheFixture {
             "there/new 420 " + std::string(100'000, 'n') + " 1600000000"};
   }
 
-  const UnsentOwner owner_{"sandbox-1", "user", "/home/user"};
+  const UnsentOwner owner_{"sandbox-1", "user", "/home/user", "sandbox-1 at http://envd"};
   const std::string unsent_;
   int entries_ = 0;
   std::map<std::string, SendReport> told_;
@@ -349,7 +358,7 @@ TEST_F(ReplayTest, ASandboxThatDoesNotAnswerIsAskedOnce) {
   gone.error = Error{ETIMEDOUT, ErrorKind::kTimeout, "no answer", 0, ""};
   faulty_->Add(gone);
   EXPECT_EQ(ReplayAll().failed, 100);
-  EXPECT_LE(faulty_->total_calls(), 16);  // those that were under way
+  EXPECT_LE(faulty_->total_calls(), 16 * 4);  // those that were under way, which are tried again
   EXPECT_EQ(ListUnsent(unsent_).size(), 100u);
 }
 
@@ -417,11 +426,13 @@ TEST_F(ReplayTest, WhatIsNotAcceptedOrNotOfThisMountStays) {
   of("b", [](UnsentRecord& record) { record.sandbox_id = "sandbox-2"; });
   of("c", [](UnsentRecord& record) { record.user = "root"; });
   of("d", [](UnsentRecord& record) { record.root = "/"; });
-  EXPECT_THAT(ListAccepted(unsent_, owner_), IsEmpty());
+  of("e", [](UnsentRecord& record) { record.scope = "sandbox-1 at another envd"; });
+  of("f", [](UnsentRecord& record) { record.scope.clear(); });  // it does not say
+  EXPECT_EQ(CountAccepted(unsent_, owner_), 0u);
   const ReplayReport report = ReplayAll();
   EXPECT_EQ(report.sent + report.failed, 0);
   EXPECT_EQ(faulty_->total_calls(), 0);
-  EXPECT_EQ(ListUnsent(unsent_).size(), 4u);
+  EXPECT_EQ(ListUnsent(unsent_).size(), 6u);
 }
 
 TEST_F(ReplayTest, WhatIsTornOrForeignIsNeverServed) {
@@ -515,8 +526,7 @@ TEST_F(ReplayTest, WhatIsSentElsewhereChangesNoNote) {
   Leave(NewDirectory("d"));
   LeaveFile("d/f", "content");
   faulty_->FailNth("Store", 1, ENOSPC);
-  auto entries = ListUnsent(unsent_);
-  SendInOrder(*faulty_, entries, [](const UnsentEntry&) { return true; }, false, kReplayTimes, [](const auto&, const auto&) {});
+  SendChosen({}, false);
   EXPECT_TRUE(remote_->InsideExists(std::string("d") + kConflict));
   std::set<std::string> paths;
   for (const UnsentEntry& entry : ListUnsent(unsent_)) {
@@ -524,6 +534,178 @@ TEST_F(ReplayTest, WhatIsSentElsewhereChangesNoNote) {
     EXPECT_FALSE(entry.record->being_sent);
   }
   EXPECT_THAT(paths, ElementsAre("d", "d/f"));
+}
+
+// That its own sandbox had begun it says nothing of another one: an empty file there is somebody's lock.
+TEST_F(ReplayTest, WhatWasBegunInItsSandboxIsNotBegunElsewhere) {
+  UnsentRecord begun = NewFile("f", 11);
+  begun.being_sent = true;
+  Leave(begun, "our content");
+  ASSERT_TRUE(remote_->InsideWrite("f", ""));
+  SendChosen({}, false);
+  EXPECT_EQ(told_["f"].outcome, SendOutcome::kConflictCopy);
+  EXPECT_EQ(Inside("f"), "");
+  EXPECT_EQ(Inside(std::string("f") + kConflict), "our content");
+}
+
+// recover --send of some: a directory's attributes and its entry are the last of its subtree, and it is made for what goes into it.
+TEST_F(ReplayTest, ADirectoryThatIsChosenAloneWaits) {
+  UnsentRecord directory = NewDirectory("d");
+  directory.change.attributes.permissions = 0555;
+  directory.change.attributes.mtime = transport::TimeChange{false, {1'500'000'001, 0}};
+  Leave(directory);
+  LeaveFile("d/f", "f");
+  LeaveFile("d/g", "g");
+  SendChosen({"d"});
+  EXPECT_EQ(told_["d"].outcome, SendOutcome::kFailed);
+  EXPECT_THAT(told_["d"].text, HasSubstr("waits for what goes into it: d/f"));
+  EXPECT_THAT(Tree(), ElementsAre("d 493 new"));
+  SendChosen({"d/f"});
+  EXPECT_EQ(told_.size(), 1u);
+  EXPECT_EQ(told_["d/f"].outcome, SendOutcome::kSent) << told_["d/f"].text;
+  EXPECT_EQ(ListUnsent(unsent_).size(), 2u);
+  SendChosen({"d/g"});
+  EXPECT_EQ(told_["d"].outcome, SendOutcome::kWasThere) << told_["d"].text;
+  EXPECT_THAT(Tree(), ElementsAre("d 365 1500000001", "d/f 420 f 1600000000", "d/g 420 g 1600000000"));
+  EXPECT_THAT(ListUnsent(unsent_), IsEmpty());
+}
+
+TEST_F(ReplayTest, WhatIsChosenComesWithTheNewDirectoriesAboveIt) {
+  Leave(NewDirectory("d"));
+  Leave(NewDirectory("d/e"));
+  Leave(NewDirectory("other"));
+  LeaveFile("d/e/f", "f");
+  LeaveFile("d/g", "g");
+  SendChosen({"d/e/f"});
+  EXPECT_EQ(told_["d/e/f"].outcome, SendOutcome::kSent) << told_["d/e/f"].text;
+  std::set<std::string> paths;
+  for (const UnsentEntry& entry : ListUnsent(unsent_)) paths.insert(entry.record->path);
+  EXPECT_THAT(paths, ElementsAre("d", "d/g", "other"));
+  EXPECT_FALSE(remote_->InsideExists("other"));
+}
+
+// Whoever made it: its mode and times are his.
+TEST_F(ReplayTest, AnEqualFileOfAnotherKeepsItsAttributes) {
+  ASSERT_TRUE(remote_->InsideWrite("f", "content"));
+  ASSERT_TRUE(remote_->InsideMakeSymlink("l", "target"));
+  const auto before = *remote_->InsideStat("f");
+  for (const bool begun : {false, true}) {
+    UnsentRecord file = NewFile("f", 7);
+    file.change.attributes.permissions = 0600;
+    file.being_sent = begun;
+    Leave(file, "content");
+    UnsentRecord link = NewLink("l", "target");
+    link.change.attributes.mtime = transport::TimeChange{false, {1'500'000'001, 0}};
+    link.being_sent = begun;
+    Leave(link);
+    ExpectAllSent(2);
+    EXPECT_EQ(told_["f"].outcome, SendOutcome::kWasThere);
+    EXPECT_EQ(remote_->InsideStat("f")->permissions, begun ? 0600u : before.permissions);
+    EXPECT_EQ(remote_->InsideStat("f")->mtime.tv_sec, begun ? 1'600'000'000 : before.mtime.tv_sec);
+    EXPECT_EQ(remote_->InsideStat("l")->mtime.tv_sec == 1'500'000'001, begun);
+  }
+}
+
+// What the sandbox says nothing was made of is not begun, when it comes again.
+TEST_F(ReplayTest, WhatWasRefusedWasNotBegun) {
+  LeaveFile("f", "our content");
+  ASSERT_TRUE(remote_->InsideWrite("f", "theirs"));
+  RemoteFault full;
+  full.function = "Create";
+  full.path_contains = kConflict;
+  full.error = Error{ENOSPC, ErrorKind::kErrno, "no space", 0, ""};
+  faulty_->Add(full);
+  EXPECT_EQ(ReplayAll().failed, 1);
+  ASSERT_TRUE(remote_->InsideWrite("f", ""));  // a lock now
+  EXPECT_EQ(ReplayAll().conflicts, 1);
+  EXPECT_EQ(Inside("f"), "");
+}
+
+TEST_F(ReplayTest, WhatPassesByItselfIsWaitedFor) {
+  for (const ErrorKind kind : {ErrorKind::kUnavailable, ErrorKind::kRateLimited, ErrorKind::kTimeout}) {
+    for (const auto action : {RemoteFault::kFail, RemoteFault::kDoAndFail}) {
+      UseRemote({});
+      LeaveATree();
+      for (const char* function : {"MakeDirectory", "Create", "Store", "SetAttributes"}) {
+        RemoteFault once;
+        once.function = function;
+        if (function == std::string("Store")) once.path_contains = "d/e/f";  // what is appended is not tried again
+        once.action = action;
+        once.error = Error{EAGAIN, kind, "injected", 0, ""};
+        faulty_->Add(once);
+      }
+      ExpectAllSent(kEntriesOfTheTree);
+      EXPECT_TRUE(Tree() == WholeTree());
+    }
+  }
+}
+
+// Only times were set, by paths alone: whoever did it was killed before he noted that.
+TEST_F(ReplayTest, TimesThatAreSetAlreadyAreThere) {
+  testing::MemoryRemoteFsOptions paths;
+  paths.hard_links_share_identity = paths.identities_survive_renames = paths.handles_survive = false;
+  UseRemote(paths);
+  ASSERT_TRUE(remote_->InsideWrite("f", "content"));
+  UnsentRecord times = ChangeOf("f", {0, 0});
+  times.change.extents.Clear();
+  times.base.id = {};
+  times.change.attributes.mtime = transport::TimeChange{false, {1'500'000'001, 0}};
+  times.change.attributes.permissions = 0600;
+  for (const auto outcome : {SendOutcome::kSent, SendOutcome::kWasThere}) {
+    Leave(times);
+    ReplayAll();
+    EXPECT_EQ(told_["f"].outcome, outcome) << told_["f"].text;
+  }
+  times.change.attributes.mtime->value.tv_sec += 1;
+  Leave(times);
+  EXPECT_EQ(ReplayAll().failed, 1);  // it may be another one
+  EXPECT_EQ(remote_->InsideStat("f")->mtime.tv_sec, 1'500'000'001);
+}
+
+// What the mount showed of an empty file and of a link is what the sandbox has when another one sent them.
+TEST_F(ReplayTest, TimesAreThoseThatTheMountShowed) {
+  options_.writeback = true;
+  options_.sandbox_id = owner_.sandbox_id;
+  options_.store_scope = owner_.scope;
+  auto directory = fs().MakeDirectory(kRoot, "d", 0755, Ctx());
+  ASSERT_TRUE(directory);
+  RemoteFault stall;
+  stall.function = "MakeObjects";
+  stall.count = -1;
+  faulty_->Add(stall);
+  EXPECT_EQ(Close(Made("stamp", directory->node).handle), 0);
+  ASSERT_TRUE(fs().MakeSymlink(directory->node, "l", "x", Ctx()));
+  std::map<std::string, int64_t> shown;
+  for (const char* path : {"d/stamp", "d/l"}) {
+    const auto mtime = fs().GetAttributes(Find(path), Ctx())->attributes.mtime;
+    shown[path] = mtime.tv_sec * 1'000'000'000 + mtime.tv_nsec;
+  }
+  std::filesystem::create_directories(unsent_);
+  std::filesystem::copy(spool_, unsent_ + "/left-behind-1", std::filesystem::copy_options::recursive);
+  faulty_->Clear();
+  fs_.reset();
+  UseRemote({});
+  ASSERT_TRUE(remote_->InsideMakeDirectory("d"));
+  for (const UnsentEntry& entry : ListUnsent(unsent_)) {
+    EXPECT_EQ(OwnerOf(entry).scope, owner_.scope);
+    EXPECT_EQ(SendUnsent(*faulty_, entry, true, kReplayTimes).outcome, SendOutcome::kSent) << entry.record->path;
+  }
+  for (const auto& [path, mtime] : shown) {
+    const auto now = remote_->InsideStat(path)->mtime;
+    EXPECT_EQ(now.tv_sec * 1'000'000'000 + now.tv_nsec, mtime) << path;
+  }
+}
+
+TEST_F(ReplayTest, ANoteThatIsAFifoHoldsNobody) {
+  LeaveFile("f", "content");
+  const std::string note = unsent_ + "/left-behind-1/unsent-id1.note";
+  std::filesystem::remove(note);
+  ASSERT_EQ(::mkfifo(note.c_str(), 0600), 0);
+  ClearRemoved(unsent_);
+  const auto entries = ListUnsent(unsent_);
+  ASSERT_EQ(entries.size(), 1u);
+  EXPECT_NE(entries[0].problem, "");
+  EXPECT_FALSE(entries[0].record);
 }
 
 }  // namespace

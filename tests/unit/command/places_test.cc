@@ -149,6 +149,41 @@ TEST_F(CommandPlaces, WhatTheDeadLeftUnsentIsKeptAndTheRestCleared) {
 }
 
 // A mount that was made with other environment variables is found all the same.
+// Across file systems it is copied. One that was killed meanwhile left what it had.
+TEST_F(CommandPlaces, WhatADeadCopyLeftIsCleared) {
+  std::string other = "/dev/shm/e2bfs-places-XXXXXX";
+  if (mkdtemp(other.data()) == nullptr) GTEST_SKIP();
+  const std::string parent = top_ + "/spool", unsent = UnsentParent(other + "/state"), spool = parent + "/mount-abcdef";
+  ASSERT_TRUE(MakePrivateDirectory(spool));
+  ASSERT_TRUE(MakePrivateDirectory(unsent + "/.moving-left-behind-20251130-023709-mount-abcdef"));
+  ASSERT_TRUE(MakePrivateDirectory(unsent + "/.moving-left-behind-20251130-023709-mount-ghijkl"));  // it may live
+  std::ofstream(unsent + "/.moving-left-behind-20251130-023709-mount-abcdef/unsent-1") << "unse";
+  std::ofstream(spool + "/.lock") << "";
+  std::ofstream(spool + "/unsent-1") << "unsent";
+  CleanLeftovers(parent, unsent);
+  std::vector<std::string> moving, kept;
+  for (const auto& entry : std::filesystem::directory_iterator(unsent)) (entry.path().filename().string()[0] == '.' ? moving : kept).push_back(entry.path());
+  EXPECT_THAT(moving, ElementsAre(HasSubstr("ghijkl")));
+  EXPECT_THAT(kept, ElementsAre(HasSubstr("left-behind-")));
+  if (!kept.empty()) {
+    EXPECT_EQ(std::filesystem::file_size(kept[0] + "/unsent-1"), 6u);
+  }
+  EXPECT_NE(access(spool.c_str(), F_OK), 0);
+  RemoveTree(other);
+}
+
+TEST_F(CommandPlaces, WhoeverSendsIsNotWaitedForWithoutEnd) {
+  auto held = LockUnsent(top_, std::nullopt, [] {});
+  ASSERT_TRUE(held);
+  int told = 0;
+  auto second = LockUnsent(top_, std::chrono::milliseconds(100), [&] { ++told; });
+  ASSERT_FALSE(second);
+  EXPECT_EQ(second.error().errno_value, EWOULDBLOCK);
+  EXPECT_EQ(told, 1);
+  held = cache::Descriptor(-1);
+  EXPECT_TRUE(LockUnsent(top_, std::chrono::milliseconds(100), [] {}));
+}
+
 TEST_F(CommandPlaces, SocketsAreFoundWhereverTheyAre) {
   const std::string elsewhere = top_ + "/elsewhere/e2bfs";
   ASSERT_TRUE(MakePrivateDirectory(elsewhere));
