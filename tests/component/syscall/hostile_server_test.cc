@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 
 #include <atomic>
+#include <mutex>
 #include <thread>
 
 #include "tests/component/syscall/scripted_envd.h"
@@ -256,9 +257,11 @@ TEST(HostileServer, NewObjectsAreThoseThatWereAskedFor) {
   auto there = [](const std::string& attributes, uint32_t error = 0) { return syscall::Arguments().U32(error).U8(1).Raw(attributes).bytes(); };
   auto failed = [](uint32_t error) { return syscall::Arguments().U32(error).U8(0).bytes(); };
   const std::string parent = "\1" + stats(0040000, 104);
+  std::mutex mutex;
   std::vector<std::string> answer;
   uint32_t fail_with = 0;
   ScriptedEnvd envd([&](Server& server, const Request& request) {
+    std::lock_guard lock(mutex);
     if (fail_with != 0) return server.Fail(request.number, fail_with);
     for (size_t i = 0; i < answer.size(); ++i) server.Reply(request.number, i + 1 < answer.size() ? 1 : 0, {answer[i]});
   });
@@ -267,8 +270,12 @@ TEST(HostileServer, NewObjectsAreThoseThatWereAskedFor) {
   row[0].name = "f";
   row[1].name = "d";
   row[1].type = FileType::kDirectory;
-  auto ask = [&](std::vector<std::string> pieces) {
-    answer = std::move(pieces);
+  auto ask = [&](std::vector<std::string> pieces, uint32_t error = 0) {
+    {
+      std::lock_guard lock(mutex);
+      answer = std::move(pieces);
+      fail_with = error;
+    }
     return fs->MakeObjects(row, Ctx(20s));
   };
   for (const auto& good : {ask({there(file), there(directory, EPERM) + parent}), ask({there(file) + there(directory, EPERM) + parent})}) {
@@ -306,15 +313,12 @@ TEST(HostileServer, NewObjectsAreThoseThatWereAskedFor) {
   ASSERT_TRUE(no_parent);
   EXPECT_TRUE(no_parent->directories.empty());
   // It died in the middle, or has forgotten what it did.
-  fail_with = EIO;
-  const auto forgotten = ask({""});
+  const auto forgotten = ask({}, EIO);
   ASSERT_FALSE(forgotten);
   EXPECT_EQ(forgotten.error().kind, ErrorKind::kBroken);
-  fail_with = EINVAL;
-  const auto refused = ask({""});
+  const auto refused = ask({}, EINVAL);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().kind, ErrorKind::kErrno);
-  fail_with = 0;
   const std::pair<const char*, std::string> bad[] = {
       {"nothing", ""},
       {"one too few", there(file)},

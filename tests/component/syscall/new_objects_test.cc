@@ -152,6 +152,7 @@ TEST_F(SyscallRows, AServerThatIsKilledIsToldOf) {
   for (int round = 0; round < 6; ++round) {
     const std::string directory = "d" + std::to_string(round);
     std::thread killer([&] {
+      if (round % 2 == 0) ChannelRig::Eventually([&] { return fs::exists(rig->Path(directory)); });  // it is at work
       usleep(static_cast<useconds_t>(round) * 20'000);
       kill(rig->ServerPid(), SIGKILL);
     });
