@@ -350,6 +350,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // The content arrived, its attributes did not: that is told, and nothing is sent again.
   void AttributesRefused(const NodePtr& node, const OpenFile* teller, const Change& sent, const Error& error,
                          uint64_t asked_stamp, TimePoint asked);
+  // A store failed that had put new content in the old one's place, and the old one back: the times are not somebody else's. No lock.
+  void NoteOwnTrace(const NodePtr& node);
   // A store failed, and so many bytes of its append are there: only the rest is sent again.
   void AppendedInPart(Node& node, int64_t done);  // mutex_ held
   // The error of what cannot be sent any more: its names are not known.
@@ -363,6 +365,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // What can never be sent since its file is gone there, and which nobody has open, leaves the mount: no lock.
   void PutAsideIfRefused(const NodePtr& node);
   bool IsRefused(const Node& node) const;      // mutex_ held
+  // mutex_ held: what was accepted belongs to a file that lost its name to another one: it can lie beside that.
+  bool IsReplaced(const Node& node, const Error& error) const;
   static bool IsRefusal(const Error& error);  // of bytes: the sandbox would say the same tomorrow
   // Sends before a rename or link; also fails with an error that nobody was told of.
   Result<void> SendForName(const NodePtr& node, const OpContext& ctx);

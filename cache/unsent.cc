@@ -103,7 +103,19 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
     early = std::exchange(content.early, nullptr);
     if (early) --node->changes_in_flight;
   }
-  return SendOnce(node, teller, early, ctx, tried);
+  auto sent = SendOnce(node, teller, early, ctx, tried);
+  // Nobody had told yet that another file has its name.
+  bool replaced = false;
+  if (!sent) {
+    Lock lock(mutex_);
+    replaced = IsReplaced(*node, sent.error());
+  }
+  if (replaced && SendBeside(node, "it was replaced in the sandbox meanwhile")) return {};
+  return sent;
+}
+
+bool CachedFsImpl::IsReplaced(const Node& node, const Error& error) const {
+  return node.content->accepted && !node.deleted && error.kind == ErrorKind::kErrno && error.errno_value == ESTALE;
 }
 
 bool CachedFsImpl::MaySendBeforeStat(const Node& node) const {
@@ -250,6 +262,7 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
     AttributesRefused(node, teller, sent, stored.error(), asked_stamp, asked);
     return Forward(stored.error());
   }
+  if (options_.writeback && !remote_.description().identities_survive_renames && stored.error().kind == ErrorKind::kErrno) NoteOwnTrace(node);
   Lock lock(mutex_);
   if (stored.error().appended > 0) AppendedInPart(*node, stored.error().appended);
   // Attributes alone that were refused are as with chmod: told, and not tried for ever.
@@ -258,6 +271,13 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
   lock.unlock();
   PutAsideIfRefused(node);
   return Forward(stored.error());
+}
+
+void CachedFsImpl::NoteOwnTrace(const NodePtr& node) {
+  OpContext ctx = OpContext::Within(options_.operation_timeout);
+  auto now = AtNode(node, ctx, [&](const transport::Node& at) { return remote_.Stat(at, ctx); });
+  Lock lock(mutex_);
+  if (now && now->size == node->content->base.size) node->content->base.mtime = now->mtime;
 }
 
 void CachedFsImpl::AttributesRefused(const NodePtr& node, const OpenFile* teller, const Change& sent, const Error& error,
@@ -630,6 +650,7 @@ void CachedFsImpl::PutAsideIfRefused(const NodePtr& node) {
   {
     Lock lock(mutex_);
     const Content& content = *node->content;
+    if (content.last_error && IsReplaced(*node, *content.last_error)) return;
     const bool gone = content.last_error && content.last_error->kind == ErrorKind::kErrno &&
                       (content.last_error->errno_value == ENOENT || content.last_error->errno_value == ENOTDIR ||
                        content.last_error->errno_value == ESTALE);

@@ -689,6 +689,15 @@ bool CachedFsImpl::SendBeside(const NodePtr& node, const std::string& why) {
   content.storing = content.sending_accepted = false;
   --node->changes_in_flight;
   content.stored.notify_all();
+  // Where it lies was made behind this cache.
+  if (const NodePtr parent = node->places.empty() ? nullptr : tree_.Find(node->places.current().parent)) {
+    Child* beside = Tree::FindChild(*parent, report.path.substr(report.path.rfind('/') + 1));
+    if (beside) beside->fresh_until = {};
+    kernel_news_.push_back({.directory = parent->id, .name = report.path.substr(report.path.rfind('/') + 1)});
+    Outdated(*parent);
+    parent->listed_until = {};
+    parent->ours = false;
+  }
   GiveUpName(*node);
   NoteUnsent(*node);
   if (content.current.empty()) DiscardUnsent(*node);
@@ -810,6 +819,8 @@ Result<bool> CachedFsImpl::ChangedThere(const NodePtr& node, const OpContext& ct
     if (told) return node->attributes.size != content.base.size || !transport::SameTime(node->attributes.mtime, content.base.mtime);
   }
   auto now = AskAttributes(node, ctx);
+  if (!now && now.error().kind == ErrorKind::kErrno && now.error().errno_value == ESTALE) return true;  // another one has its name
+  if (!now && now.error().kind == ErrorKind::kErrno) return false;                                     // the store says so, too
   if (!now) return Forward(now.error());
   Lock lock(mutex_);
   const UnsentBase& base = node->content->base;

@@ -35,6 +35,7 @@ int64_t SumOfCounters(const std::map<std::string, int64_t>& counters, std::strin
 }
 
 std::string UnsentText(const cache::CacheStatus& status, const std::string& why) {
+  if (status.dirty_files == 0) return why;
   return fmt::format("{} unsent in {} file{}{}{}", HumanBytes(status.dirty_bytes), status.dirty_files, status.dirty_files == 1 ? "" : "s",
                      why.empty() ? "" : ": ", why);
 }

@@ -280,9 +280,15 @@ struct NewObject {
   AttributeChange attributes{};        // set at last: of a file after its content, of a directory after all of the row was made; size is ignored
 };
 
+// What became of it:
+//   attributes             it was made, with its content. They are as after the whole row; as it was made, if somebody took it away or replaced it since:
+//                          the next look finds that, and whoever made it has nothing to make again
+//   attributes and error   it was made, but for NewObject::attributes: they were refused (ESTALE: it was not found again to set them), or, if the error's kind
+//                          is not kErrno, may be set or not
+//   error                  nothing of it is there, unless its kind leaves open what was done (kBroken, kTimeout, kProtocol...): it may be there, or the beginning of its content
 struct MadeObject {
-  std::optional<Attributes> attributes;  // it is there, with its content, as after the whole row
-  std::optional<Error> error;            // nothing of it is there; or, with attributes, NewObject::attributes were refused
+  std::optional<Attributes> attributes;
+  std::optional<Error> error;
 };
 
 struct MadeObjects {
@@ -362,7 +368,7 @@ class RemoteFs {
   virtual Result<Changed> SetAttributes(const Node& node, Handle handle, const AttributeChange& change, const OpContext& ctx) = 0;
 
   // At most kMostNewObjects and kMostNewBytes. An error of the whole says nothing of any: each may have been made, or the beginning of its content, unless
-  // the error's kind tells that nothing was done. ENOTSUP: they have to be made one by one.
+  // the error's kind tells that nothing was done (kErrno too). Once some are known to be made, the others have errors of their own. ENOTSUP: they have to be made one by one.
   virtual Result<MadeObjects> MakeObjects(const std::vector<NewObject>& /*objects*/, const OpContext& /*ctx*/) {
     return Errno(ENOTSUP, "several new objects at once");
   }

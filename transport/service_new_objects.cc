@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <ctime>
 #include <future>
 #include <map>
 #include <set>
@@ -44,7 +45,6 @@ class RowMaker {
     auto done = MakeAll();
     if (!stage_.empty()) session_.DiscardStageFile(stage_);
     if (!done) return Forward(done.error());
-    Complete();
     return std::move(made_);
   }
 
@@ -77,7 +77,14 @@ class RowMaker {
     if (!held) return Forward(held.error());
     std::vector<Step> making, setting;
     for (size_t i = 0; i < objects_.size(); ++i) making.push_back({Step::Kind::kMake, Locate(i), &objects_[i], i});
-    if (auto ran = RunAll(making); !ran) return ran;
+    size_t asked = 0;
+    auto ran = RunAll(making, &asked);
+    if (!ran && asked == 0) return ran;
+    if (!ran) {
+      NoteUnknown(making, asked, ran.error());
+      Complete();
+      return {};
+    }
     for (size_t i = objects_.size(); i-- > 0;) {  // what is in a directory comes after it
       if (objects_[i].type == FileType::kDirectory && !made_.objects[i].error) setting.push_back({Step::Kind::kSet, making[i].path, &objects_[i], i});
     }
@@ -86,7 +93,19 @@ class RowMaker {
       auto path = session_.Absolute(old_[i]);
       if (path) setting.push_back({Step::Kind::kSet, *path, nullptr, i});
     }
-    return RunAll(setting);
+    if (ran = RunAll(setting, &asked); !ran) log::Info("service", "new directories may lack their attributes: {}", ToString(ran.error()));
+    Complete();
+    return {};
+  }
+
+  // Of the steps from `first` on: what the command that failed did is not known, and no further one was run.
+  void NoteUnknown(const std::vector<Step>& making, size_t first, const Error& failed) {
+    log::Info("service", "some of a row of new objects may not be made: {}", ToString(failed));
+    const size_t end = EndOfCommand(making, first);
+    for (size_t i = first; i < making.size(); ++i) {
+      std::optional<Error>& error = made_.objects[i].error;
+      if (!error) error = i < end ? failed : Failure(ErrorKind::kUnavailable, EIO, "not tried after " + failed.message).value();
+    }
   }
 
   // Its absolute path; empty, with the error noted, where it cannot be made.
@@ -107,18 +126,25 @@ class RowMaker {
     return std::move(*absolute);
   }
 
-  Result<void> RunAll(const std::vector<Step>& steps) {
-    for (size_t first = 0; first < steps.size();) {
-      size_t end = first, bytes = 0;
-      while (end < steps.size() && (end == first || (end - first < kObjectsOfOneCommand && bytes + steps[end].argument_bytes() <= kArgumentBytesOfOneCommand))) {
-        bytes += steps[end++].argument_bytes();
-      }
-      if (auto ran = Run({steps.begin() + static_cast<ptrdiff_t>(first), steps.begin() + static_cast<ptrdiff_t>(end)}); !ran) return ran;
-      first = end;
+  // `asked`: the steps of the commands that answered.
+  Result<void> RunAll(const std::vector<Step>& steps, size_t* asked) {
+    for (*asked = 0; *asked < steps.size();) {
+      const size_t end = EndOfCommand(steps, *asked);
+      if (auto ran = Run({steps.begin() + static_cast<ptrdiff_t>(*asked), steps.begin() + static_cast<ptrdiff_t>(end)}); !ran) return ran;
+      *asked = end;
     }
     return {};
   }
 
+  static size_t EndOfCommand(const std::vector<Step>& steps, size_t first) {
+    size_t end = first, bytes = 0;
+    while (end < steps.size() && (end == first || (end - first < kObjectsOfOneCommand && bytes + steps[end].argument_bytes() <= kArgumentBytesOfOneCommand))) {
+      bytes += steps[end++].argument_bytes();
+    }
+    return end;
+  }
+
+  // An error is never kErrno, which would say that nothing was made: the shell may have died at any place.
   Result<void> Run(const std::vector<Step>& steps) {
     std::vector<std::string> arguments = {EncodeArgument(stage_), std::to_string(staged_bytes_), std::to_string(offset_)};
     for (const Step& step : steps) {
@@ -128,7 +154,7 @@ class RowMaker {
     auto answer = session_.Change(ServiceScript::kMakeObjects, std::move(arguments), ctx_.Renewed());
     if (!answer) {
       Error error = answer.error();
-      if (error.message.find("E SHORT") != std::string::npos) error.kind = ErrorKind::kBroken;
+      if (error.kind == ErrorKind::kErrno) error = Failure(ErrorKind::kBroken, EIO, "a command for new objects failed: " + error.message).value();
       return Forward(std::move(error));
     }
     for (const Step& step : steps) {
@@ -160,9 +186,11 @@ class RowMaker {
     return argument + "," + (type == FileType::kSymlink ? EncodeArgument(step.object->target) : "");
   }
 
-  // What a command said: lines "F step text" of what was not made, "R step text" of refused attributes, "G number" of what is gone among those that are told of.
+  // What a command said: lines "F step text" of what was not made, "T step" of a torn file, "R step text" of refused attributes, "G number" of what is
+  // gone among those that are told of. Nonsense changes nothing here.
   Result<void> Take(const ServiceChangeAnswer& answer, const std::vector<Step>& steps) {
-    std::map<size_t, int> failed, refused;
+    std::map<size_t, Error> failed;
+    std::map<size_t, int> refused;
     std::set<size_t> gone;
     for (std::string_view rest = answer.messages; !rest.empty();) {
       const std::string_view line = rest.substr(0, rest.find('\n'));
@@ -173,28 +201,35 @@ class RowMaker {
       const auto [after, error] = std::from_chars(line.data() + 2, end, number);
       if (error != std::errc() || number >= steps.size()) return Nonsense();
       const int code = ErrnoFromCommandOutput(std::string_view(after, static_cast<size_t>(end - after)).substr(after == end ? 0 : 1));
-      if (line[0] == 'F') failed[number] = code;
+      const std::string name = steps[number].object ? steps[number].object->name : std::string();
+      if (line[0] == 'F') failed.try_emplace(number, Errno(code, name).value());
+      else if (line[0] == 'T') failed.insert_or_assign(number, Failure(ErrorKind::kBroken, EIO, name + " is torn, and cannot be removed").value());
       else if (line[0] == 'R') refused.try_emplace(number, code);
       else if (line[0] == 'G') gone.insert(number);
       else return Nonsense();
     }
-    size_t told = 0, next = 0;
+    std::vector<size_t> told;  // steps
+    for (size_t i = 0; i < steps.size(); ++i) {
+      const bool make = steps[i].kind == Step::Kind::kMake;
+      if (failed.contains(i)) continue;
+      if (make && made_.objects[steps[i].index].error) return Nonsense();
+      if (!make || steps[i].object->type != FileType::kDirectory) told.push_back(i);  // new directories are told of at last
+    }
+    if (told.size() != answer.objects.size() + gone.size() || (!gone.empty() && *gone.rbegin() >= told.size())) return Nonsense();
     for (size_t i = 0; i < steps.size(); ++i) {
       const Step& step = steps[i];
-      MadeObject* const object = step.object ? &made_.objects[step.index] : nullptr;
-      if (failed.contains(i)) {
-        if (object && !object->error) object->error = Errno(failed[i], step.object->name).value();
-        continue;
+      if (step.kind == Step::Kind::kMake) {
+        std::optional<Error>& error = made_.objects[step.index].error;
+        if (!failed.contains(i)) session_.identities().Created(paths_[step.index]);
+        else if (!error) error = failed.at(i);
       }
-      if (step.kind == Step::Kind::kMake && object->error) return Nonsense();
-      if (object && refused.contains(i)) refused_[step.index] = refused[i];
-      if (step.kind == Step::Kind::kMake) session_.identities().Created(paths_[step.index]);
-      if (step.kind == Step::Kind::kMake && step.object->type == FileType::kDirectory) continue;  // told of at last
-      if (gone.contains(told++)) continue;
-      if (next == answer.objects.size()) return Nonsense();
-      (object ? stats_[step.index] : old_stats_[step.index]) = answer.objects[next++];
+      if (step.object && refused.contains(i)) refused_[step.index] = Errno(refused[i], step.object->name).value();
     }
-    if (next != answer.objects.size()) return Nonsense();
+    for (size_t i = 0, next = 0; i < told.size(); ++i) {
+      const Step& step = steps[told[i]];
+      if (step.object) asked_.insert(step.index);
+      if (!gone.contains(i)) (step.object ? stats_[step.index] : old_stats_[step.index]) = answer.objects[next++];
+    }
     return {};
   }
 
@@ -203,20 +238,47 @@ class RowMaker {
   // All that was told, as attributes.
   void Complete() {
     AskForTimes();
+    std::vector<std::string> lost;
     for (size_t i = 0; i < objects_.size(); ++i) {
       MadeObject& object = made_.objects[i];
       if (object.error) continue;
-      if (!stats_[i] || stats_[i]->type != objects_[i].type) {  // somebody took it away
-        object.error = Errno(ENOENT, objects_[i].name).value();
-        continue;
-      }
+      const bool there = stats_[i] && stats_[i]->type == objects_[i].type;
       const auto listed = listed_.find(paths_[i]);
-      object.attributes = listed != listed_.end() && listed->second.type == objects_[i].type ? listed->second : session_.From(*stats_[i], paths_[i]);
-      if (refused_.contains(i)) object.error = Errno(refused_[i], objects_[i].name).value();
+      const bool in_list = there && listed != listed_.end() && listed->second.type == objects_[i].type;
+      object.attributes = in_list ? listed->second : session_.From(there ? *stats_[i] : AsMade(i), paths_[i]);
+      if (there && refused_.contains(i)) object.error = refused_.at(i);
+      if (asked_.contains(i)) {
+        if (!there) lost.push_back(paths_[i]);
+      } else if (HasAttributes(objects_[i].attributes)) {
+        object.error = Failure(ErrorKind::kBroken, EIO, "the attributes of " + objects_[i].name + " may not be set").value();
+      }
     }
-    for (size_t i = 0; i < old_.size(); ++i) {
+    for (const std::string& path : lost) session_.identities().Removed(path);  // what is there now, or will be, is another one
+    for (size_t i = 0; i < old_stats_.size(); ++i) {
       if (old_stats_[i] && old_stats_[i]->nanoseconds && old_stats_[i]->type == FileType::kDirectory) made_.directories.push_back(session_.From(*old_stats_[i], old_[i]));
     }
+  }
+
+  static bool HasAttributes(AttributeChange change) {
+    change.size.reset();
+    return !change.empty();
+  }
+
+  // Of what was made, and taken away before it was looked at.
+  ServiceStat AsMade(size_t index) const {
+    const NewObject& object = objects_[index];
+    const ServiceFacts& facts = session_.facts();
+    const AttributeChange set = asked_.contains(index) ? object.attributes : AttributeChange{};
+    ServiceStat stat;
+    stat.type = object.type;
+    stat.permissions = object.type == FileType::kSymlink ? 0777 : set.permissions.value_or(object.permissions);
+    stat.uid = set.uid.value_or(facts.uid);
+    stat.gid = set.gid.value_or(facts.gid);
+    stat.owner = set.uid ? std::string() : facts.user;
+    stat.size = object.type == FileType::kSymlink ? static_cast<int64_t>(object.target.size()) : object.type == FileType::kRegular ? object.size : 0;
+    if (set.mtime && !set.mtime->now) stat.mtime = set.mtime->value;
+    else ::clock_gettime(CLOCK_REALTIME, &stat.mtime);
+    return stat;
   }
 
   // Where the sandbox's stat knows whole seconds only, envd tells the rest: by a listing of each directory that something was made in.
@@ -260,20 +322,13 @@ class RowMaker {
   int64_t offset_ = 0;        // in it, of the next command's
   std::vector<std::string> paths_;  // of the objects, as in RemoteFs
   std::vector<std::optional<ServiceStat>> stats_, old_stats_;
+  std::set<size_t> asked_;          // objects that a command was to tell of, after it had set their attributes
   std::vector<std::string> old_;    // directories that were there
-  std::map<size_t, int> refused_;
+  std::map<size_t, Error> refused_;
   std::map<std::string, Attributes> listed_;
 };
 
 }  // namespace
-
-// Bits that creation by a shell cannot give.
-std::string ModeBeyondCreation(uint32_t permissions, uint32_t asked_for) {
-  if ((permissions & ~asked_for) == 0) return "-";
-  return ModeArgument(permissions);
-}
-
-std::string UmaskArgument(uint32_t permissions) { return ModeArgument(~permissions & 0777); }
 
 Result<MadeObjects> MakeNewObjects(ServiceSession& session, const std::vector<NewObject>& objects, const OpContext& ctx) {
   if (auto sane = CheckRow(objects); !sane) return Forward(sane.error());

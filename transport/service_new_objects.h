@@ -11,10 +11,6 @@ namespace e2bfs::transport {
 
 class ServiceSession;
 
-// Two bits of what a shell makes: the umask, and the mode that is set after it, or "-".
-std::string UmaskArgument(uint32_t permissions);
-std::string ModeBeyondCreation(uint32_t permissions, uint32_t asked_for);
-
 // As RemoteFs::MakeObjects.
 Result<MadeObjects> MakeNewObjects(ServiceSession& session, const std::vector<NewObject>& objects, const OpContext& ctx);
 

@@ -392,7 +392,7 @@ fin "$p"
 )sh";
 
 // Contents are taken from the stage one after the other, dd's one read each; noclobber as in kCreateText. Only a second try is listened to, since that costs a
-// process: what fails is said in words of the system's, which follow the last colon of a command's first line.
+// process: what fails is said in words of the system's, which follow the last colon of a command's first line. 9: a file without all of its content that cannot be removed.
 constexpr char kMakeObjectsText[] = R"sh(
 l='
 '
@@ -400,18 +400,22 @@ say() { x=${g##*: }; echo "$1 $i ${x%%"$l"*}"; }
 place() { exec 4< "$f"; [ "$1" = 0 ] || dd bs="$1" count=1 <&4 >/dev/null 2>&1; }
 fill() {
   if [ "$z" = 0 ] || dd bs="$z" count=1 <&4 >&3; then return 0; fi
-  if [ "$(stat -c %d:%i -- "$p")" = "$(stat -L -c %d:%i /proc/self/fd/3)" ]; then rm -f -- "$p" </dev/null; fi
+  if [ "$(stat -c %d:%i -- "$p")" = "$(stat -L -c %d:%i /proc/self/fd/3)" ]; then rm -f -- "$p" </dev/null || return 9; fi
   return 1
 }
 new() {
   if there "$p"; then g='File exists'; return 1; fi
   umask "$u"
   case $t in
-    d) g=$(mkdir -- "$p" 2>&1) ;;
-    l) d "$s"; g=$(ln -s -T -- "$R" "$p" 2>&1) ;;
-    f) set -C; { { fill; } 3> "$p"; } 2>/dev/null || { [ "$z" = 0 ] || place "$o"; g=$( { { fill; } 3> "$p"; } 2>&1 ); } ;;
+    d) g=$(mkdir -- "$p" 2>&1); y=$? ;;
+    l) d "$s"; g=$(ln -s -T -- "$R" "$p" 2>&1); y=$? ;;
+    f)
+      set -C
+      { { fill; } 3> "$p"; } 2>/dev/null; y=$?
+      case $y in 0|9) ;; *) [ "$z" = 0 ] || place "$o"; g=$( { { fill; } 3> "$p"; } 2>&1 ); y=$? ;; esac
+      set +C ;;
   esac
-  y=$?; set +C; umask 0; return $y
+  umask 0; return $y
 }
 b() {
 d "$1"; f=$R N=$2 o=$3; shift 3
@@ -425,10 +429,11 @@ while [ "$i" -lt "$n" ]; do
   for v in t q z u m ow mo ta tb; do eval "$v=\${s%%,*}"; s=${s#*,}; done
   a=1
   if [ "$t" != s ]; then
-    case $B in *" $q "*) g='No such file or directory' a= ;; *) new || a= ;; esac
+    case $B in *" $q "*) g='No such file or directory' y=1 ;; *) new; y=$? ;; esac
     o=$((o + z))
-    if [ -z "$a" ]; then
-      say F; B="$B$i "
+    if [ $y != 0 ]; then
+      if [ $y = 9 ]; then echo "T $i"; else say F; fi
+      a= B="$B$i "
       if [ "$z" != 0 ]; then place "$o"; fi
     elif [ "$m" != - ]; then g=$(chmod "$m" -- "$p" 2>&1) || say R; fi
   fi

@@ -51,7 +51,7 @@ enum class ServiceScript {
   kStore,
   // stage file with the contents ("" for none), its size, where the contents of this command begin in it; then of each step a path and
   //   "kind,parent,size,umask,special mode,owner,mode,atime,mtime,text". Kind: d, f or l is made; s is told of. Parent: the number of the step that makes
-  //   the directory that it goes into, or "-"; "x" fails. -> "F step text" of what was not made, "R step text" of what is there but for its attributes;
+  //   the directory that it goes into, or "-"; "x" fails. -> "F step text" of what was not made, "T step" of a file that stays torn, "R step text" of what is there but for its attributes;
   //   [what was made but directories, and what is told of], where "G number" tells that it is gone
   kMakeObjects,
 };

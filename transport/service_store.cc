@@ -122,6 +122,13 @@ std::string ModeArgument(const std::optional<uint32_t>& permissions) {
   return digits;
 }
 
+std::string ModeBeyondCreation(uint32_t permissions, uint32_t asked_for) {
+  if ((permissions & ~asked_for) == 0) return "-";
+  return ModeArgument(permissions);
+}
+
+std::string UmaskArgument(uint32_t permissions) { return ModeArgument(~permissions & 0777); }
+
 Result<Attributes> StoreContent(ServiceSession& session, const Node& node, bool by_writer, const StoreRequest& request,
                                 const OpContext& ctx) {
   auto pieces = PlanStore(request);

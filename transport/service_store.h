@@ -35,6 +35,9 @@ Result<std::string> StageContent(ServiceSession& session, const StorePiece& piec
 // "uid:gid", "uid", ":gid" or "-"; five octal digits or "-".
 std::string OwnerArgument(const AttributeChange& change);
 std::string ModeArgument(const std::optional<uint32_t>& permissions);
+// Of what a shell makes: the umask, and the mode that is set after it, if creation with `asked_for` cannot give all the bits, or "-".
+std::string UmaskArgument(uint32_t permissions);
+std::string ModeBeyondCreation(uint32_t permissions, uint32_t asked_for);
 
 // `by_writer`: it was opened for writing, so that its mode does not matter now. The attributes afterwards.
 Result<Attributes> StoreContent(ServiceSession& session, const Node& node, bool by_writer, const StoreRequest& request,

@@ -119,6 +119,7 @@ class Crash:
             shutil.rmtree(self.there)  # the mount makes it
         if self.own:
             (self.told / "own").mkdir()
+        self.full_disk = bool(options)
         self.doubtful = {}  # path: (content before, content after); its close has not returned well
         self.either = None  # trees, when a call on names had not returned
         self.pid = None
@@ -215,8 +216,10 @@ class Crash:
     def check_leftovers(self):
         """Nothing is kept on this machine but what is in doubt."""
         entries = listed(self.double)
-        names = {os.fsencode(entry["path"]).rpartition(b"/top/")[2] for entry in entries}
-        if not names <= self.doubtful.keys():
+        names = {os.fsencode(entry["path"]).rpartition(b"/top/")[2] for entry in entries if "path" in entry}
+        # Of what is on a full disk there may be no record: it was never accepted.
+        nameless = 0 if self.full_disk else sum("path" not in entry for entry in entries)
+        if nameless or not names <= self.doubtful.keys():
             recover(self.double, "--drop", "--all", "--yes")  # nothing of it to the next
             return f"unsent: {entries}"
         if entries:

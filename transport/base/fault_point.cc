@@ -14,7 +14,7 @@ namespace {
 class Faults {
  public:
   Faults() {
-    if (const char* path = std::getenv("E2BFS_FAULT_LOG"); path != nullptr) log_ = ::open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+    if (const char* path = std::getenv("E2BFS_FAULT_LOG"); path != nullptr) log_ = ::open(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NOCTTY | O_CLOEXEC, 0600);
     const char* at = std::getenv("E2BFS_KILL_AT");
     if (at == nullptr) return;
     name_ = at;

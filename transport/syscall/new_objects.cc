@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
+#include <string_view>
 #include <utility>
 
 namespace e2bfs::transport::syscall {
@@ -39,6 +41,16 @@ Result<EncodedRow> EncodeRow(const std::vector<NewObject>& objects) {
 
 Result<MadeObjects> DecodeMade(const std::vector<std::string_view>& pieces, const std::vector<NewObject>& objects, size_t directories, const Actor& actor) {
   const auto nonsense = [] { return Failure(ErrorKind::kProtocol, EIO, "the syscall server's answer makes no sense: new objects"); };
+  // One object only: the others are what was asked for.
+  const auto refuse = [&](MadeObject& object, size_t index) {
+    object.attributes.reset();
+    object.error = Failure(ErrorKind::kProtocol, EIO, "something else was made: " + objects[index].name).value();
+  };
+  std::set<std::string_view> taken;  // identities
+  for (const NewObject& object : objects) {
+    if (!object.made_in && object.directory.id.known()) taken.insert(object.directory.id.value);
+  }
+  std::set<std::string> made_already;
   MadeObjects made;
   size_t told = 0;  // of `directories`
   for (const std::string_view piece : pieces) {
@@ -49,15 +61,15 @@ Result<MadeObjects> DecodeMade(const std::vector<std::string_view>& pieces, cons
       if (!is_object && told++ == directories) return nonsense();
       const uint32_t errno_value = is_object ? fields.U32() : 0;
       const uint8_t there = fields.U8();
-      if (!fields.ok() || errno_value >= 4096 || there > 1) return nonsense();
+      if (!fields.ok() || errno_value >= 4096 || there > (is_object ? 2 : 1)) return nonsense();
       std::optional<Attributes> attributes;
       if (there == 1) {
         attributes = DecodeAttributes(fields, actor);
-        if (!attributes || !attributes->id.known() || attributes->type != (is_object ? objects[index].type : FileType::kDirectory)) return nonsense();
+        if (!attributes || !attributes->id.known()) return nonsense();
       }
       if (!is_object) {
         // One of them may have been named in two ways.
-        const bool known = !attributes || std::any_of(made.directories.begin(), made.directories.end(), [&](const Attributes& other) { return other.id == attributes->id; });
+        const bool known = !attributes || attributes->type != FileType::kDirectory || std::any_of(made.directories.begin(), made.directories.end(), [&](const Attributes& other) { return other.id == attributes->id; });
         if (!known) made.directories.push_back(std::move(*attributes));
         continue;
       }
@@ -65,9 +77,18 @@ Result<MadeObjects> DecodeMade(const std::vector<std::string_view>& pieces, cons
       MadeObject& object = made.objects.emplace_back();
       object.attributes = std::move(attributes);
       if (errno_value != 0) object.error = Errno(static_cast<int>(errno_value), objects[index].name).value();
+      if (there == 2) object.error->kind = ErrorKind::kBroken;
+      if (!object.attributes) continue;
+      const FileId& id = object.attributes->id;
+      const bool another = taken.contains(id.value) || !made_already.insert(id.value).second;
+      if (another || object.attributes->type != objects[index].type) refuse(object, index);
     }
   }
   if (made.objects.size() != objects.size() || told != directories) return nonsense();
+  for (size_t i = 0; i < objects.size(); ++i) {  // directories that were there, known by their paths only
+    const auto is_it = [&](const Attributes& directory) { return directory.id == made.objects[i].attributes->id; };
+    if (made.objects[i].attributes && std::any_of(made.directories.begin(), made.directories.end(), is_it)) refuse(made.objects[i], i);
+  }
   return made;
 }
 

@@ -17,7 +17,7 @@ struct EncodedRow {
 // CheckRow's and ContentOf's errors.
 Result<EncodedRow> EncodeRow(const std::vector<NewObject>& objects);
 
-// EIO/kProtocol for what makes no sense as an answer to that row.
+// EIO/kProtocol for what makes no sense as an answer to that row; and of an object that is none of that type, or that is told as another one, too.
 Result<MadeObjects> DecodeMade(const std::vector<std::string_view>& pieces, const std::vector<NewObject>& objects, size_t directories, const Actor& actor);
 
 }  // namespace e2bfs::transport::syscall

@@ -726,9 +726,10 @@ sub as_creator {
 }
 
 # What makes new objects; $args begins with whom they belong to.
-sub new_directory {    # its statx, watched
-  my ($args, $directory, $name, $mode) = @_;
+sub new_directory {    # its statx, watched; $$made from when it is there
+  my ($args, $directory, $name, $mode, $made) = @_;
   as_creator($args, sub { check(syscall $NR{mkdirat}, 0 + $directory, "$name", 0 + $mode) });
+  $$made = 1 if $made;
   return look_into($directory, $name) // sys_statx($directory, $name);
 }
 
@@ -1756,22 +1757,25 @@ sub read_whole {
 
 # MakeObjects: a row of new objects, in the request or in a stage; in their order, and in steps. The row: the directories that are there (path and
 # identity), then of each object, as a text: type (1 a file, 2 a directory, 3 a link), whether the directory that it goes into is of the row, the number of
-# that, name, permissions, content or text, owner, attributes. The answer: of each object an errno, whether it is there, and its attributes; then of each directory
-# that was there whether it is, and its attributes. All of it as it is when the answer goes out, as that of any change.
+# that, name, permissions, content or text, owner, attributes. The answer: of each object an errno, whether it was made (0, 1, 2: something of it may be
+# there), and its attributes; then of each directory that was there whether it is, and its attributes. All of it as it is when the answer goes out, as that of any change.
 $OPERATIONS[35] = sub {
   my ($args) = @_;
   my ($stage, $expected) = (number64($args), number64($args));
   my $row = $stage ? take_stage($stage, $expected) : $$args;
   my @old = map { [text(\$row), text(\$row)] } 1 .. number16(\$row);
   my @records = map { text(\$row) } 1 .. number16(\$row);
-  fail($EINVAL) if length $row;
-  my @made;
+  fail($EINVAL) if length $row || !@records;
+  my (@made, @left);
+  my @old_now = map { {old => $_} } @old;
   my $step = sub {
     my $until = seconds() + $STEP_TIME;
     my %touched;    # directories, by identity
     while (@made < @records) {
       push @made, make_new(\$records[@made], \@old, \@made, \%touched);
       $records[$#made] = '';
+      # The attributes of directories come last, since they may forbid to look into them; what is in one comes after it in the row.
+      @left = ((grep { defined $_->{statx} && !$_->{place} } @made), (grep { $_->{place} } reverse @made), @old_now) if @made == @records;
       last if seconds() >= $until;
     }
     for (values %touched) {    # the news until the next step
@@ -1779,8 +1783,10 @@ $OPERATIONS[35] = sub {
       my $statx = sys_statx($directory, '') // next;
       note_told($directory, '', identity_of($statx), $statx);
     }
-    return (1) if @made < @records;
-    return (0, finish_row(\@old, \@made));
+    while (@left && seconds() < $until) { finish_new(shift @left) }
+    return (1) if @made < @records || @left;
+    look_again($_) for @made, @old_now;
+    return (0, row_made(\@made, \@old_now));
   };
   die {job => [$step, sub { }]};
 };
@@ -1802,8 +1808,8 @@ sub take_stage {
   return $bytes;
 }
 
-# One object of a row: errno, and where it is there: in (its directory, as directory() takes it), name, statx, of a directory also place (as in) and
-# attributes, which are still to be set.
+# One object of a row: errno, maybe (something of it may be there all the same), and of what was made: in (its directory, as directory() takes it), name,
+# statx, of a directory also place (as in) and attributes, which are still to be set.
 sub make_new {
   my ($record, $old, $made, $touched) = @_;
   my $new = {errno => 0};
@@ -1816,19 +1822,25 @@ sub make_new {
     $in->[1] = $descriptor_identity{$directory};
     if ($type == 1) {
       my $fd = check(new_file($record, $directory, $name, $mode));
+      $new->{maybe} = 1;
       eval { fill_new($fd, $directory, $name, $content, $record, $new) };
       my $error = $@;
       sys_close($fd);
       die $error if $error;
     } elsif ($type == 2) {
-      $new->{statx} = new_directory($record, $directory, $name, $mode) // fail(0 + $!);
-      $new->{place} = [$in->[0] eq '' ? $name : "$in->[0]/$name", identity_of($new->{statx})];
+      my $statx = new_directory($record, $directory, $name, $mode, \$new->{maybe}) // fail(0 + $!);
+      replaced($new) if type_of($statx) != $S_IFDIR;
+      $new->{statx} = $statx;
+      $new->{place} = [$in->[0] eq '' ? $name : "$in->[0]/$name", identity_of($statx)];
       $new->{attributes} = $$record;
     } else {
       new_link($record, $directory, $name, $content);
+      $new->{maybe} = 1;
       my $fd = check(hold($directory, $name));
-      set_new($fd, $record, $new);
+      eval { link_made($fd, $content, $record, $new) };
+      my $error = $@;
       sys_close($fd);
+      die $error if $error;
     }
     @$new{'in', 'name'} = ($in, $name);
     $touched->{$in->[1]} = $in;
@@ -1836,10 +1848,13 @@ sub make_new {
   };
   if ($@) {
     print STDERR $@ unless ref $@;
-    $new = {errno => ref $@ ? $@->{errno} : $EIO};
+    $new = {errno => ref $@ ? $@->{errno} : $EIO, maybe => !ref $@ || $new->{maybe} && $@->{errno} != $ENOENT};
   }
   return $new;
 }
+
+# Somebody has put something else in its place before it was looked at.
+sub replaced { $_[0]{maybe} = 0; fail($ESTALE) }
 
 # The content of a file that was just made; without all of it the file goes again.
 sub fill_new {
@@ -1847,12 +1862,21 @@ sub fill_new {
   eval { write_all($fd, $content, 0) };
   if (my $error = $@) {
     my ($ours, $there) = (sys_statx($fd, ''), sys_statx($directory, $name));
+    $new->{maybe} = !defined $ours || !defined $there && $! != $ENOENT;
     if (defined $ours && defined $there && identity_of($ours) eq identity_of($there)) {
-      syscall $NR{unlinkat}, 0 + $directory, "$name", 0;
-      told_gone($directory, $name);
+      if (syscall($NR{unlinkat}, 0 + $directory, "$name", 0) == -1) { $new->{maybe} = 1 }
+      else { told_gone($directory, $name) }
     }
     die $error;
   }
+  set_new($fd, $record, $new);
+}
+
+# No system call gives a descriptor of the link that it makes: what has the name has to be one, with the same text.
+sub link_made {
+  my ($fd, $content, $record, $new) = @_;
+  my $statx = sys_statx($fd, '') // fail(0 + $!);
+  replaced($new) if type_of($statx) != $S_IFLNK || link_text($fd, '', $statx) ne "\1" . pack 'N/a*', $content;
   set_new($fd, $record, $new);
 }
 
@@ -1860,39 +1884,58 @@ sub fill_new {
 sub set_new {
   my ($fd, $attributes, $new) = @_;
   my $statx = sys_statx($fd, '') // fail(0 + $!);
-  if ($$attributes ne "\0\0\0\0") {
+  if (changes_something($attributes)) {
     eval { set_attributes($fd, $statx, [$fd, 2], $attributes) };
     $new->{errno} = ref $@ ? $@->{errno} : $EIO if $@;
-    $statx = sys_statx($fd, '') // fail(0 + $!);
+    $statx = sys_statx($fd, '') // $statx;
   }
   $new->{statx} = $statx;
 }
 
-# The answer, in pieces. The attributes of directories come last, since they may forbid to look into them; what is in one comes after it in the row.
-sub finish_row {
-  my ($old, $made) = @_;
-  my @now;
-  for my $i (grep { defined $made->[$_]{statx} && !$made->[$_]{place} } 0 .. $#$made) {
-    my $directory = eval { directory(@{$made->[$i]{in}}) };
-    $now[$i] = attributes_at($directory, $made->[$i]{name}) if defined $directory;
+sub changes_something { return ${$_[0]} ne "\0\0\0\0" }
+
+# A directory of the row gets its attributes before it is looked at.
+sub finish_new {
+  my ($new) = @_;
+  if ($new->{place} && changes_something(\$new->{attributes})) {
+    # It was moved or removed, and is not known by what it is any more.
+    eval { set_new(directory(@{$new->{place}}), \$new->{attributes}, $new); 1 } or $new->{errno} = $ESTALE;
   }
-  for my $i (grep { $made->[$_]{place} } reverse 0 .. $#$made) {
-    my $fd = eval { directory(@{$made->[$i]{place}}) } // next;
-    set_new($fd, \$made->[$i]{attributes}, $made->[$i]);
-    $now[$i] = attributes_at($fd, '');
-  }
+  look_at_new($new);
+}
+
+# now: its attributes, if it is where it was made; of a directory that was there, as the answer has them.
+sub look_at_new {
+  my ($new) = @_;
+  my $place = $new->{old} // $new->{place} // $new->{in};
+  my $directory = eval { directory(@$place) };
+  my $now = defined $directory ? attributes_at($directory, $new->{old} || $new->{place} ? '' : $new->{name}) : undef;
+  $new->{now} = !$new->{old} ? $now : defined $now ? "\1$now" : "\0";
+}
+
+# Mostly nothing has happened since, which takes less time to see.
+sub look_again {
+  my ($new) = @_;
+  return unless $new->{old} || defined $new->{statx};
+  my $directory = eval { directory(@{$new->{old} // $new->{in}}) };
+  my $statx = defined $directory ? sys_statx($directory, $new->{old} ? '' : $new->{name}) : undef;
+  look_at_new($new) unless defined $statx && defined $new->{now} && $statx eq substr $new->{now}, $new->{old} ? 1 : 0, 144;
+}
+
+# The answer, in pieces.
+sub row_made {
+  my ($made, $old) = @_;
   my @pieces = ('');
-  for my $i (0 .. $#$made) {
-    my ($errno, $statx) = @{$made->[$i]}{'errno', 'statx'};
+  for my $new (@$made) {
+    my ($errno, $statx, $now) = @$new{'errno', 'statx', 'now'};
     # Somebody has moved it meanwhile.
-    $now[$i] = "$statx\0" if defined $statx && !(defined $now[$i] && identity_of($now[$i]) eq identity_of($statx));
-    $pieces[-1] .= pack('N', $errno) . (defined $statx ? "\1$now[$i]" : "\0");
+    $now = "$statx\0" if defined $statx && !(defined $now && identity_of($now) eq identity_of($statx));
+    $pieces[-1] .= pack('N', $errno) . (defined $statx ? "\1$now" : $new->{maybe} ? "\2" : "\0");
     push @pieces, '' if length $pieces[-1] >= $MAX_READ;
   }
-  for (@$old) {
-    my $directory = eval { directory(@$_) };
-    my $attributes = defined $directory ? attributes_at($directory, '') : undef;
-    $pieces[-1] .= defined $attributes ? "\1$attributes" : "\0";
+  for my $directory (@$old) {
+    $pieces[-1] .= $directory->{now};
+    push @pieces, '' if length $pieces[-1] >= $MAX_READ;
   }
   return @pieces;
 }
@@ -2003,7 +2046,8 @@ sub run_job {
     print STDERR $error if $error && !ref $error;
     if ($error) {
       $more = 0;
-      reply($number, pack('NN', ref $error ? $error->{errno} : $EIO, 0), 1, $is_change);
+      # What a change did before it died is not known.
+      reply($number, pack('NN', ref $error && !$is_change ? $error->{errno} : $EIO, 0), 1, $is_change);
     }
     while (defined(my $piece = shift @pieces)) {
       reply($number, pack('NN/a*', 0, $piece), 1, $is_change, $more || @pieces) if length $piece || !$more;

@@ -1073,7 +1073,8 @@ class SyscallFsImpl final : public RemoteFs {
     std::vector<std::string_view> pieces;
     for (size_t i = 0; failed && i < outcomes->size(); ++i) {
       const syscall::Reply::Outcome& piece = (*outcomes)[i];
-      if (piece.errno_value != 0) failed = Errno(piece.errno_value, "several new objects");
+      if (piece.errno_value == EIO) failed = Failure(ErrorKind::kBroken, EIO, "the syscall server does not know what it made");
+      else if (piece.errno_value != 0) failed = Errno(piece.errno_value, "several new objects");
       pieces.push_back(piece.result);
     }
     if (failed) {

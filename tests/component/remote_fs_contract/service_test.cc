@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <sstream>
 #include <thread>
 
@@ -150,6 +151,111 @@ TEST_F(ServiceTier, NewObjectsAreMadeOnceAlthoughAnswersAreLost) {
   ASSERT_FALSE(made);
   EXPECT_EQ(made.error().kind, ErrorKind::kBroken);
   backend_.sandbox()->server().ClearFaults();
+}
+
+// Some are known to be made then, and of the others nobody knows.
+TEST_F(ServiceTier, WhatWasMadeIsToldAlthoughALaterCommandIsLost) {
+  StringSource source("");
+  auto row = NewFiles("d", 900, source, 0);
+  row.push_back(row[0]);
+  row.back().name = "not tried";
+  auto ask = [&](int answered) {
+    sandbox::Fault fault;
+    fault.match = "POST /process.Process/Start";
+    fault.action = "reset";
+    fault.at_byte = -2;
+    fault.skip = answered;
+    fault.count = -1;
+    backend_.sandbox()->server().AddFault(fault);
+    auto made = fs().MakeObjects(row, ctx_);
+    backend_.sandbox()->server().ClearFaults();
+    return made;
+  };
+  const auto made = ask(1);
+  ASSERT_TRUE(made) << ToString(made.error());
+  for (size_t i = 0; i < row.size(); ++i) {
+    const transport::MadeObject& object = made->objects[i];
+    EXPECT_EQ(object.attributes.has_value(), i < 400) << i;
+    ASSERT_EQ(object.error.has_value(), i >= 400) << i;
+    if (i >= 400) {
+      EXPECT_EQ(object.error->kind, i < 800 ? ErrorKind::kBroken : ErrorKind::kUnavailable) << i;
+    }
+  }
+  EXPECT_TRUE(backend_.InsideExists("d/a file 399"));
+  EXPECT_FALSE(backend_.InsideExists("not tried"));
+  // Only what directories get at last is lost.
+  row[0].name = "e";
+  row[0].attributes.permissions = 0700;
+  const auto unset = ask(3);
+  ASSERT_TRUE(unset) << ToString(unset.error());
+  for (size_t i = 0; i < row.size(); ++i) EXPECT_TRUE(unset->objects[i].attributes) << i;
+  ASSERT_TRUE(unset->objects[0].error);
+  EXPECT_EQ(unset->objects[0].error->kind, ErrorKind::kBroken);
+  EXPECT_FALSE(unset->objects[1].error);
+  EXPECT_FALSE(unset->objects.back().error);
+}
+
+TEST_F(ServiceTier, AShellThatIsKilledMayHaveMadeAll) {
+  const std::string tools = backend_.home() + "/tools";
+  std::filesystem::create_directory(tools);
+  std::filesystem::create_symlink("/bin/sh", tools + "/sh");
+  std::ofstream(tools + "/stat") << "#!/bin/sh\ncase $* in *doomed*) kill -9 $PPID; exit 1 ;; esac\nexec /usr/bin/stat \"$@\"\n";
+  std::filesystem::permissions(tools + "/stat", std::filesystem::perms(0755));
+  ServiceBackendOptions options;
+  options.command_path = tools;
+  ServiceBackend other(options);
+  StringSource source("");
+  auto row = NewFiles("d", 1, source, 0);
+  row[1].name = "doomed";
+  const auto made = other.fs().MakeObjects(row, ctx_);
+  ASSERT_FALSE(made);
+  EXPECT_EQ(made.error().kind, ErrorKind::kBroken) << ToString(made.error());
+  EXPECT_TRUE(other.InsideExists("d/doomed"));
+}
+
+// They were made, which is all that their maker has to know.
+TEST_F(ServiceTier, NewObjectsThatAreTakenAwayAtOnceWereMade) {
+  StringSource source("content");
+  auto row = NewFiles("d", 300, source, 7);
+  for (transport::NewObject& object : row) object.attributes.mtime = transport::TimeChange{false, {1'000'000'000, 0}};
+  row[0].attributes.permissions = 0700;
+  const std::string first = backend_.home() + "/d/a file 1";
+  std::thread consumer([&] {
+    while (access(first.c_str(), F_OK) != 0 || unlink(first.c_str()) != 0) usleep(1'000);
+  });
+  auto made = fs().MakeObjects(row, ctx_);
+  consumer.join();
+  ASSERT_TRUE(AllMade(made)) << (made ? ToString(made->objects[1].error.value_or(Error{})) : ToString(made.error()));
+  EXPECT_EQ(made->objects[1].attributes->size, 7);
+  EXPECT_EQ(made->objects[1].attributes->permissions, 0644u);
+  EXPECT_EQ(made->objects[1].attributes->mtime.tv_sec, 1'000'000'000);
+  EXPECT_EQ(made->objects[1].attributes->uid, fs().description().uid);
+  EXPECT_EQ(fs().Stat(At("d/a file 1"), ctx_).error().errno_value, ENOENT);
+  // Another one by that name is another one.
+  backend_.InsideWrite("d/a file 1", "another");
+  const auto another = fs().Stat(At("d/a file 1"), ctx_);
+  ASSERT_TRUE(another);
+  EXPECT_NE(another->id, made->objects[1].attributes->id);
+  // The whole directory, before it gets its attributes.
+  sandbox::Fault slow;
+  slow.match = "POST /process.Process/Start";
+  slow.action = "delay";
+  slow.delay_ms = 1'000;
+  slow.skip = 1;
+  backend_.sandbox()->server().AddFault(slow);
+  row = NewFiles("e", 3, source, 0);
+  row[0].attributes.permissions = 0700;
+  const std::string last = backend_.home() + "/e/a file 3";
+  std::thread remover([&] {
+    while (access(last.c_str(), F_OK) != 0) usleep(1'000);
+    usleep(200'000);
+    std::filesystem::rename(backend_.home() + "/e", backend_.home() + "/elsewhere");
+  });
+  made = fs().MakeObjects(row, ctx_);
+  remover.join();
+  ASSERT_TRUE(AllMade(made)) << (made ? ToString(made->objects[0].error.value_or(Error{})) : ToString(made.error()));
+  EXPECT_EQ(made->objects[0].attributes->type, transport::FileType::kDirectory);
+  EXPECT_EQ(fs().Stat(At("e"), ctx_).error().errno_value, ENOENT);
 }
 
 TEST_F(ServiceTier, NoContentAndNoStagingShows) {

@@ -398,6 +398,29 @@ TEST_F(ServiceScripts, NewObjectsAreMadeInTheirOrder) {
   }
 }
 
+// Nobody may believe that nothing is there.
+TEST_F(ServiceScripts, ANewFileThatStaysTornIsToldOf) {
+  const std::string tools = directory_ + "/tools", stage = directory_ + "/stage", path = directory_ + "/large";
+  std::filesystem::create_directory(tools);
+  WriteWhole(tools + "/rm", "#!/bin/sh\nexit 1\n");
+  std::filesystem::permissions(tools + "/rm", std::filesystem::perms(0755));
+  WriteWhole(stage, std::string(20'000, 'l'));
+  for (ScriptWorld world : worlds_) {
+    if (world.path != "/usr/bin:/bin") continue;  // busybox' own rm
+    SCOPED_TRACE(world.shell[0]);
+    world.path = tools + ":" + world.path;
+    const std::string text = RunScript(world, ServiceScript::kMakeObjects,
+                                       {"", "c", "", transport::EncodeArgument(stage), "20000", "0", transport::EncodeArgument(path), "f,-,20000,00022,-,-,-,-,-,"}, 10'000);
+    const auto answer = transport::ParseServiceChange(text);
+    ASSERT_TRUE(answer) << text;
+    EXPECT_EQ(answer->status, 0) << text;
+    EXPECT_EQ(answer->messages, "T 0\n");
+    EXPECT_TRUE(answer->objects.empty());
+    EXPECT_EQ(std::filesystem::file_size(path), 10'000U);
+    std::filesystem::remove(path);
+  }
+}
+
 // A limit on the size of files stands for a full disk: the same way through the script.
 TEST_F(ServiceScripts, WhereThereIsNoRoomTheOldContentStays) {
   const std::string old_content(50'000, 'o');

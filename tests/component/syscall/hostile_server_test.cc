@@ -246,17 +246,20 @@ TEST(HostileServer, FilesAreThoseThatWereAskedFor) {
 }
 
 TEST(HostileServer, NewObjectsAreThoseThatWereAskedFor) {
-  auto stats = [](uint32_t type) {
+  auto stats = [](uint32_t type, char inode) {
     std::string bytes = Stats();
     bytes[29] = static_cast<char>(type >> 8);
+    bytes[32] = inode;
     return bytes;
   };
-  const std::string file = stats(0100000), directory = stats(0040000), link = stats(0120000);
+  const std::string file = stats(0100000, 101), directory = stats(0040000, 102), link = stats(0120000, 103);
   auto there = [](const std::string& attributes, uint32_t error = 0) { return syscall::Arguments().U32(error).U8(1).Raw(attributes).bytes(); };
   auto failed = [](uint32_t error) { return syscall::Arguments().U32(error).U8(0).bytes(); };
-  const std::string parent = "\1" + directory;
+  const std::string parent = "\1" + stats(0040000, 104);
   std::vector<std::string> answer;
+  uint32_t fail_with = 0;
   ScriptedEnvd envd([&](Server& server, const Request& request) {
+    if (fail_with != 0) return server.Fail(request.number, fail_with);
     for (size_t i = 0; i < answer.size(); ++i) server.Reply(request.number, i + 1 < answer.size() ? 1 : 0, {answer[i]});
   });
   auto fs = Mount(envd);
@@ -277,17 +280,51 @@ TEST(HostileServer, NewObjectsAreThoseThatWereAskedFor) {
   const auto none = ask({failed(EEXIST) + failed(ENOSPC) + std::string(1, '\0')});
   ASSERT_TRUE(none);
   EXPECT_EQ(none->objects[1].error->errno_value, ENOSPC);
+  EXPECT_EQ(none->objects[1].error->kind, ErrorKind::kErrno);
+  const auto half = ask({there(file) + syscall::Arguments().U32(ENOSPC).U8(2).bytes() + parent});
+  ASSERT_TRUE(half);
+  EXPECT_FALSE(half->objects[1].attributes);
+  EXPECT_EQ(half->objects[1].error->kind, ErrorKind::kBroken);
+  EXPECT_EQ(half->objects[1].error->errno_value, ENOSPC);
+  // What is wrong with one says nothing of the others.
+  const std::tuple<const char*, std::string, size_t> one_wrong[] = {
+      {"a link for a file", there(link) + there(directory) + parent, 0},
+      {"a file for a directory", there(file) + there(stats(0100000, 105)) + parent, 1},
+      {"one object twice", there(file) + there(stats(0040000, 101)) + parent, 1},
+      {"the directory that it goes into", there(file) + there(stats(0040000, 104)) + parent, 1},
+  };
+  for (const auto& [what, piece, wrong] : one_wrong) {
+    const auto made = ask({piece});
+    ASSERT_TRUE(made) << what;
+    EXPECT_TRUE(made->objects[1 - wrong].attributes && !made->objects[1 - wrong].error) << what;
+    EXPECT_FALSE(made->objects[wrong].attributes) << what;
+    ASSERT_TRUE(made->objects[wrong].error) << what;
+    EXPECT_EQ(made->objects[wrong].error->kind, ErrorKind::kProtocol) << what;
+    EXPECT_EQ(made->directories.size(), 1U) << what;
+  }
+  const auto no_parent = ask({there(file) + there(directory) + "\1" + stats(0100000, 104)});
+  ASSERT_TRUE(no_parent);
+  EXPECT_TRUE(no_parent->directories.empty());
+  // It died in the middle, or has forgotten what it did.
+  fail_with = EIO;
+  const auto forgotten = ask({""});
+  ASSERT_FALSE(forgotten);
+  EXPECT_EQ(forgotten.error().kind, ErrorKind::kBroken);
+  fail_with = EINVAL;
+  const auto refused = ask({""});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind, ErrorKind::kErrno);
+  fail_with = 0;
   const std::pair<const char*, std::string> bad[] = {
       {"nothing", ""},
       {"one too few", there(file)},
       {"no directory", there(file) + there(directory)},
       {"one too many", there(file) + there(directory) + parent + parent},
-      {"a link for a file", there(link) + there(directory) + parent},
-      {"a file for a directory", there(file) + there(file) + parent},
-      {"a parent that is none", there(file) + there(directory) + "\1" + file},
       {"neither there nor refused", there(file) + failed(0) + parent},
       {"no errno", there(file) + failed(4096) + parent},
-      {"neither yes nor no", there(file) + syscall::Arguments().U32(0).U8(2).Raw(directory).bytes() + parent},
+      {"neither yes nor no", there(file) + syscall::Arguments().U32(0).U8(3).Raw(directory).bytes() + parent},
+      {"perhaps, for no reason", there(file) + syscall::Arguments().U32(0).U8(2).bytes() + parent},
+      {"a parent that is perhaps", there(file) + there(directory) + "\2"},
       {"cut", (there(file) + there(directory)).substr(0, 200)},
       {"rubbish", "rubbish"},
   };

@@ -324,6 +324,93 @@ TEST_F(SyscallServerRows, ARowIsNeverInAnothersWay) {
   EXPECT_TRUE(AllMade(Take(replies, row)));
 }
 
+// Nor are the attributes of its directories, which come at last.
+TEST_F(SyscallServerRows, TheEndOfARowIsInNobodysWay) {
+  int echoes = 0;  // while all of them are there; this process may be too slow for one
+  for (int round = 0; round < 20 && echoes == 0; ++round) {
+    std::vector<NewObject> row;
+    for (size_t i = 0; i < kMostNewObjects; ++i) row.push_back(New("d" + std::to_string(round) + "." + std::to_string(i), FileType::kDirectory));
+    for (NewObject& object : row) object.attributes.permissions = 0700;
+    const std::string request = Request(row, true), last = Path(row.back().name);
+    const uint64_t number = server().NextNumber();
+    server().Send(number, request);
+    while (true) {
+      const bool all = access(last.c_str(), F_OK) == 0;
+      ASSERT_TRUE(server().Echo());
+      if (server().HasReply(number)) break;
+      if (all) ++echoes;
+    }
+    const auto made = Take(server().Receive(number), row);
+    ASSERT_TRUE(AllMade(made));
+    for (const MadeObject& object : made->objects) ASSERT_EQ(object.attributes->permissions, 0700U);
+  }
+  EXPECT_GT(echoes, 0);
+}
+
+// Among so many it is not held any more when it gets its attributes.
+TEST_F(SyscallServerRows, AMovedDirectoryLacksItsAttributesAndIsToldSo) {
+  std::vector<NewObject> row;
+  for (size_t i = 0; i < kMostNewObjects; ++i) row.push_back(New("d" + std::to_string(i), FileType::kDirectory));
+  row[0].attributes.permissions = 0700;
+  const std::string request = Request(row, true);
+  const uint64_t number = server().NextNumber();
+  server().Send(number, request);
+  ASSERT_TRUE(ChannelRig::Eventually([&] { return fs::exists(Path("d1")); }));
+  kill(server().pid(), SIGSTOP);
+  fs::rename(Path("d0"), Path("moved"));
+  fs::rename(Path("d1"), Path("moved, too"));
+  const bool in_time = !fs::exists(Path(row.back().name));
+  kill(server().pid(), SIGCONT);
+  const auto made = Take(server().Receive(number), row);
+  ASSERT_TRUE(made);
+  if (!in_time) GTEST_SKIP() << "the server was faster";
+  ASSERT_TRUE(made->objects[0].attributes);
+  ASSERT_TRUE(made->objects[0].error);
+  EXPECT_EQ(made->objects[0].error->errno_value, ESTALE);
+  EXPECT_EQ(made->objects[0].attributes->permissions, 0755U);
+  for (size_t i = 1; i < row.size(); ++i) EXPECT_TRUE(made->objects[i].attributes && !made->objects[i].error) << i;
+  struct stat moved {};
+  ASSERT_EQ(stat(Path("moved").c_str(), &moved), 0);
+  EXPECT_EQ(moved.st_mode & 0777U, 0755U);
+}
+
+// A link has only its name to be found by. What was put in its place stays as it is, and the other objects are made.
+TEST_F(SyscallServerRows, LinksThatAreReplacedAtOnce) {
+  std::vector<NewObject> row;
+  for (size_t i = 0; i < 400; ++i) {
+    row.push_back(New("l" + std::to_string(i), FileType::kSymlink));
+    row.back().target = "nowhere";
+    row.back().attributes.mtime = TimeChange{false, {1'000'000'000, 0}};
+    std::ofstream(Path("another" + std::to_string(i))) << "another's";
+  }
+  std::thread somebody([&] {
+    for (size_t i = 0; i < row.size(); ++i) {
+      const std::string path = Path(row[i].name);
+      struct stat now {};
+      while (lstat(path.c_str(), &now) != 0) {}
+      rename(Path("another" + std::to_string(i)).c_str(), path.c_str());
+    }
+  });
+  const auto made = Make(row, true);
+  somebody.join();
+  ASSERT_TRUE(made) << ToString(made.error());
+  for (size_t i = 0; i < row.size(); ++i) {
+    const MadeObject& object = made->objects[i];
+    if (object.attributes) {
+      EXPECT_EQ(object.attributes->type, FileType::kSymlink) << i;
+      continue;
+    }
+    ASSERT_TRUE(object.error) << i;
+    EXPECT_EQ(object.error->errno_value, ESTALE) << i;
+  }
+  for (const NewObject& object : row) {
+    struct stat now {};
+    ASSERT_EQ(lstat(Path(object.name).c_str(), &now), 0);
+    EXPECT_TRUE(S_ISREG(now.st_mode));
+    EXPECT_NE(now.st_mtime, 1'000'000'000) << object.name;
+  }
+}
+
 TEST_F(SyscallServerRows, ARepeatGetsTheKeptReplies) {
   const auto row = Files("d", kMostNewObjects - 1, 0);
   const std::string request = Request(row, true);

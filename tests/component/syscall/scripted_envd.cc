@@ -58,6 +58,8 @@ void ScriptedEnvd::Server::Reply(uint64_t number, uint8_t flags, const std::vect
   Say(Frame(number, body));
 }
 
+void ScriptedEnvd::Server::Fail(uint64_t number, uint32_t error) { Say(Frame(number, std::string("\0\0\1", 3) + Big32(error) + Big32(0))); }
+
 void ScriptedEnvd::Server::News(const std::string& records) { Say(Frame(0, std::string("\4\0\0", 3) + records)); }
 
 void ScriptedEnvd::Server::Die() {

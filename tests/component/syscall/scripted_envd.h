@@ -29,6 +29,7 @@ class ScriptedEnvd {
     void Say(const std::string& bytes);
     // A whole frame: flags as in frame.h.
     void Reply(uint64_t number, uint8_t flags, const std::vector<std::string>& results);
+    void Fail(uint64_t number, uint32_t error);
     void News(const std::string& records);
     void Die();
     bool dead();
