@@ -183,18 +183,18 @@ class OrderedSend {
     auto made = remote_.MakeObjects(objects, ctx);
     FaultPoint("replay.row.made");
     if (made && made->objects.size() != asked.size()) made = Failure(ErrorKind::kProtocol, EIO, "another number of new objects was answered");
-    if (!made && made.error().kind == ErrorKind::kErrno) no_rows_ = true;
-    const bool none = !made && made.error().kind == ErrorKind::kErrno && made.error().errno_value == ENOTSUP;
+    const bool none = !made && made.error().kind == ErrorKind::kErrno;
+    no_rows_ = no_rows_ || none;
     std::map<const UnsentEntry*, size_t> answer;
     for (size_t i = 0; i < asked.size(); ++i) answer[asked[i]] = i;
     std::set<const UnsentEntry*> is_left;
     ForEach(asked, [&](UnsentEntry& entry) {
       const transport::MadeObject* object = made ? &made->objects[answer[&entry]] : nullptr;
-      if (object != nullptr && object->attributes && object->attributes->type == entry.record->make->type) {
+      const bool is_open = object != nullptr && object->error && object->error->kind != ErrorKind::kErrno;  // what was done of it
+      if (object != nullptr && object->attributes && object->attributes->type == entry.record->make->type && !is_open) {
         return Finish(entry, {SendOutcome::kSent, {}, object->error ? "its attributes were refused: " + ToString(*object->error) : ""});
       }
-      // What was not answered may have been made.
-      const bool not_made = none || (object != nullptr && object->error && !object->attributes);
+      const bool not_made = none || (object != nullptr && object->error && !object->attributes && !is_open);
       if (auto noted = not_made ? NoteBegun(entry, false) : Result<void>(); !noted) log::Warning("cache", "{}", ToString(noted.error()));
       std::lock_guard lock(mutex_);
       entry.record->being_sent = !not_made;

@@ -756,6 +756,36 @@ TEST_F(ReplayTest, ARowWhoseAnswerIsLostIsGoneOnWith) {
   EXPECT_THAT(Tree(), ElementsAre("a 420 content of a 1600000000", "b 420 content of b 1600000000"));
 }
 
+// What became of one is not known: it is looked for.
+TEST_F(ReplayTest, OfARowWhatIsOpenIsLookedFor) {
+  for (const bool with_attributes : {false, true}) {
+    class Open : public testing::FaultyRemoteFs {
+     public:
+      Open(transport::RemoteFs& inner, bool with_attributes) : FaultyRemoteFs(inner), with_attributes_(with_attributes) {}
+      Result<transport::MadeObjects> MakeObjects(const std::vector<transport::NewObject>& objects, const OpContext& ctx) override {
+        auto row = objects;
+        for (transport::NewObject& object : row) object.attributes = {};
+        auto made = FaultyRemoteFs::MakeObjects(row, ctx);
+        made->objects[0].error = Error{EIO, ErrorKind::kBroken, "open", 0, ""};
+        if (!with_attributes_) made->objects[0].attributes.reset();
+        return made;
+      }
+
+     private:
+      const bool with_attributes_;
+    };
+    UseRemote({});
+    faulty_ = std::make_unique<Open>(*remote_, with_attributes);
+    UnsentRecord mode = NewFile("a", 4);
+    mode.change.attributes.permissions = 0400;
+    Leave(mode, "ours");
+    LeaveFile("b", "");
+    ExpectAllSent(2);
+    EXPECT_EQ(Tree()[0], "a 256 ours 1600000000");
+    EXPECT_EQ(remote_->InsideList("").size(), 2u);
+  }
+}
+
 TEST_F(ReplayTest, ANoteThatIsAFifoHoldsNobody) {
   LeaveFile("f", "content");
   const std::string note = unsent_ + "/left-behind-1/unsent-id1.note";
