@@ -34,7 +34,6 @@ constexpr size_t kLongestName = 255;
 constexpr int kMostConflictCopies = 100;
 constexpr int kMostTries = 4;
 constexpr std::chrono::milliseconds kFirstRetryAfter{250};  // and twice as long each time
-constexpr std::chrono::seconds kMostRetrying{20};           // but for one retry of what takes longer
 constexpr std::string_view kUnsentText = "UNSENT.txt";
 
 std::vector<std::string> EntriesOf(const std::string& path) {
@@ -229,6 +228,10 @@ class LateSend {
     return MakeConflictCopy(replaced ? "another file has its name now" : "it was changed in the sandbox", nullptr);
   }
 
+  static int OpenContent(const UnsentEntry& entry) {
+    return entry.record->has_content ? ::open(entry.content.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
+  }
+
   SendReport MakeDirectory() {
     FaultPoint("replay.directory");
     return MakeSomewhere("replay.directory.made", [&](const transport::Name& name) { return remote_.MakeDirectory(name, record_.make->permissions, Making()); },
@@ -240,9 +243,6 @@ class LateSend {
   }
 
  private:
-  static int OpenContent(const UnsentEntry& entry) {
-    return entry.record->has_content ? ::open(entry.content.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
-  }
   OpContext Short() const { return OpContext::Within(times_.operation); }
   OpContext Long() const {
     OpContext ctx = OpContext::Within(times_.transfer, ServiceClass::kBulk);
@@ -666,12 +666,12 @@ class LateSend {
 };
 
 // What is under way goes on, and what passes by itself is waited for.
-SendReport SendWithRetries(const std::function<SendReport()>& send) {
-  const auto until = std::chrono::steady_clock::now() + kMostRetrying;
+SendReport SendWithRetries(const SendTimes& times, const std::function<SendReport()>& send) {
+  const auto until = std::chrono::steady_clock::now() + times.retrying;
   auto after = kFirstRetryAfter;
   for (int tries = 1;; ++tries, after *= 2) {
     SendReport report = send();
-    if (report.outcome != SendOutcome::kFailed || !report.may_pass || tries == kMostTries) return report;
+    if (report.outcome != SendOutcome::kFailed || !report.may_pass || times.retrying.count() == 0 || tries == kMostTries) return report;
     if (tries > 1 && std::chrono::steady_clock::now() > until) return report;
     std::this_thread::sleep_for(after);
   }
@@ -786,14 +786,24 @@ std::string ConflictName(const std::string& name, int64_t since, int number) {
   return kept + suffix;
 }
 
+Result<std::string> ContentOfNewFile(const UnsentEntry& entry) {
+  const UnsentRecord& record = *entry.record;
+  const Descriptor file(LateSend::OpenContent(entry));
+  if (record.has_content && !file.is_open()) return Failure(ErrorKind::kLocal, errno, "opening " + entry.content);
+  std::string content(static_cast<size_t>(record.change.SizeAfter(0)), '\0');
+  ChangedContent source(file.get(), record.change);
+  if (auto read = source.ReadAt(0, content.data(), content.size()); !read) return Forward(read.error());
+  return content;
+}
+
 SendReport MakeUnsentDirectory(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times) {
   LateSend sending(remote, entry, same_sandbox, times);
-  return SendWithRetries([&] { return sending.MakeDirectory(); });
+  return SendWithRetries(times, [&] { return sending.MakeDirectory(); });
 }
 
 SendReport SendUnsent(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times) {
   LateSend sending(remote, entry, same_sandbox, times);
-  return SendWithRetries([&] { return sending.Run(); });
+  return SendWithRetries(times, [&] { return sending.Run(); });
 }
 
 }  // namespace e2bfs::cache

@@ -39,6 +39,8 @@ void ClearRemoved(const std::string& parent);
 struct SendTimes {
   std::chrono::milliseconds operation{60'000};  // for one operation on names or attributes
   std::chrono::milliseconds transfer{600'000};  // for a transfer that does not get on
+  // What may pass by itself (rate limits, a sandbox that is not there now) is tried again so long, some times; once if a try takes longer.
+  std::chrono::milliseconds retrying{0};
 };
 
 // What a file is called that lies beside another one of its name: "name.e2bfs-conflict-20261130-023709", "-2" and so on behind it for a number above 1.
@@ -57,7 +59,7 @@ struct SendReport {
   std::string path;  // kConflictCopy: the copy's, relative to the mounted directory
   std::string text;  // why, for people; may be empty for kSent
   bool unreachable = false;  // kFailed: the sandbox says nothing now, to whatever it is asked
-  bool may_pass = false;     // kFailed: it was tried again for some seconds
+  bool may_pass = false;     // kFailed: another try may be all that it needs
 };
 
 // Sends one entry that has no problem, by `remote`, whose root is that of the record. `same_sandbox`: identities mean what they meant. The file is compared
@@ -66,6 +68,8 @@ struct SendReport {
 // when the first was changed meanwhile.
 // What the record says has to be made is made; of a directory this sets the attributes alone.
 SendReport SendUnsent(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times);
+// All of what a new file is to hold, as far as it is known here.
+Result<std::string> ContentOfNewFile(const UnsentEntry& entry);
 // The entry's directory is there, and no more (kWasThere: by whomever). kConflictCopy: something else has its name, and what was to go into it
 // goes into `path`.
 SendReport MakeUnsentDirectory(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times);

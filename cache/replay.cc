@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <iterator>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <system_error>
@@ -17,6 +19,9 @@ namespace e2bfs::cache {
 namespace {
 
 constexpr size_t kSentAtOnce = 16;
+constexpr int64_t kMostOfFileInRow = 64 << 10;  // of one file
+constexpr size_t kFewestInRow = 2;
+constexpr std::chrono::seconds kRetrying{20};
 
 using Entries = std::vector<UnsentEntry*>;
 
@@ -29,12 +34,32 @@ bool SetsAttributesAtLast(const UnsentEntry& entry) { return IsDirectory(entry) 
 
 size_t DepthOf(const UnsentEntry& entry) { return static_cast<size_t>(std::ranges::count(entry.record->path, '/')); }
 
+// What a question of many new objects can make.
+bool FitsIntoRow(const UnsentEntry& entry) {
+  const UnsentRecord& record = *entry.record;
+  if (!record.make || record.being_sent) return false;  // what was begun may be there
+  if (record.make->type == transport::FileType::kSymlink) return true;
+  return record.make->type == transport::FileType::kRegular && record.change.SizeAfter(0) <= kMostOfFileInRow;
+}
+
+class StringSource final : public transport::ContentSource {
+ public:
+  explicit StringSource(std::string content) : content_(std::move(content)) {}
+  Result<void> ReadAt(int64_t offset, char* buffer, size_t length) override {
+    content_.copy(buffer, length, static_cast<size_t>(offset));
+    return {};
+  }
+
+ private:
+  const std::string content_;
+};
+
 bool IsBelow(const std::string& path, const std::string& directory) { return path.size() > directory.size() && path.starts_with(directory) && path[directory.size()] == '/'; }
 
 class OrderedSend {
  public:
   OrderedSend(transport::RemoteFs& remote, std::vector<UnsentEntry>& entries, bool same_sandbox, const SendTimes& times, const TellSent& tell)
-      : remote_(remote), entries_(entries), same_sandbox_(same_sandbox), times_(times), tell_(tell) {}
+      : remote_(remote), entries_(entries), same_sandbox_(same_sandbox), times_{times.operation, times.transfer, kRetrying}, tell_(tell) {}
 
   void Run(Entries chosen, const OfUnsent& awaited) {
     AddDirectoriesAbove(chosen);
@@ -49,6 +74,7 @@ class OrderedSend {
     for (UnsentEntry& entry : entries_) {  // from here on no path changes
       if (IsSendable(entry) && (is_chosen_.contains(&entry) || awaited(entry))) left_.insert(entry.record->path);
     }
+    if (same_sandbox_) others = MakeInRows(std::move(others));
     ForEach(others, [this](UnsentEntry& entry) { SendAndRemove(entry); });
     for (auto level = attributes.rbegin(); level != attributes.rend(); ++level) {
       ForEach(level->second, [this](UnsentEntry& entry) { SetAttributes(entry); });
@@ -93,6 +119,94 @@ class OrderedSend {
       log::Warning("cache", "sending what was left: {}", thrown.what());
     }
     run();
+  }
+
+  // New links and small files, many by one question each. What is left has to be sent one by one.
+  Entries MakeInRows(Entries entries) {
+    std::map<std::string, int> of_path;
+    for (const UnsentEntry* entry : entries) ++of_path[entry->record->path];
+    const auto fits = std::ranges::stable_partition(entries, [&](const UnsentEntry* entry) { return !FitsIntoRow(*entry) || of_path[entry->record->path] > 1; });
+    const Entries small(fits.begin(), fits.end());
+    if (small.size() < kFewestInRow) return entries;
+    entries.erase(fits.begin(), fits.end());
+    for (size_t at = 0; at < small.size();) {
+      Entries row;
+      for (int64_t bytes = 0; at < small.size() && row.size() < transport::kMostNewObjects; ++at) {
+        bytes += small[at]->record->change.SizeAfter(0);
+        if (bytes > transport::kMostNewBytes) break;
+        row.push_back(small[at]);
+      }
+      if (unreachable_ || no_rows_) entries.insert(entries.end(), row.begin(), row.end());
+      else MakeRow(row, entries);
+    }
+    return entries;
+  }
+
+  // What was not made goes to `left`.
+  void MakeRow(const Entries& row, Entries& left) {
+    FaultPoint("replay.row");
+    std::vector<Result<std::string>> contents(row.size());
+    std::map<const UnsentEntry*, size_t> place;
+    for (size_t i = 0; i < row.size(); ++i) place[row[i]] = i;
+    ForEach(row, [&](UnsentEntry& entry) {
+      Result<std::string>& content = contents[place[&entry]];
+      content = entry.record->make->type == transport::FileType::kRegular ? ContentOfNewFile(entry) : std::string();
+      if (auto noted = content ? NoteBegun(entry, true) : Result<void>(); !noted) content = Forward(noted.error());
+    });
+    Entries asked;
+    std::vector<std::unique_ptr<StringSource>> sources;
+    std::vector<transport::NewObject> objects;
+    for (size_t i = 0; i < row.size(); ++i) {
+      if (!contents[i]) {
+        left.push_back(row[i]);  // it is told then
+        continue;
+      }
+      const UnsentRecord& record = *row[i]->record;
+      transport::NewObject object;
+      const size_t slash = record.path.rfind('/');
+      object.directory.path = slash == std::string::npos ? std::string() : record.path.substr(0, slash);
+      object.name = record.path.substr(slash + 1);
+      object.type = record.make->type;
+      object.permissions = record.make->permissions;
+      object.creator = record.make->creator;
+      object.target = record.make->target;
+      object.size = static_cast<int64_t>(contents[i]->size());
+      object.attributes = record.change.attributes;
+      sources.push_back(std::make_unique<StringSource>(std::move(*contents[i])));
+      object.source = sources.back().get();
+      objects.push_back(std::move(object));
+      asked.push_back(row[i]);
+    }
+    OpContext ctx = OpContext::Within(times_.transfer, ServiceClass::kBulk);
+    ctx.renewal = times_.transfer;
+    FaultPoint("replay.row.noted");
+    auto made = remote_.MakeObjects(objects, ctx);
+    FaultPoint("replay.row.made");
+    if (made && made->objects.size() != asked.size()) made = Failure(ErrorKind::kProtocol, EIO, "another number of new objects was answered");
+    const bool none = !made && made.error().kind == ErrorKind::kErrno;
+    no_rows_ = no_rows_ || none;
+    std::map<const UnsentEntry*, size_t> answer;
+    for (size_t i = 0; i < asked.size(); ++i) answer[asked[i]] = i;
+    std::set<const UnsentEntry*> is_left;
+    ForEach(asked, [&](UnsentEntry& entry) {
+      const transport::MadeObject* object = made ? &made->objects[answer[&entry]] : nullptr;
+      const bool is_open = object != nullptr && object->error && object->error->kind != ErrorKind::kErrno;  // what was done of it
+      if (object != nullptr && object->attributes && object->attributes->type == entry.record->make->type && !is_open) {
+        return Finish(entry, {SendOutcome::kSent, {}, object->error ? "its attributes were refused: " + ToString(*object->error) : ""});
+      }
+      const bool not_made = none || (object != nullptr && object->error && !object->attributes && !is_open);
+      if (auto noted = not_made ? NoteBegun(entry, false) : Result<void>(); !noted) log::Warning("cache", "{}", ToString(noted.error()));
+      std::lock_guard lock(mutex_);
+      entry.record->being_sent = !not_made;
+      is_left.insert(&entry);
+    });
+    std::ranges::copy_if(asked, std::back_inserter(left), [&](const UnsentEntry* entry) { return is_left.contains(entry); });
+  }
+
+  static Result<void> NoteBegun(const UnsentEntry& entry, bool begun) {
+    UnsentRecord record = *entry.record;
+    record.being_sent = begun;
+    return WriteUnsentNote(entry.note, record);
   }
 
   void MakeDirectory(UnsentEntry& entry) {
@@ -178,6 +292,7 @@ class OrderedSend {
   const SendTimes times_;
   const TellSent& tell_;
   std::atomic<bool> unreachable_{false};
+  bool no_rows_ = false;  // they are refused
   std::mutex mutex_;
   std::map<const UnsentEntry*, SendReport> made_;
   std::set<const UnsentEntry*> is_chosen_;

@@ -1,5 +1,5 @@
 // Replay: what dead mounts left is sent in the order in which it can be: directories before what goes into them, then links and files (of one path as they
-// were accepted, else several at once), and the attributes of directories at last, those that lie deepest first.
+// were accepted, else several at once; new small ones many by one question), and the attributes of directories at last, those that lie deepest first.
 //
 // Killed at any step and begun again it ends the same: each entry finds what was done of it (SendUnsent), and is removed when the sandbox has it. The
 // caller holds what keeps two from doing it at once.

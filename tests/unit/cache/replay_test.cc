@@ -84,6 +84,14 @@ class ReplayTest : public CacheFixture {
     told_.clear();
     return Replay(*faulty_, unsent_, owner_, kReplayTimes, [&](const UnsentEntry& entry, const SendReport& report) { told_[entry.record->path] = report; });
   }
+  // All is sent one by one.
+  void NoRows() {
+    RemoteFault none;
+    none.function = "MakeObjects";
+    none.count = -1;
+    none.error = Error{ENOTSUP, ErrorKind::kErrno, "several new objects at once", 0, ""};
+    faulty_->Add(none);
+  }
   // As recover does; no paths: all.
   void SendChosen(const std::set<std::string>& paths, bool same_sandbox = true) {
     told_.clear();
@@ -181,12 +189,14 @@ TEST_F(ReplayTest, ADirectoryThatNobodyMayEnterIsClosedAfterWhatIsInIt) {
 
 // Whichever call is the last one that is carried out, or whose answer comes.
 TEST_F(ReplayTest, WhatEndsAtAnyCallEndsTheSameTheNextTime) {
-  for (const auto action : {RemoteFault::kFail, RemoteFault::kDoAndFail}) {
+  for (const auto& [action, rows] : {std::pair(RemoteFault::kFail, true), std::pair(RemoteFault::kDoAndFail, true), std::pair(RemoteFault::kFail, false),
+                                     std::pair(RemoteFault::kDoAndFail, false)}) {
     int64_t calls = INT64_MAX;
     for (int k = 0; k < calls; ++k) {
       UseRemote({});
       std::filesystem::remove_all(unsent_);
       LeaveATree();
+      if (!rows) NoRows();
       RemoteFault fault;
       fault.skip = k;
       fault.count = -1;
@@ -280,6 +290,7 @@ TEST_F(ReplayTest, ALinkOfAnotherTextLiesBeside) {
 TEST_F(ReplayTest, WhatGoesIntoADirectoryGoesWhereItCouldBeMade) {
   for (const bool is_link : {false, true}) {  // a link to a directory is none
     UseRemote({});
+    NoRows();
     ASSERT_TRUE(remote_->InsideMakeDirectory("elsewhere"));
     ASSERT_TRUE(is_link ? remote_->InsideMakeSymlink("d", "elsewhere") : remote_->InsideWrite("d", "a file"));
     Leave(NewDirectory("d"));
@@ -312,6 +323,7 @@ TEST_F(ReplayTest, WhatGoesIntoADirectoryGoesWhereItCouldBeMade) {
 }
 
 TEST_F(ReplayTest, ADirectoryStaysUntilAllThatGoesIntoItIsThere) {
+  NoRows();
   UnsentRecord directory = NewDirectory("d");
   directory.change.attributes.permissions = 0555;
   Leave(directory);
@@ -335,6 +347,7 @@ TEST_F(ReplayTest, ADirectoryStaysUntilAllThatGoesIntoItIsThere) {
 }
 
 TEST_F(ReplayTest, OneThatFailsKeepsNoOther) {
+  NoRows();
   for (int i = 0; i < 30; ++i) LeaveFile("f" + std::to_string(i), "content");
   RemoteFault full;
   full.function = "Store";
@@ -358,11 +371,12 @@ TEST_F(ReplayTest, ASandboxThatDoesNotAnswerIsAskedOnce) {
   gone.error = Error{ETIMEDOUT, ErrorKind::kTimeout, "no answer", 0, ""};
   faulty_->Add(gone);
   EXPECT_EQ(ReplayAll().failed, 100);
-  EXPECT_LE(faulty_->total_calls(), 16 * 4);  // those that were under way, which are tried again
+  EXPECT_LE(faulty_->total_calls(), 1 + 16 * 4);  // those that were under way, which are tried again
   EXPECT_EQ(ListUnsent(unsent_).size(), 100u);
 }
 
 TEST_F(ReplayTest, ASandboxThatStandsStillEndsIt) {
+  NoRows();
   for (int i = 0; i < 20; ++i) LeaveFile("f" + std::to_string(i), "content");
   RemoteFault stall;
   stall.function = "Create";
@@ -378,6 +392,7 @@ TEST_F(ReplayTest, ASandboxThatStandsStillEndsIt) {
 }
 
 TEST_F(ReplayTest, SeveralAreOnTheirWayAtOnce) {
+  NoRows();
   for (int i = 0; i < 20; ++i) LeaveFile("f" + std::to_string(i), "content");
   RemoteFault stall;
   stall.function = "Store";
@@ -626,6 +641,7 @@ TEST_F(ReplayTest, WhatPassesByItselfIsWaitedFor) {
     for (const auto action : {RemoteFault::kFail, RemoteFault::kDoAndFail}) {
       UseRemote({});
       LeaveATree();
+      NoRows();
       for (const char* function : {"MakeDirectory", "Create", "Store", "SetAttributes"}) {
         RemoteFault once;
         once.function = function;
@@ -693,6 +709,80 @@ TEST_F(ReplayTest, TimesAreThoseThatTheMountShowed) {
   for (const auto& [path, mtime] : shown) {
     const auto now = remote_->InsideStat(path)->mtime;
     EXPECT_EQ(now.tv_sec * 1'000'000'000 + now.tv_nsec, mtime) << path;
+  }
+}
+
+TEST_F(ReplayTest, SmallFilesAndLinksAreMadeByAFewQuestions) {
+  Leave(NewDirectory("d"));
+  for (int i = 0; i < 300; ++i) LeaveFile("d/f" + std::to_string(i), std::string(static_cast<size_t>(i), 'x'));
+  for (int i = 0; i < 30; ++i) Leave(NewLink("l" + std::to_string(i), "target"));
+  LeaveFile("large", std::string(100'000, 'x'));
+  UnsentRecord mode = NewFile("mode", 4);
+  mode.change.attributes.permissions = 0400;
+  Leave(mode, "mode");
+  ExpectAllSent(333);
+  EXPECT_EQ(faulty_->calls("MakeObjects"), 1);
+  EXPECT_EQ(faulty_->calls("Create"), 1);
+  for (int i = 0; i < 300; ++i) ASSERT_EQ(Inside("d/f" + std::to_string(i)), std::string(static_cast<size_t>(i), 'x'));
+  EXPECT_EQ(remote_->InsideStat("mode")->permissions, 0400u);
+  EXPECT_EQ(remote_->InsideStat("mode")->mtime.tv_sec, 1'600'000'000);
+  EXPECT_EQ(remote_->InsideList("").size(), 33u);
+}
+
+// Each of a row is its own: what was not made was not begun.
+TEST_F(ReplayTest, OfARowWhatIsTakenLiesBeside) {
+  for (const char* path : {"a", "b", "c", "gone/d"}) LeaveFile(path, "ours");
+  ASSERT_TRUE(remote_->InsideWrite("b", ""));
+  ASSERT_TRUE(remote_->InsideWrite("c", "ours"));
+  const ReplayReport report = ReplayAll();
+  EXPECT_EQ(report.failed, 1);
+  EXPECT_EQ(report.conflicts, 1);
+  EXPECT_EQ(told_["c"].outcome, SendOutcome::kWasThere);
+  EXPECT_EQ(Inside("a") + Inside("b") + Inside("c") + Inside(std::string("b") + kConflict), "oursoursours");
+  const auto left = ListUnsent(unsent_);
+  ASSERT_EQ(left.size(), 1u);
+  EXPECT_EQ(left[0].record->path, "gone/d");
+  EXPECT_FALSE(left[0].record->being_sent);
+}
+
+// All was made, and the answer was lost: none is made twice.
+TEST_F(ReplayTest, ARowWhoseAnswerIsLostIsGoneOnWith) {
+  for (const char* path : {"a", "b"}) LeaveFile(path, std::string("content of ") + path);
+  RemoteFault lost;
+  lost.function = "MakeObjects";
+  lost.action = RemoteFault::kDoAndFail;
+  faulty_->Add(lost);
+  ExpectAllSent(2);
+  EXPECT_THAT(Tree(), ElementsAre("a 420 content of a 1600000000", "b 420 content of b 1600000000"));
+}
+
+// What became of one is not known: it is looked for.
+TEST_F(ReplayTest, OfARowWhatIsOpenIsLookedFor) {
+  for (const bool with_attributes : {false, true}) {
+    class Open : public testing::FaultyRemoteFs {
+     public:
+      Open(transport::RemoteFs& inner, bool with_attributes) : FaultyRemoteFs(inner), with_attributes_(with_attributes) {}
+      Result<transport::MadeObjects> MakeObjects(const std::vector<transport::NewObject>& objects, const OpContext& ctx) override {
+        auto row = objects;
+        for (transport::NewObject& object : row) object.attributes = {};
+        auto made = FaultyRemoteFs::MakeObjects(row, ctx);
+        made->objects[0].error = Error{EIO, ErrorKind::kBroken, "open", 0, ""};
+        if (!with_attributes_) made->objects[0].attributes.reset();
+        return made;
+      }
+
+     private:
+      const bool with_attributes_;
+    };
+    UseRemote({});
+    faulty_ = std::make_unique<Open>(*remote_, with_attributes);
+    UnsentRecord mode = NewFile("a", 4);
+    mode.change.attributes.permissions = 0400;
+    Leave(mode, "ours");
+    LeaveFile("b", "");
+    ExpectAllSent(2);
+    EXPECT_EQ(Tree()[0], "a 256 ours 1600000000");
+    EXPECT_EQ(remote_->InsideList("").size(), 2u);
   }
 }
 
