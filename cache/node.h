@@ -70,6 +70,7 @@ struct Unmade {
   std::string wanted_name;     // where it has another one, since that was taken
   int names_tried = 0;         // instead of it
   uint64_t tries = 0;          // that failed
+  uint64_t refusals = 0;       // of them: what time does not mend
   std::optional<Error> error;  // of the last of them
   TimePoint retry_at{};
 };

@@ -339,6 +339,7 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
   content.sending = {};
   content.storing = content.sending_accepted = false;
   content.failures = 0;
+  if (!content.dirty()) content.accepted = false;
   if (!content.accepted) content.order = 0;
   if (options_.writeback) SomethingToSend();
   --node->changes_in_flight;

@@ -21,7 +21,7 @@ constexpr auto kMostRetry = std::chrono::seconds(30);
 constexpr int64_t kMostInRow = 256 << 10;
 // In a row that needs no space but that of what it makes.
 constexpr int64_t kMostInPlainRow = 16 << 10;
-constexpr uint64_t kTriesBeforePutAside = 3;
+constexpr uint64_t kRefusalsBeforePutAside = 3;
 constexpr int kMostConflictNames = 100;
 
 std::chrono::milliseconds RetryAfter(uint64_t tries) {
@@ -185,6 +185,7 @@ Result<NodePtr> CachedFsImpl::MakeHere(NodeId parent_id, const std::string& name
   FaultPoint("accept.making");
   NoteUnsent(*node);
   unmade_.emplace(node->unmade->order, node->id);
+  if (node->is_directory()) ++parent->unmade_directories;
   if (!content.spool->note().says()) {
     EndUnmade(*node);
     DiscardUnsent(*node);
@@ -194,7 +195,6 @@ Result<NodePtr> CachedFsImpl::MakeHere(NodeId parent_id, const std::string& name
   dirty_.insert(node->id);
   made_here_.insert(node->id);
   NameChangedHere(*parent);
-  if (node->is_directory()) ++parent->unmade_directories;
   Accepted();
   FaultPoint("accept.made");
   ++node->references;
@@ -231,6 +231,7 @@ Result<bool> CachedFsImpl::RemoveHere(NodeId parent_id, const std::string& name,
       gone.stamp = ++stamp_;
       gone.fresh_until = parent->unmade ? kWatched : parent->listed_until;
       NameChangedHere(*parent);
+      settled_.notify_all();
       FaultPoint("accept.removed");
       return true;
     }
@@ -528,8 +529,9 @@ void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error, std::stop_to
     if (node->unmade && !item.again) {
       Unmade& unmade = *node->unmade;
       unmade.error = error;
-      unmade.retry_at = row.retry_at.value_or(Clock::now() + RetryAfter(++unmade.tries));
-      if (row.retry_at) ++unmade.tries;
+      ++unmade.tries;
+      if (!IsForNow(error)) ++unmade.refusals;
+      unmade.retry_at = row.retry_at ? *row.retry_at : Clock::now() + RetryAfter(unmade.tries);
       if (unmade.tries == 1 && !row.retry_at) log::Warning("cache", "{} is not made in the sandbox yet: {}", tree_.PathOf(*node), ToString(error));
       NoteError(tree_.PathOf(*node), error);
       if (!item.with_content && !IsForNow(error)) TellWriters(*node, nullptr, error);
@@ -537,7 +539,8 @@ void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error, std::stop_to
         const NodePtr below = child.second.node ? tree_.Find(child.second.node) : nullptr;
         return below && below->unmade;
       });
-      put_aside = !row.retry_at && !IsForNow(error) && (!taken || unmade.names_tried > kMostConflictNames) && unmade.tries >= kTriesBeforePutAside && node->open_files == 0 && last;
+      const bool in_the_way = taken && unmade.names_tried <= kMostConflictNames;
+      put_aside = !row.retry_at && !in_the_way && unmade.refusals >= kRefusalsBeforePutAside && node->open_files == 0 && last;
     }
   }
   if (put_aside) PutAside(node, "it cannot be made in the sandbox (" + ToString(error) + ")");
@@ -711,6 +714,7 @@ bool CachedFsImpl::SendBeside(const NodePtr& node, const std::string& why) {
 void CachedFsImpl::GiveUpName(Node& node) {
   if (!node.unmade) return;
   EndUnmade(node);
+  settled_.notify_all();
   const Place place = node.places.current();
   const NodePtr parent = tree_.Find(place.parent);
   if (!parent) return;
@@ -722,6 +726,11 @@ void CachedFsImpl::GiveUpName(Node& node) {
 void CachedFsImpl::PutAside(const NodePtr& node, const std::string& why) {
   if (options_.unsent_directory.empty()) return;
   const std::string path = PathOf(node->id);
+  {
+    Lock lock(mutex_);  // before it is unsent no longer: whoever waits for it is told
+    untold_ = Failure(ErrorKind::kErrno, EIO, path + ": " + why + "; it is put aside in " + options_.unsent_directory).value();
+    last_error_ = untold_->message;
+  }
   FaultPoint("aside.saving");
   auto saved = SaveUnsentOf(node, options_.unsent_directory, false);
   FaultPoint("aside.saved");
@@ -729,8 +738,6 @@ void CachedFsImpl::PutAside(const NodePtr& node, const std::string& why) {
   if (!saved || !*saved) return;
   log::Error("cache", "{}: {}; it is put aside in {}", path, why, options_.unsent_directory);
   Lock lock(mutex_);
-  untold_ = Failure(ErrorKind::kErrno, EIO, path + ": " + why + "; it is put aside in " + options_.unsent_directory).value();
-  last_error_ = untold_->message;
   Outdated(*node);
   TellKernel(lock);
 }

@@ -277,6 +277,48 @@ TEST_F(WritebackTest, WhatMayBeThereIsRemovedThere) {
   EXPECT_EQ(remote_->InsideList("top"), std::vector<std::string>());
 }
 
+TEST_F(WritebackTest, WhatIsWrittenAfterTheLastCloseIsNotAccepted) {
+  ASSERT_TRUE(remote_->InsideWrite("f", "old"));
+  testing::RemoteFault stalled;
+  stalled.function = "Store";
+  stalled.action = testing::RemoteFault::kStall;
+  faulty_->Add(stalled);
+  const FileHandle handle = OpenWrite("f");
+  Write(handle, 0, "new");
+  ASSERT_EQ(Flush(handle), 0);
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  ASSERT_EQ(Flush(handle), 0);  // while it is sent
+  faulty_->Clear();
+  ASSERT_EQ(FlushAll(), 0);
+  EXPECT_EQ(Inside("f"), "new");
+  Write(handle, 3, "er");
+  const std::vector<UnsentEntry> journal = Journal();
+  ASSERT_EQ(journal.size(), 1u);
+  ASSERT_TRUE(journal[0].record);
+  EXPECT_FALSE(journal[0].record->accepted);
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(FlushAll(), 0);
+  EXPECT_EQ(Inside("f"), "newer");
+}
+
+TEST_F(WritebackTest, WhoWaitsForWhatIsRemovedMeanwhileGoesOn) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  testing::RemoteFault failing;
+  failing.function = "MakeObjects";
+  failing.error = Error{EIO, ErrorKind::kErrno, "injected", 0, ""};
+  failing.count = -1;
+  faulty_->Add(failing);
+  const OpenedFile made = Made("f", top);
+  std::thread waits([&] {
+    for (int i = 0; i < 20; ++i) (void)fs().Sync(made.handle, Ctx());
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  EXPECT_EQ(Errno(fs().Unlink(top, "f", Ctx())), 0);
+  waits.join();
+  EXPECT_EQ(Close(made.handle), 0);
+  faulty_->Clear();
+}
+
 TEST_F(WritebackTest, BarriersWaitForWhatIsSentBesideAnotherFile) {
   const NodeId top = MakeDirectory(kRoot, "top");
   MakeNothing();
