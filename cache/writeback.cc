@@ -410,6 +410,7 @@ void CachedFsImpl::MakeRow(Row& row, std::stop_token stop) {
   FaultPoint("make.sending");
   auto made = remote_.MakeObjects(row.objects, ForTransfer(ctx));
   FaultPoint("make.answered");
+  for (Row::Item& item : row.items) item.source.reset();  // its place in the spool is free when it is sent
   log::Debug("cache", "{} new objects with {} bytes: {}", row.items.size(), row.bytes, made ? "answered" : ToString(made.error()));
   if (made && made->objects.size() != row.items.size()) made = Failure(ErrorKind::kProtocol, EIO, "another number of new objects was answered");
   {

@@ -95,6 +95,7 @@ class Double:
         self.root.mkdir(exist_ok=True)
         self.process = self.edge = None
         self.arguments = arguments
+        self.own_urls = None, None
         if ENVD_URL:
             self.url = self.tls_url = ENVD_URL
             self.certificate = None
@@ -104,8 +105,10 @@ class Double:
 
     def start(self):
         errors = open(self.scratch / "sandbox.err", "ab")
+        # Again at the same address, which is what tells it from other sandboxes in debug mode.
+        plain, secure = (f"127.0.0.1:{urllib.parse.urlsplit(url).port if url else 0}" for url in self.own_urls)
         self.process = subprocess.Popen(
-            [str(SANDBOX), "--root", str(self.root), "--listen", "127.0.0.1:0", "--tls-listen", "127.0.0.1:0",
+            [str(SANDBOX), "--root", str(self.root), "--listen", plain, "--tls-listen", secure,
              "--certificate-out", str(self.certificate), "--log", str(self.scratch / "sandbox.log"), *self.arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, env=TOOL_ENVIRONMENT)
         errors.close()
@@ -119,6 +122,7 @@ class Double:
                     self.tls_url = found[1]
                 else:
                     self.url = found[1]
+        self.own_urls = self.url, self.tls_url
         if PROTOCOL == "nghttpx":
             self.start_edge()
 
