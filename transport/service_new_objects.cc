@@ -195,6 +195,7 @@ class RowMaker {
     for (std::string_view rest = answer.messages; !rest.empty();) {
       const std::string_view line = rest.substr(0, rest.find('\n'));
       rest.remove_prefix(std::min(rest.size(), line.size() + 1));
+      if (line.empty()) continue;  // nothing was said
       size_t number = 0;
       const char* const end = line.data() + line.size();
       if (line.size() < 3 || line[1] != ' ') return Nonsense();

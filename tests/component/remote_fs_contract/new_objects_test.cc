@@ -98,6 +98,18 @@ TEST_P(RemoteFsContract, ARowIsMadeInItsOrder) {
   }
 }
 
+TEST_P(RemoteFsContract, OneOfEachKindAlone) {
+  for (int kind = 0; kind < 3; ++kind) {
+    Row row;
+    if (kind == 0) row.Directory("d");
+    if (kind == 1) row.File("f", "");
+    if (kind == 2) row.Link("l", "f");
+    const MadeObjects made = MustMake(row.objects());
+    EXPECT_EQ(RefusalOf(made, 0), 0) << kind;
+    ExpectTold(made.objects[0].attributes, row.objects()[0].name);
+  }
+}
+
 TEST_P(RemoteFsContract, NothingIsMadeOfNothing) {
   const MadeObjects made = MustMake({});
   EXPECT_TRUE(made.objects.empty());
