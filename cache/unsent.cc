@@ -26,6 +26,11 @@ bool IsOf(const transport::Attributes& attributes, transport::FileType type, con
   return attributes.type == type && (!attributes.id.known() || !id.known() || attributes.id == id);
 }
 
+// The object is not there any more, or another one has its name.
+bool SaysGone(const Error& error) {
+  return error.kind == ErrorKind::kErrno && (error.errno_value == ENOENT || error.errno_value == ENOTDIR || error.errno_value == ESTALE);
+}
+
 // It may have been done all the same.
 bool MayBeDone(const Error& error) {
   return error.kind == ErrorKind::kBroken || error.kind == ErrorKind::kTimeout || error.kind == ErrorKind::kProtocol ||
@@ -267,9 +272,12 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
   if (stored.error().appended > 0) AppendedInPart(*node, stored.error().appended);
   // Attributes alone that were refused are as with chmod: told, and not tried for ever.
   if (!sent.touches_content() && stored.error().kind == ErrorKind::kErrno) node->content->sending = {};
+  // Attributes of what was removed meanwhile, by whomever.
+  const bool pointless = node->content->sending_accepted && !sent.touches_content() && SaysGone(stored.error());
   StoreFailed(*node, teller, stored.error(), tried);
   lock.unlock();
   PutAsideIfRefused(node);
+  if (pointless) return {};
   return Forward(stored.error());
 }
 
@@ -394,8 +402,10 @@ void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& 
   }
   if (content.accepted && !content.dirty()) {
     content.accepted = false;
-    log::Error("cache", "{}: what was set was refused: {}", tree_.PathOf(node), ToString(error));
-    untold_ = error;
+    if (!SaysGone(error)) {
+      log::Error("cache", "{}: what was set was refused: {}", tree_.PathOf(node), ToString(error));
+      untold_ = error;
+    }
   }
   if (!node.has_unsent()) dirty_.erase(node.id);
   ChargeSpool(node);
@@ -652,9 +662,7 @@ void CachedFsImpl::PutAsideIfRefused(const NodePtr& node) {
     Lock lock(mutex_);
     const Content& content = *node->content;
     if (content.last_error && IsReplaced(*node, *content.last_error)) return;
-    const bool gone = content.last_error && content.last_error->kind == ErrorKind::kErrno &&
-                      (content.last_error->errno_value == ENOENT || content.last_error->errno_value == ENOTDIR ||
-                       content.last_error->errno_value == ESTALE);
+    const bool gone = content.last_error && SaysGone(*content.last_error);
     refused = IsRefused(*node);
     if (!gone && !refused && !node->linked_elsewhere) return;
     if (!refused && node->open_files > 0) return;

@@ -309,7 +309,7 @@ TEST_F(SyscallServerRows, OurOwnAreNoNews) {
     ++round;
   }
   std::ofstream(Path("old/d1/f7")) << "another's";
-  EXPECT_THAT(HeardNow(), ::testing::ElementsAre("f7"));
+  EXPECT_THAT(HeardNow(), ::testing::AllOf(::testing::Not(::testing::IsEmpty()), ::testing::Each("f7")));  // its close may be told by itself
 }
 
 TEST_F(SyscallServerRows, ARowIsNeverInAnothersWay) {
