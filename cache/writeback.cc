@@ -458,8 +458,9 @@ void CachedFsImpl::Made(Row& row, size_t at, const transport::Attributes& attrib
   {
     std::lock_guard writing(node->content->write_mutex);
     Lock lock(mutex_);
+    if (!node->unmade && !item.with_content) return;  // it was put aside meanwhile
     ++node->pins;
-    overtaken = node->unmade->overtaken;
+    overtaken = node->unmade && node->unmade->overtaken;
     EndUnmade(*node);
     tree_.Rekey(*node, attributes.id);
     node->attributes.id = attributes.id;

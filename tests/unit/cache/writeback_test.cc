@@ -319,6 +319,23 @@ TEST_F(WritebackTest, WhoWaitsForWhatIsRemovedMeanwhileGoesOn) {
   faulty_->Clear();
 }
 
+TEST_F(WritebackTest, WhatIsPutAsideWhileItIsMadeIsLeftAlone) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  testing::RemoteFault slow;
+  slow.function = "MakeObjects";
+  slow.action = testing::RemoteFault::kDelay;
+  slow.delay_ms = 300;
+  faulty_->Add(slow);
+  MakeDirectory(top, "d");
+  WriteNew(top, "f", "content");
+  std::thread flush([&] { (void)FlushAll(); });
+  ASSERT_TRUE(Eventually([&] { return faulty_->calls("MakeObjects") > 0; }));
+  EXPECT_TRUE(fs().SaveUnsent(options_.unsent_directory));
+  flush.join();
+  fs_.reset();
+  EXPECT_EQ(remote_->InsideList("top"), (std::vector<std::string>{"d", "f"}));
+}
+
 TEST_F(WritebackTest, BarriersWaitForWhatIsSentBesideAnotherFile) {
   const NodeId top = MakeDirectory(kRoot, "top");
   MakeNothing();
