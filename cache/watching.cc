@@ -77,7 +77,7 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
   child->stamp = stamp;
   // A name that leads where it led stays: the kernel forgets a file's pages with its last name.
   if (!same) kernel_news_.push_back({.directory = directory->id, .name = name});
-  if (!same) directory->ours = false;
+  if (!same && (before || !gone)) directory->ours = false;  // not by the end of what was never there, such as a nameless file
   tree_.SweepIfLarge(at);
   TellKernel(lock);
 }
