@@ -14,7 +14,7 @@ namespace {
 
 // More of it may follow at once, so what was accepted waits so long for company.
 constexpr auto kQuiet = std::chrono::milliseconds(100);
-constexpr auto kMostDelay = std::chrono::seconds(1);
+constexpr auto kMostDelay = std::chrono::seconds(3);
 constexpr auto kFirstRetry = std::chrono::seconds(1);
 constexpr auto kMostRetry = std::chrono::seconds(30);
 // Content up to this size goes with the file's making; longer one follows by itself.
