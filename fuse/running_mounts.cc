@@ -5,13 +5,11 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#include <condition_variable>
-#include <memory>
-#include <mutex>
+#include <future>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "fuse/directories.h"
 #include "fuse/mount_table.h"
@@ -86,26 +84,23 @@ Result<RunningMount> FindRunningMount(unsigned user, const std::string& director
 }
 
 bool IsDeadMount(const std::string& directory) {
-  struct Shared {
-    std::mutex mutex;
-    std::condition_variable changed;
-    std::optional<int> outcome;
-  };
-  const auto shared = std::make_shared<Shared>();
+  std::packaged_task<int()> ask([directory] {
+    struct statvfs ignored {};
+    return statvfs(directory.c_str(), &ignored) == 0 ? 0 : errno;
+  });
+  std::future<int> outcome = ask.get_future();
+  std::thread asker;
   try {
-    std::thread([shared, directory] {
-      struct statvfs ignored {};
-      const int outcome = statvfs(directory.c_str(), &ignored) == 0 ? 0 : errno;
-      std::lock_guard lock(shared->mutex);
-      shared->outcome = outcome;
-      shared->changed.notify_all();
-    }).detach();
+    asker = std::thread(std::move(ask));
   } catch (const std::system_error&) {  // not known to be dead
     return false;
   }
-  std::unique_lock lock(shared->mutex);
-  shared->changed.wait_for(lock, kLivenessTime, [&] { return shared->outcome.has_value(); });
-  return shared->outcome == ENOTCONN;
+  if (outcome.wait_for(kLivenessTime) != std::future_status::ready) {
+    asker.detach();  // a mount that does not answer holds it
+    return false;
+  }
+  asker.join();  // the caller may fork
+  return outcome.get() == ENOTCONN;
 }
 
 Result<ControlClient> AskMount(const RunningMount& mount, const std::string& request) {

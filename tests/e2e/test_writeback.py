@@ -460,8 +460,9 @@ def test_what_was_removed_there_is_not_lost(spot):
         (spot.there / "f").unlink()
         shutil.rmtree(spot.there / "d")
     flush(spot.mount, check=False)
-    kept = [content for _, _, content, _ in look(spot.there).values() if content] + [pathlib.Path(each["content"]).read_bytes() for each in listed(spot.double) if each["path"].startswith(f"{spot.there}/")]
-    assert kept == [b"ours", b"ours"], kept
+    kept = [(name, content) for name, (_, _, content, _) in look(spot.there).items() if content]
+    kept += [(each["path"], pathlib.Path(each["content"]).read_bytes()) for each in listed(spot.double) if each["path"].startswith(f"{spot.there}/")]
+    assert [content for _, content in kept] == [b"ours", b"ours"], (kept, spot.mount.log.read_text())
     recover(spot.double, "--drop", "--all", "--yes", check=False)
 
 
