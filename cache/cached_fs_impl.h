@@ -359,8 +359,9 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void TellWriters(const Node& node, const OpenFile* teller, const Error& error);  // mutex_ held
   std::optional<Error> TakeUnreported(OpenFile& file);  // mutex_ held
   void DiscardUnsent(Node& node);                       // mutex_ held
-  // One file's share of SaveUnsent; false: nothing was unsent.
-  Result<bool> SaveUnsentOf(const NodePtr& node, const std::string& directory, bool only_refused);
+  enum class SaveWhen { kAlways, kFailed, kRefused };  // kFailed: unless it is being sent again, since whoever does that sees what comes of it
+  // One file's share of SaveUnsent; false: nothing was unsent, or it is not so.
+  Result<bool> SaveUnsentOf(const NodePtr& node, const std::string& directory, SaveWhen when);
   UnsentRecord RecordOf(const Node& node) const;  // mutex_ held: of what is unsent
   // What can never be sent since its file is gone there, and which nobody has open, leaves the mount: no lock.
   void PutAsideIfRefused(const NodePtr& node);

@@ -582,7 +582,7 @@ UnsentRecord CachedFsImpl::RecordOf(const Node& node) const {
   return record;
 }
 
-Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& directory, bool only_refused) {
+Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& directory, SaveWhen when) {
   for (size_t slash = directory.find('/', 1);; slash = directory.find('/', slash + 1)) {
     const std::string part = directory.substr(0, slash);
     if (::mkdir(part.c_str(), 0700) != 0 && errno != EEXIST) return Failure(ErrorKind::kLocal, errno, "making " + part);
@@ -591,8 +591,9 @@ Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& 
   std::lock_guard writing(node->content->write_mutex);
   Lock lock(mutex_);
   if (!node->has_unsent() || node->is_gone()) return false;
-  if (only_refused && !IsRefused(*node)) return false;
   Content& content = *node->content;
+  if (when != SaveWhen::kAlways && content.storing) return false;
+  if (when == SaveWhen::kRefused && !IsRefused(*node)) return false;
   // A store that does not end still uses the spool file: a copy then, and nothing is dropped.
   const bool being_sent = content.storing;
   if (being_sent && content.saved && content.current.empty()) return false;
@@ -648,7 +649,7 @@ Result<int> CachedFsImpl::SaveUnsent(const std::string& directory) {
   }
   int saved = 0;
   for (const NodePtr& node : nodes) {
-    auto done = SaveUnsentOf(node, directory, false);
+    auto done = SaveUnsentOf(node, directory, SaveWhen::kAlways);
     if (!done) return Forward(done.error());
     if (*done) ++saved;
   }
@@ -670,7 +671,7 @@ void CachedFsImpl::PutAsideIfRefused(const NodePtr& node) {
     path = tree_.PathOf(*node);
     if (content.last_error) why = ToString(*content.last_error);
   }
-  auto saved = SaveUnsentOf(node, options_.unsent_directory, refused);
+  auto saved = SaveUnsentOf(node, options_.unsent_directory, refused ? SaveWhen::kRefused : SaveWhen::kFailed);
   if (!saved) {
     log::Error("cache", "{} cannot be stored in the sandbox ({}), and what was written could not be put aside: {}", path, why,
                ToString(saved.error()));

@@ -734,7 +734,7 @@ void CachedFsImpl::PutAside(const NodePtr& node, const std::string& why) {
     last_error_ = untold_->message;
   }
   FaultPoint("aside.saving");
-  auto saved = SaveUnsentOf(node, options_.unsent_directory, false);
+  auto saved = SaveUnsentOf(node, options_.unsent_directory, SaveWhen::kFailed);
   FaultPoint("aside.saved");
   if (!saved) log::Error("cache", "{}: {}, and it cannot be put aside: {}", path, why, ToString(saved.error()));
   if (!saved || !*saved) return;

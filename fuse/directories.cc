@@ -97,30 +97,43 @@ bool SaysNothingIsUnsent(const std::string& note) {
   return record && record->nothing;
 }
 
-// Removes what says of itself that nothing in it is unsent, and notes that were never finished.
+bool IsEmptyFile(const std::string& path) {
+  struct stat status {};
+  return lstat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode) && status.st_size == 0;
+}
+
+bool IsThere(const std::string& path) { return access(path.c_str(), F_OK) == 0 || errno != ENOENT; }
+
+// Removes what says of itself that nothing in it is unsent, and notes that were never finished. An empty one is of a process that was killed between two
+// system calls, when nothing was accepted; or of a machine that went down, and then nobody knows what it was of.
 void RemoveWhatWasSent(const std::string& path) {
   const std::string_view suffix = cache::kUnsentNoteSuffix;
-  const auto is_empty = [](const std::string& file) {
-    struct stat status {};
-    return lstat(file.c_str(), &status) != 0 ? errno == ENOENT : S_ISREG(status.st_mode) && status.st_size == 0;
-  };
+  int empty_notes = 0;
   for (const std::string& name : NamesIn(path)) {
     const std::string whole = path + "/" + name;
-    if (name == kLockName || access(whole.c_str(), F_OK) != 0) continue;
+    if (name == kLockName || !IsThere(whole)) continue;
     if (name.ends_with(cache::kUnsentNoteTemporarySuffix)) {
       unlink(whole.c_str());
       continue;
     }
     if (name.ends_with(suffix)) {
-      const bool alone = access(whole.substr(0, whole.size() - suffix.size()).c_str(), F_OK) != 0;
-      if (alone && (is_empty(whole) || SaysNothingIsUnsent(whole))) unlink(whole.c_str());
+      if (IsThere(whole.substr(0, whole.size() - suffix.size()))) continue;
+      const bool empty = IsEmptyFile(whole);
+      if (!empty && !SaysNothingIsUnsent(whole)) continue;
+      empty_notes += empty;
+      unlink(whole.c_str());
       continue;
     }
     const std::string note = whole + cache::kUnsentNoteSuffix;
-    const bool not_begun = is_empty(whole) && is_empty(note);
+    const bool empty = IsEmptyFile(note);
+    const bool not_begun = IsEmptyFile(whole) && (empty || !IsThere(note));
     if (!not_begun && !SaysNothingIsUnsent(note)) continue;
+    empty_notes += empty;
     unlink(whole.c_str());
     unlink(note.c_str());
+  }
+  if (empty_notes > 0) {
+    log::Warning("mount", "{}: {} empty record(s): torn or never begun; if the machine went down meanwhile, something that was accepted may be lost", path, empty_notes);
   }
 }
 
