@@ -166,7 +166,8 @@ bool CachedFsImpl::Absorb(Node& node, const transport::Attributes& attributes, u
   if (node.is_regular() && (attributes.size != node.attributes.size ||
                             (origin == Origin::kAsked && !transport::SameTime(attributes.mtime, node.attributes.mtime)))) {
     ContentChanged(node, origin == Origin::kAsked);
-    if (origin == Origin::kAsked && node.content.exists()) node.content->fresh = false;  // somebody else wrote into it
+    const bool is_ours = node.content.exists() && attributes.size <= node.content->begun_bytes;
+    if (origin == Origin::kAsked && node.content.exists() && !is_ours) node.content->fresh = false;  // somebody else wrote into it
   }
   TakeAttributes(node, attributes, asked);
   if (node.is_directory() && attributes.watched && asked_stamp >= lost_stamp_ && asked_stamp >= node.watched_stamp) {
@@ -202,6 +203,12 @@ void CachedFsImpl::EndChange(Node& node, const std::optional<transport::Attribut
   // The answer tells the state after this change; not after another one that began later.
   if (!after || !Absorb(node, *after, asked_stamp, asked, Origin::kOwnChange)) node.fresh_until = {};
   node.stamp = ++stamp_;
+  if (!node.content.exists() || !node.content->base_moves) return;
+  Content& content = *node.content;
+  content.base_moves = node.changes_in_flight > 0;
+  if (!after || !content.dirty()) return;
+  content.base = UnsentBase{content.base.id, after->size, after->mtime, after->ctime, after->permissions};
+  NoteUnsent(node);
 }
 
 Result<transport::Attributes> CachedFsImpl::AskAttributes(const NodePtr& node, const OpContext& ctx) {

@@ -435,6 +435,10 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   bool IsBegunThere(const NodePtr& node, const transport::Attributes& there, const transport::Name& name, const OpContext& ctx);
   // Beside what is in its way, as what a dead mount left would be sent. False: it waits. No lock.
   bool SendBeside(const NodePtr& node, const std::string& why);
+  // The copy, if what was written was not made by its own name.
+  std::optional<transport::Attributes> LookUpBeside(const NodePtr& node, const std::string& name);
+  // What was not made is that one from now on. mutex_ held; false: it cannot be.
+  bool GoOnAs(Node& node, const std::string& name, const transport::Attributes& there);
   void GiveUpName(Node& node);  // mutex_ held: of what was not made
   // Into the directory for what is unsent; the next FlushAll says so. No lock.
   void PutAside(const NodePtr& node, const std::string& why);
@@ -442,6 +446,9 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   Result<void> SendLate(const NodePtr& node, const OpContext& ctx);
   // What was accepted of it is older than what somebody else wrote. No lock.
   Result<bool> ChangedThere(const NodePtr& node, const OpContext& ctx);
+  // The sandbox's file is not what the unsent change was made to. Asks. No lock.
+  Result<bool> IsNotItsBase(const NodePtr& node, const OpContext& ctx);
+  static bool MayLoseTheirs(const Change& change);  // not by what goes behind whatever is there, nor by attributes
   std::vector<NodePtr> SendableBehind(TimePoint* retry_at) const;  // mutex_ held: what was accepted, is made, and need not wait
 
   transport::RemoteFs& remote_;

@@ -89,6 +89,7 @@ struct Content {
   bool saved = false;                  // a copy of what is being sent was put aside
   bool moving = false;                 // a store's success moves bytes in the spool; they are not to be read then
   UnsentBase base;                     // the file before what is unsent, as it was known then
+  bool base_moves = false;             // by changes of ours that were on their way then
   int64_t since = 0;                   // when the first of it was written: seconds since 1970
   bool being_written = false;          // bytes go into the spool that are not recorded yet; under write_mutex too
   std::condition_variable_any stored;  // with CachedFsImpl's mutex
@@ -99,6 +100,8 @@ struct Content {
   TimePoint retry_at{};                // after a failure: not sent behind anybody's back before
   bool untried = false;                // changed since the last store began
   bool fresh = false;                  // made by this mount, nothing but our stores was ever in it
+  int64_t begun_bytes = 0;             // -o writeback, while it is `fresh`: at most so long is what stores of ours that did not end left there
+  std::optional<UnsentRecord> beside;  // what a late send said last of what it began, until something is stored
   std::shared_ptr<EarlySend> early;    // sends the content while it is written; counted in the node's changes_in_flight
   std::shared_ptr<std::optional<bool>> stat_send;  // a send that a stat waits for, until it has ended: whether it succeeded
   std::weak_ptr<EarlySend> given_up;   // the last one that ended without a store, until nothing of it can arrive any more

@@ -195,8 +195,8 @@ int OpenTemporary(const std::string& directory) {
 // One entry on its way.
 class LateSend {
  public:
-  LateSend(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times)
-      : remote_(remote), entry_(entry), record_(*entry.record), times_(times), same_sandbox_(same_sandbox),
+  LateSend(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times, NoteOfLateSend note)
+      : remote_(remote), entry_(entry), record_(*entry.record), times_(times), same_sandbox_(same_sandbox), note_(std::move(note)),
         file_(OpenContent(entry)), ours_(file_.get(), record_.change) {
     identities_count_ = same_sandbox && remote.description().identities_survive_renames && record_.base.id.known();
     begun_ = same_sandbox && record_.being_sent;  // there, not here
@@ -220,7 +220,7 @@ class LateSend {
     if (*rest) return Store(*now, **rest);
     if (record_.fresh && record_.IsWhole() && (!identities_count_ || now->id == record_.base.id)) {
       // A store of ours that did not end.
-      auto part = IsBeginning(*now);
+      auto part = now->size <= record_.begun_bytes && identities_count_ ? Result<bool>(true) : IsBeginning(*now);
       if (!part) return Failed(part.error());
       if (*part) return Store(*now, WholeChange());
     }
@@ -386,7 +386,7 @@ class LateSend {
       rest.change = change;
       rest.change.append = Extent{change.append->offset + done, change.append->length - done};
       rest.base = UnsentBase{rest.base.id, now->size, now->mtime, now->ctime, now->permissions};
-      if (auto noted = WriteUnsentNote(entry_.note, rest); !noted) return Failed(ToString(error) + "; " + ToString(noted.error()));
+      if (auto noted = Note(rest); !noted) return Failed(ToString(error) + "; " + ToString(noted.error()));
       return Failed(ToString(error) + " after a part of it had arrived");
     }
     if (IsRefusedForGood(error)) return now ? MakeConflictCopy("the sandbox refused it (" + ToString(error) + ")", &*now) : Failed(error);
@@ -449,7 +449,7 @@ class LateSend {
     again_->record->being_sent = false;
     again_->record->base = UnsentBase{{}, 0, {}, {}, record_.base.permissions};
     again_->record->change = WholeChange();
-    making_again_ = std::make_unique<LateSend>(remote_, *again_, same_sandbox_, times_);
+    making_again_ = std::make_unique<LateSend>(remote_, *again_, same_sandbox_, times_, note_);
     making_again_->unbegun_ = &record_;
     SendReport report = making_again_->MakeFile();
     if (report.outcome == SendOutcome::kSent && report.text.empty()) report.text = "it was not there any more, and was made again";
@@ -498,13 +498,15 @@ class LateSend {
     return MakeConflictCopy("another file has its name now", nullptr);
   }
 
+  Result<void> Note(const UnsentRecord& record) { return note_ ? note_(record) : WriteUnsentNote(entry_.note, record); }
+
   // From now on what is there by the name, with no content or the beginning of ours, was made by us: so says the note.
   Result<void> NoteBegun() {
     if (begun_) return {};
     if (same_sandbox_) {  // what another sandbox has says nothing of this one
       UnsentRecord beginning = record_;
       beginning.being_sent = true;
-      if (auto noted = WriteUnsentNote(entry_.note, beginning); !noted) return noted;
+      if (auto noted = Note(beginning); !noted) return noted;
     }
     begun_ = true;
     return {};
@@ -513,7 +515,7 @@ class LateSend {
   void NoteNotBegun() {
     begun_ = false;
     if (!same_sandbox_) return;
-    if (auto noted = WriteUnsentNote(entry_.note, *unbegun_); !noted) log::Warning("cache", "{}", ToString(noted.error()));
+    if (auto noted = Note(*unbegun_); !noted) log::Warning("cache", "{}", ToString(noted.error()));
   }
 
   SendReport StoreMade(const Attributes& now) {
@@ -656,6 +658,7 @@ class LateSend {
   const UnsentRecord& record_;
   const SendTimes times_;
   const bool same_sandbox_;
+  const NoteOfLateSend note_;
   const Descriptor file_;
   ChangedContent ours_;
   bool identities_count_ = false;
@@ -797,12 +800,12 @@ Result<std::string> ContentOfNewFile(const UnsentEntry& entry) {
 }
 
 SendReport MakeUnsentDirectory(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times) {
-  LateSend sending(remote, entry, same_sandbox, times);
+  LateSend sending(remote, entry, same_sandbox, times, {});
   return SendWithRetries(times, [&] { return sending.MakeDirectory(); });
 }
 
-SendReport SendUnsent(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times) {
-  LateSend sending(remote, entry, same_sandbox, times);
+SendReport SendUnsent(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times, const NoteOfLateSend& note) {
+  LateSend sending(remote, entry, same_sandbox, times, note);
   return SendWithRetries(times, [&] { return sending.Run(); });
 }
 

@@ -67,7 +67,9 @@ struct SendReport {
 // twice, after a crash between the two, it finds its own result (kWasThere, or the conflict copy that it made), or makes a second conflict copy at worst,
 // when the first was changed meanwhile.
 // What the record says has to be made is made; of a directory this sets the attributes alone.
-SendReport SendUnsent(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times);
+// `note`: told what the entry's note has to say from now on, before what it says is begun; where there is none, entry.note is replaced.
+using NoteOfLateSend = std::function<Result<void>(const UnsentRecord&)>;
+SendReport SendUnsent(transport::RemoteFs& remote, const UnsentEntry& entry, bool same_sandbox, const SendTimes& times, const NoteOfLateSend& note = {});
 // All of what a new file is to hold, as far as it is known here.
 Result<std::string> ContentOfNewFile(const UnsentEntry& entry);
 // The entry's directory is there, and no more (kWasThere: by whomever). kConflictCopy: something else has its name, and what was to go into it

@@ -18,6 +18,7 @@ namespace {
 constexpr int64_t kMostSentBeforeStat = 4 << 20;
 constexpr auto kMostWaitedByStat = std::chrono::seconds(5);
 constexpr size_t kMostErrorText = 1000;
+constexpr int64_t kLookedAgainBytes = 1 << 20;  // so much takes long to bring: others may have changed the file meanwhile
 constexpr size_t kSendersAtOnce = 8;
 constexpr auto kProgressInterval = std::chrono::milliseconds(200);
 
@@ -77,13 +78,8 @@ void CachedFsImpl::DiscardUnsent(Node& node) {
 
 Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx, bool tried) {
   if (auto settled = Settle(node, ctx); !settled) return settled;
-  if (options_.writeback) {  // late: not onto what somebody else wrote meanwhile
-    auto changed = ChangedThere(node, ctx);
-    if (!changed) return Forward(changed.error());
-    if (*changed) return SendBeside(node, "it was changed in the sandbox meanwhile") ? Result<void>() : Errno(EIO, "it was changed in the sandbox meanwhile");
-  }
   std::shared_ptr<EarlySend> early;
-  {
+  for (bool looked = !options_.writeback;;) {
     Lock lock(mutex_);
     Content& content = *node->content;
     OpContext waiting = ctx;
@@ -98,6 +94,18 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
     if (!content.dirty() || node->is_gone()) return {};
     if (tried && !MaySendBeforeStat(*node)) return {};  // any more: it was changed while this waited
     if (node->deleted) return CannotReach(*node, teller);
+    if (!std::exchange(looked, true)) {  // late: not onto what somebody else wrote meanwhile
+      lock.unlock();
+      auto changed = ChangedThere(node, ctx);
+      if (!changed) return Forward(changed.error());
+      if (*changed && SendBeside(node, "it was changed in the sandbox meanwhile")) return {};
+      lock.lock();
+      if (content.storing || !content.dirty() || node->is_gone() || node->deleted) {  // by somebody else meanwhile
+        looked = !content.storing;
+        continue;
+      }
+      if (*changed) return Errno(EIO, "it was changed in the sandbox meanwhile");
+    }
     content.sending = std::exchange(content.current, {});
     content.sending_accepted = std::exchange(content.accepted, false);
     content.storing = true;
@@ -107,16 +115,21 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
     BeginChange(*node);
     early = std::exchange(content.early, nullptr);
     if (early) --node->changes_in_flight;
+    break;
   }
   auto sent = SendOnce(node, teller, early, ctx, tried);
   // Nobody had told yet that another file has its name.
-  bool replaced = false;
-  if (!sent) {
+  if (sent) return sent;
+  {
     Lock lock(mutex_);
-    replaced = IsReplaced(*node, sent.error());
+    if (!IsReplaced(*node, sent.error())) return sent;
   }
-  if (replaced && SendBeside(node, "it was replaced in the sandbox meanwhile")) return {};
-  return sent;
+  if (SendBeside(node, "it was replaced or changed in the sandbox meanwhile")) return {};
+  {
+    Lock lock(mutex_);
+    if (!node->content->storing) return sent;
+  }
+  return Send(node, teller, ctx, tried);  // somebody else does that now
 }
 
 bool CachedFsImpl::IsReplaced(const Node& node, const Error& error) const {
@@ -203,9 +216,20 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
   transport::StoreRequest request = RequestOf(change, source);
   request.fresh = fresh;
   request.early = early;
+  bool changed_there = false;
   {
     Lock lock(mutex_);
     request.last = WritingEnded(*node);
+    const bool takes_long = change.bytes() >= kLookedAgainBytes;
+    if (options_.writeback && takes_long && !fresh && node->content->sending_accepted && MayLoseTheirs(change)) {
+      request.before_changing = [&]() -> Result<void> {
+        auto changed = IsNotItsBase(node, ctx);
+        if (!changed) return Forward(changed.error());
+        changed_there = *changed;
+        if (changed_there) return Errno(ESTALE, "it was changed in the sandbox meanwhile");
+        return {};
+      };
+    }
   }
   for (int attempt = 0;; ++attempt) {
     transport::Handle used = 0;
@@ -217,7 +241,7 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
     });
     Lock lock(mutex_);
     if (stored && request.last && used == node->write_handle) node->writing_ended = true;
-    if (stored || attempt > 0 || stored.error().errno_value != ESTALE) return stored;
+    if (stored || attempt > 0 || changed_there || stored.error().errno_value != ESTALE) return stored;
     if (node->deleted || used == 0) return stored;
     DropHandle(*node, used);  // the other side may have lost it: once more with a new one
   }
@@ -270,6 +294,7 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
   if (options_.writeback && !remote_.description().identities_survive_renames && stored.error().kind == ErrorKind::kErrno) NoteOwnTrace(node);
   Lock lock(mutex_);
   if (stored.error().appended > 0) AppendedInPart(*node, stored.error().appended);
+  if (options_.writeback && fresh && sent.touches_content()) node->content->begun_bytes = std::max(node->content->begun_bytes, sent.SizeAfter(0));
   // Attributes alone that were refused are as with chmod: told, and not tried for ever.
   if (!sent.touches_content() && stored.error().kind == ErrorKind::kErrno) node->content->sending = {};
   // Attributes of what was removed meanwhile, by whomever.
@@ -347,6 +372,8 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
   content.sending = {};
   content.storing = content.sending_accepted = false;
   content.failures = 0;
+  content.begun_bytes = 0;
+  content.beside.reset();
   if (!content.dirty()) content.accepted = false;
   if (!content.accepted) content.order = 0;
   if (options_.writeback) SomethingToSend();
@@ -578,6 +605,14 @@ UnsentRecord CachedFsImpl::RecordOf(const Node& node) const {
   if (content.last_error) record.last_error = ToString(*content.last_error).substr(0, kMostErrorText);
   if (node.unmade && node.unmade->error) record.last_error = ToString(*node.unmade->error).substr(0, kMostErrorText);
   record.being_sent = node.unmade ? node.unmade->being_made || node.unmade->maybe_made : content.storing;
+  record.begun_bytes = content.begun_bytes;
+  if (options_.writeback && content.fresh && content.sending.touches_content()) record.begun_bytes = std::max(record.begun_bytes, content.sending.SizeAfter(0));
+  if (content.beside) {  // and it may have begun
+    record.make = content.beside->make;
+    record.fresh = content.beside->fresh;
+    record.base = content.beside->base;
+    record.being_sent = content.beside->being_sent;
+  }
   record.moving = content.moving;
   return record;
 }

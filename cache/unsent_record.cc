@@ -135,6 +135,7 @@ std::string EncodeBody(const UnsentRecord& record, size_t* implied) {
   AppendFlag(text, "content", record.has_content);
   AppendFlag(text, "fresh", record.fresh);
   AppendFlag(text, "being_sent", record.being_sent);
+  if (record.begun_bytes != 0) AppendLine(text, "begun_bytes", record.begun_bytes);
   AppendFlag(text, "moving", record.moving);
   AppendFlag(text, "accepted", record.accepted);
   if (record.order != 0) AppendLine(text, "order", static_cast<int64_t>(record.order));
@@ -283,6 +284,7 @@ bool DecodeLine(std::string_view line, UnsentRecord& record) {
   else if (key == "content") record.has_content = true;
   else if (key == "fresh") record.fresh = true;
   else if (key == "being_sent") record.being_sent = true;
+  else if (key == "begun_bytes") record.begun_bytes = words.Number();
   else if (key == "moving") record.moving = true;
   else if (key == "accepted") record.accepted = true;
   else if (key == "order") record.order = static_cast<uint64_t>(words.Number());
@@ -533,14 +535,6 @@ UnsentNote::~UnsentNote() {
 
 void UnsentNote::Unlink() {
   if (fd_ >= 0 || log_) ::unlink(path_.c_str());
-}
-
-void UnsentNote::WasReplaced() {
-  if (fd_ >= 0) ::close(fd_);
-  fd_ = -1;
-  log_ = true;  // so that what comes next is written beside it first
-  said_.clear();
-  end_ = 0;
 }
 
 void UnsentNote::Invalidate() {

@@ -59,6 +59,7 @@ struct UnsentRecord {
   int64_t since = 0;        // seconds since 1970, this machine's clock: the first unsent change
   std::string last_error;   // of sending it; empty: it was not tried
   bool being_sent = false;  // a store was under way, and may have arrived
+  int64_t begun_bytes = 0;  // `fresh`: stores of ours that did not end may have left so much, of whatever the content was then
   bool accepted = false;    // the program was told that it is done (-o writeback): the next mount sends it without being told to
   uint64_t order = 0;       // of what is accepted: grows in the order in which it was
   std::optional<UnsentMaking> make;  // unset: it is there. Of a file: `fresh`, and base.id is not known
@@ -104,8 +105,6 @@ class UnsentNote {
   // An empty one: nothing is new but the time. `appended`: it is the end of what is appended now. False: Write it.
   bool Add(const transport::Extent& extent, bool appended);
   void Unlink();
-  // Another file has its name now.
-  void WasReplaced();
   // What was last written is in the file, and something is unsent by it.
   bool says() const { return end_ > 0; }
 

@@ -676,40 +676,100 @@ bool CachedFsImpl::SendBeside(const NodePtr& node, const std::string& why) {
     entry.content_is_there = true;
     entry.bytes = entry.record->change.bytes();
   }
+  // By the note that is written here, too: it has what is accepted meanwhile.
+  const auto note = [&](const UnsentRecord& said) -> Result<void> {
+    Lock lock(mutex_);
+    Content& content = *node->content;
+    const std::optional<transport::Extent>& append = content.sending.append;
+    if (append && said.change.append && said.change.append->offset > append->offset) {
+      AppendedInPart(*node, said.change.append->offset - append->offset);
+      content.base = said.base;
+    }
+    content.beside.reset();
+    if (said.make) content.beside = said;
+    NoteUnsent(*node);
+    return {};
+  };
   FaultPoint("conflict.sending");
-  const SendReport report = SendUnsent(remote_, entry, true, SendTimes{options_.operation_timeout, options_.transfer_timeout});
+  const SendReport report = SendUnsent(remote_, entry, true, SendTimes{options_.operation_timeout, options_.transfer_timeout}, note);
   FaultPoint("conflict.sent");
   const bool sent = report.outcome != SendOutcome::kFailed;
+  const std::string copy = report.path.substr(report.path.rfind('/') + 1);
+  std::optional<transport::Attributes> there;
+  if (report.outcome == SendOutcome::kConflictCopy) there = LookUpBeside(node, copy);
   log::Error("cache", "{}: {}; what was written here {}", entry.record->path, why,
              report.outcome == SendOutcome::kConflictCopy ? "is " + report.path : sent ? "was there" : "waits: " + report.text);
   std::lock_guard writing(node->content->write_mutex);
   Lock lock(mutex_);
   Content& content = *node->content;
-  spool->note().WasReplaced();
   if (!sent) {
     StoreFailed(*node, nullptr, Failure(ErrorKind::kUnavailable, EIO, report.text).value(), true);
     return false;
   }
   content.sending = {};
+  content.beside.reset();
+  content.begun_bytes = 0;
   content.storing = content.sending_accepted = false;
   --node->changes_in_flight;
   content.stored.notify_all();
   // Where it lies was made behind this cache.
   if (const NodePtr parent = node->places.empty() ? nullptr : tree_.Find(node->places.current().parent)) {
-    Child* beside = Tree::FindChild(*parent, report.path.substr(report.path.rfind('/') + 1));
+    Child* beside = Tree::FindChild(*parent, copy);
     if (beside) beside->fresh_until = {};
-    kernel_news_.push_back({.directory = parent->id, .name = report.path.substr(report.path.rfind('/') + 1)});
+    kernel_news_.push_back({.directory = parent->id, .name = copy});
     Outdated(*parent);
     parent->listed_until = {};
     parent->ours = false;
   }
-  GiveUpName(*node);
+  if (there && GoOnAs(*node, copy, *there)) {
+    // for who has it open, and with what was written meanwhile
+  } else if (node->unmade && !content.current.empty()) {
+    NoteUnsent(*node);
+    return false;  // the rest of it once more
+  } else {
+    GiveUpName(*node);
+  }
   NoteUnsent(*node);
   if (content.current.empty()) DiscardUnsent(*node);
   if (node->open_files == 0) CloseHandlesIfUnused(*node);
   ContentChanged(*node, true);
   Outdated(*node);
   TellKernel(lock);
+  return true;
+}
+
+std::optional<transport::Attributes> CachedFsImpl::LookUpBeside(const NodePtr& node, const std::string& name) {
+  transport::Name at;
+  {
+    Lock lock(mutex_);
+    const NodePtr parent = node->unmade ? tree_.Find(node->places.current().parent) : nullptr;
+    if (!parent || parent->unmade) return {};
+    at = transport::Name{tree_.Address(*parent), name};
+  }
+  auto there = remote_.Lookup(at, OpContext::Within(options_.operation_timeout));
+  if (!there || there->type != transport::FileType::kRegular || !there->id.known()) return {};
+  return *there;
+}
+
+bool CachedFsImpl::GoOnAs(Node& node, const std::string& name, const transport::Attributes& there) {
+  const NodePtr parent = node.unmade ? tree_.Find(node.places.current().parent) : nullptr;
+  const Child* taken = parent ? Tree::FindChild(*parent, name) : nullptr;
+  if (!parent || (taken && taken->node != 0) || tree_.FindIdentity(there.id)) return false;
+  EndUnmade(node);
+  settled_.notify_all();
+  const std::string before = node.places.current().name;
+  tree_.Detach(*parent, before).stamp = ++stamp_;
+  kernel_news_.push_back({.directory = parent->id, .name = before});
+  tree_.Rekey(node, there.id);
+  tree_.Attach(*parent, name, node).stamp = stamp_;
+  node.attributes = there;
+  node.stamp = stamp_;
+  Content& content = *node.content;
+  content.fresh = false;
+  content.last_error.reset();
+  content.base = UnsentBase{there.id, there.size, there.mtime, there.ctime, there.permissions};
+  if (!remote_.description().identities_survive_renames) content.base.id = {};
+  if (!node.has_unsent()) dirty_.erase(node.id);
   return true;
 }
 
@@ -821,12 +881,19 @@ Result<bool> CachedFsImpl::ChangedThere(const NodePtr& node, const OpContext& ct
     const Content& content = *node->content;
     const Change& change = content.current;
     if (!content.accepted || content.storing || content.fresh || node->unmade || node->deleted || !node->is_regular() || !WritingEnded(*node)) return false;
-    // An append goes to whatever is there.
-    if (!change.touches_content() || (change.append && change.extents.empty() && !change.size && !change.cut)) return false;
+    if (!MayLoseTheirs(change)) return false;
     const NodePtr parent = node->places.empty() ? nullptr : tree_.Find(node->places.current().parent);
     const bool told = parent && parent->watched && node->attributes.link_count == 1 && node->fresh_until == kWatched && node->changes_in_flight == 0;
     if (told) return node->attributes.size != content.base.size || !transport::SameTime(node->attributes.mtime, content.base.mtime);
   }
+  return IsNotItsBase(node, ctx);
+}
+
+bool CachedFsImpl::MayLoseTheirs(const Change& change) {
+  return change.touches_content() && !(change.append && change.extents.empty() && !change.size && !change.cut);
+}
+
+Result<bool> CachedFsImpl::IsNotItsBase(const NodePtr& node, const OpContext& ctx) {
   auto now = AskAttributes(node, ctx);
   if (!now && now.error().kind == ErrorKind::kErrno && now.error().errno_value == ESTALE) return true;  // another one has its name
   if (!now && now.error().kind == ErrorKind::kErrno) return false;                                     // the store says so, too

@@ -44,6 +44,7 @@ void CachedFsImpl::NoteBase(Node& node) {
   const transport::Attributes& known = node.attributes;
   content.base = UnsentBase{node.file_id, known.size, known.mtime, known.ctime, known.permissions};
   if (!remote_.description().identities_survive_renames) content.base.id = {};  // made up for this mount
+  content.base_moves = node.changes_in_flight > 0;
   content.since = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
@@ -100,7 +101,7 @@ void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
 void CachedFsImpl::SendEarly(Node& node) {
   Content& content = *node.content;
   const Change& change = content.current;
-  if (content.not_early || !content.given_up.expired() || content.storing || node.deleted || change.append || change.extents.count() != 1) return;
+  if (options_.writeback || content.not_early || !content.given_up.expired() || content.storing || node.deleted || change.append || change.extents.count() != 1) return;
   const transport::Extent written = change.extents.extents().front();
   if (written.offset != 0 || written.length < kEarlyBytes || !(content.fresh || change.cut == 0)) return;
   if (!content.early) {

@@ -264,6 +264,9 @@ struct StoreRequest {
   bool last = false;
   // What BeginStore made for this file, if anything, all of it bytes of the source. It is of no use afterwards.
   EarlyStore* early = nullptr;
+  // Asked when what was sent ahead of the change has arrived, and nothing of the file is changed yet; its error ends the Store. Not where nothing is sent
+  // ahead, nor of a file that is `fresh`.
+  std::function<Result<void>()> before_changing;
 };
 
 // Something new. A row of them is made by one question, in its order; those that fail keep no other from being made.

@@ -144,6 +144,12 @@ Result<Attributes> StoreContent(ServiceSession& session, const Node& node, bool 
       auto staged = StageContent(session, piece, *request.source, whole);
       if (!staged) return Forward(staged.error());
       stage = std::move(*staged);
+      if (request.before_changing && !request.fresh && &piece == &pieces->front()) {
+        if (auto may = request.before_changing(); !may) {
+          session.DiscardStageFile(stage);
+          return Forward(may.error());
+        }
+      }
     }
     auto held = session.path_locks().Use({node.path}, whole);
     auto path = held ? session.Locate(node) : Result<std::string>(Forward(held.error()));

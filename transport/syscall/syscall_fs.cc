@@ -1165,6 +1165,12 @@ class SyscallFsImpl final : public RemoteFs {
       Discard(stage->handle);
       return Forward(UploadError(uploaded.error()));
     }
+    if (request.before_changing && !stage->into) {
+      if (auto may = request.before_changing(); !may) {
+        Discard(stage->handle);
+        return Forward(may.error());
+      }
+    }
     return Commit(*stage, handle, node, request, plan, ctx);
   }
 
