@@ -427,7 +427,9 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void MakeRow(Row& row, std::stop_token stop);
   void EndUnmade(Node& node);            // mutex_ held
   void Made(Row& row, size_t at, const transport::Attributes& attributes, const std::optional<Error>& refused);
-  void NotMade(Row& row, size_t at, const Error& error, std::stop_token stop);
+  void NotMade(Row& row, size_t at, const Error& answered, std::stop_token stop);
+  static void TriedToMake(Unmade& unmade, const Error& error);          // mutex_ held
+  void TriedToMakeBelow(const NodePtr& directory, const Error& error);  // mutex_ held
   // Something else has its name there. True: it is no longer in the way. No lock.
   bool ResolveTaken(const NodePtr& node, const OpContext& ctx);
   bool TakeForOurs(const NodePtr& node, const transport::Attributes& there);

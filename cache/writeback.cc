@@ -329,6 +329,14 @@ CachedFsImpl::Row CachedFsImpl::CollectRow(TimePoint* retry_at) {
   Row row;
   *retry_at = TimePoint::max();
   std::unordered_map<NodeId, size_t> in_row;
+  // A directory that failed since somebody waited for it is wanted for what was to go there.
+  for (const auto& [order, id] : unmade_) {
+    const NodePtr node = tree_.Find(id);
+    if (!node->unmade->wanted) continue;
+    for (NodePtr at = tree_.Find(node->places.current().parent); at && at->unmade && !at->unmade->wanted; at = tree_.Find(at->places.current().parent)) {
+      at->unmade->wanted = true;
+    }
+  }
   // First what somebody waits for, with what that is in.
   for (const bool wanted : {true, false}) {
     for (const auto& [order, id] : unmade_) {
@@ -506,13 +514,39 @@ void CachedFsImpl::Made(Row& row, size_t at, const transport::Attributes& attrib
   --node->pins;
 }
 
-void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error, std::stop_token stop) {
+void CachedFsImpl::TriedToMake(Unmade& unmade, const Error& error) {
+  unmade.error = error;
+  ++unmade.tries;
+  if (!IsForNow(error)) ++unmade.refusals;
+}
+
+// What was to go there by a later row failed with it: whoever waits for it is told, too.
+void CachedFsImpl::TriedToMakeBelow(const NodePtr& directory, const Error& error) {
+  for (std::vector<NodePtr> directories{directory}; !directories.empty();) {
+    const NodePtr above = directories.back();
+    directories.pop_back();
+    for (const auto& [name, child] : above->children) {
+      const NodePtr below = child.node ? tree_.Find(child.node) : nullptr;
+      if (!below || !below->unmade || below->unmade->being_made) continue;  // of the same row: it has its own answer
+      TriedToMake(*below->unmade, error);
+      below->unmade->wanted = false;
+      directories.push_back(below);
+    }
+  }
+}
+
+void CachedFsImpl::NotMade(Row& row, size_t at, const Error& answered, std::stop_token stop) {
   Row::Item& item = row.items[at];
   const NodePtr& node = item.node;
-  const bool taken = error.kind == ErrorKind::kErrno && error.errno_value == EEXIST;
+  const bool taken = answered.kind == ErrorKind::kErrno && answered.errno_value == EEXIST;
+  const std::optional<size_t> made_in = row.objects[at].made_in;
+  Error error = answered;
   {
     Lock lock(mutex_);
     if (!node->unmade) return;
+    // That a directory is missing says nothing, but why it was not made.
+    const Unmade* const above = made_in && !row.items[*made_in].again ? row.items[*made_in].node->unmade.get() : nullptr;
+    if (above && above->error) error = *above->error;
     ++node->pins;
     node->unmade->being_made = false;
     node->unmade->maybe_made = node->unmade->maybe_made || error.kind != ErrorKind::kErrno;
@@ -520,7 +554,6 @@ void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error, std::stop_to
     NoteUnsent(*node);
   }
   // What it is in may have another name now, or have been found there.
-  const std::optional<size_t> made_in = row.objects[at].made_in;
   OpContext ctx = OpContext::Within(options_.operation_timeout);
   ctx.stop = stop;
   item.again = (made_in && row.items[*made_in].again) || (taken && ResolveTaken(node, ctx));
@@ -530,9 +563,8 @@ void CachedFsImpl::NotMade(Row& row, size_t at, const Error& error, std::stop_to
     if (node->unmade && item.again) node->unmade->retry_at = {};
     if (node->unmade && !item.again) {
       Unmade& unmade = *node->unmade;
-      unmade.error = error;
-      ++unmade.tries;
-      if (!IsForNow(error)) ++unmade.refusals;
+      TriedToMake(unmade, error);
+      TriedToMakeBelow(node, error);
       unmade.retry_at = row.retry_at ? *row.retry_at : Clock::now() + RetryAfter(unmade.tries);
       if (unmade.tries == 1 && !row.retry_at) log::Warning("cache", "{} is not made in the sandbox yet: {}", tree_.PathOf(*node), ToString(error));
       NoteError(tree_.PathOf(*node), error);

@@ -909,6 +909,22 @@ def test_what_did_not_fit_goes_by_itself_when_there_is_room(small_disk):
     assert sorted(os.listdir(there / "d")) == sorted(os.path.basename(name) for name in contents)
 
 
+def test_more_than_goes_at_once_is_put_aside_where_its_directory_is_gone(spot):
+    os.mkdir(spot.here / "d")
+    assert_all_sent(spot.mount)
+    with standing_still(spot.double):
+        os.mkdir(spot.here / "d/new")
+        for number in range(300):
+            write(spot.here / f"d/new/f{number}", b"%05d" % number * 4000)
+        shutil.rmtree(spot.there / "d")
+    assert flush(spot.mount, "--timeout", "5", check=False).returncode == UNSENT
+    eventually(lambda: spot.mount.status()["dirty_files"] == 0, "nothing waits", 60)
+    kept = {each["path"]: each for each in listed(spot.double) if each["path"].startswith(f"{spot.there}/")}
+    assert len(kept) == 301, sorted(kept)
+    assert pathlib.Path(kept[f"{spot.there}/d/new/f299"]["content"]).read_bytes() == b"00299" * 4000
+    recover(spot.double, "--drop", "--all", "--yes", check=False)
+
+
 # --- programs
 
 def test_git(spot, scratch):

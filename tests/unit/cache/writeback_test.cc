@@ -388,6 +388,53 @@ TEST_F(WritebackTest, NobodyIsAskedForEver) {
   EXPECT_LE(remote.rows, 110);
 }
 
+// Has no room for directories, and finds nothing where one is missing.
+class FullRemoteFs : public testing::FaultyRemoteFs {
+ public:
+  using testing::FaultyRemoteFs::FaultyRemoteFs;
+  Result<transport::MadeObjects> MakeObjects(const std::vector<transport::NewObject>& objects, const OpContext& ctx) override {
+    if (!full) return FaultyRemoteFs::MakeObjects(objects, ctx);
+    transport::MadeObjects made;
+    made.objects.resize(objects.size());
+    for (size_t i = 0; i < objects.size(); ++i) made.objects[i].error = Error{objects[i].made_in ? ENOENT : ENOSPC, ErrorKind::kErrno, "full", 0, ""};
+    return made;
+  }
+  std::atomic<bool> full{true};
+};
+
+TEST_F(WritebackTest, WhatIsMoreThanARowIsToldWhyItsDirectoryCannotBeMade) {
+  fs_.reset();
+  auto made = std::make_unique<FullRemoteFs>(*remote_);
+  FullRemoteFs& remote = *made;
+  faulty_ = std::move(made);
+  const NodeId top = MakeDirectory(kRoot, "top");
+  const std::string content(250 << 10, 'x');
+  const NodeId in_it = MakeDirectory(top, "in");
+  for (int i = 0; i < 20; ++i) WriteNew(in_it, "f" + std::to_string(i), content);
+  WriteNew(MakeDirectory(in_it, "deep"), "last", content);
+  for (int i = 0; i < 5; ++i) {  // more often than a refusal
+    EXPECT_EQ(FlushAll(), ENOSPC);
+    EXPECT_EQ(Errno(fs().SyncDirectory(top, Ctx())), ENOSPC);
+  }
+  EXPECT_TRUE(ListUnsent(spool_ + ".unsent").empty());
+  remote.full = false;
+  EXPECT_EQ(FlushAll(), 0);
+  EXPECT_EQ(remote_->InsideList("top/in").size(), 21u);
+  EXPECT_EQ(Inside("top/in/deep/last"), content);
+}
+
+TEST_F(WritebackTest, MoreThanARowIsPutAsideWhereItsDirectoryIsGone) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  MakeNothing(testing::RemoteFault::kFail);
+  const std::string content(250 << 10, 'x');
+  const NodeId in_it = MakeDirectory(top, "in");
+  for (int i = 0; i < 20; ++i) WriteNew(in_it, "f" + std::to_string(i), content);
+  ASSERT_TRUE(remote_->InsideRemove("top"));
+  faulty_->Clear();
+  EXPECT_TRUE(Eventually([&] { return FlushAll() != ETIMEDOUT && fs().Status().dirty_files == 0; }));
+  EXPECT_EQ(ListUnsent(spool_ + ".unsent").size(), 21u);
+}
+
 TEST_F(WritebackTest, AJournalThatCannotBeWrittenAcceptsNothing) {
   const NodeId top = MakeDirectory(kRoot, "top");
   std::filesystem::remove_all(spool_);
