@@ -350,6 +350,7 @@ Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
     for (const auto& [number, file] : files_) {
       if (file->node != node || !file->flags.write) continue;
       if (number == handle) file->flushed = false;
+      if (number == handle && change.size) file->wrote = file->has_written = true;
       if (file->flushed) continue;
       writable = true;
       if (file->created) created_open = true;

@@ -30,6 +30,8 @@ struct OpenFile {
   // Flushed since its last use for writing. The kernel releases a file some time after close(2), so a flushed handle may be a
   // closed one: what a path names then (utimensat, truncate) must not wait for a flush that never comes.
   bool flushed = false;
+  bool wrote = false;                    // content, since it was opened or flushed: who only has it open keeps nothing from being sent
+  bool has_written = false;              // the same, ever
   bool direct = false;
   std::shared_ptr<StreamReader> reader;  // made by the first read that needs the other side; locks itself
   std::optional<Error> unreported;       // a failed store that this handle was not told of
@@ -341,7 +343,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // Before its attributes are told: whether the send was waited for to its end, so that they are as new as the question. No lock.
   bool SendBeforeStat(const NodePtr& node, const OpContext& ctx);
   bool MaySendBeforeStat(const Node& node) const;  // mutex_ held
-  bool WritingEnded(const Node& node) const;  // mutex_ held; everything that may write it was flushed
+  bool WritingEnded(const Node& node) const;    // mutex_ held; everything that may write it was flushed
+  bool IsBeingWritten(const Node& node) const;  // mutex_ held; something that wrote it was not flushed since
   Result<transport::Attributes> CallStore(const NodePtr& node, const Change& change, bool fresh, const std::shared_ptr<SpoolFile>& spool,
                                           transport::EarlyStore* early, const OpContext& ctx);
   void StoreSucceeded(const NodePtr& node, const Change& sent, const transport::Attributes& after, uint64_t asked_stamp,
@@ -393,6 +396,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   bool IsUnmoved(const Node& node) const;  // mutex_ held
   void Accepted();                         // mutex_ held: something was
   void SomethingToSend();                  // mutex_ held: the two threads may look again
+  void SendInTime(const OpenFile& closed);  // mutex_ held: what it wrote waits no longer than that for others who write
   static bool IsForNow(const Error& error);  // time may help
   uint64_t NextOrder();  // mutex_ held
   // It is in the sandbox when this returns, or why it cannot be made there. No lock.

@@ -98,6 +98,7 @@ struct Content {
   uint64_t order = 0;                  // of what is accepted
   uint64_t failures = 0;               // since something was sent
   TimePoint retry_at{};                // after a failure: not sent behind anybody's back before
+  TimePoint send_by = TimePoint::max();  // what is accepted, although somebody writes on: who wrote of it has closed
   bool untried = false;                // changed since the last store began
   bool fresh = false;                  // made by this mount, nothing but our stores was ever in it
   int64_t begun_bytes = 0;             // -o writeback, while it is `fresh`: at most so long is what stores of ours that did not end left there

@@ -27,6 +27,7 @@ OpenedFile CachedFsImpl::Register(const NodePtr& node, OpenFlags flags, bool cre
   file->node = node;
   file->flags = flags;
   file->created = created;
+  file->wrote = file->has_written = flags.truncate && !created;
   file->direct = node->attributes.size_unreliable;
   ++node->open_files;
   if (flags.write) ++node->open_writers;
@@ -287,7 +288,7 @@ void CachedFsImpl::Release(FileHandle handle, const OpContext& context) {
       reader.reset();
     });
   }
-  if (options_.writeback) SomethingToSend();
+  if (options_.writeback) SendInTime(*file);
   if (file->unreported && !node->content->unreported) node->content->unreported = file->unreported;
   if (file->flags.write) --node->open_writers;
   if (--node->open_files == 0) {

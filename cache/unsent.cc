@@ -186,6 +186,11 @@ bool CachedFsImpl::WritingEnded(const Node& node) const {
   });
 }
 
+bool CachedFsImpl::IsBeingWritten(const Node& node) const {
+  if (node.open_writers == 0) return false;
+  return std::ranges::any_of(files_, [&](const auto& file) { return file.second->node.get() == &node && file.second->wrote; });
+}
+
 Result<void> CachedFsImpl::CannotReach(Node& node, const OpenFile* teller) {
   const std::string path = tree_.PathOf(node);
   const Error error = Errno(ESTALE, path + " was removed here, and is in the sandbox by other names, which are not known").value();
@@ -462,6 +467,7 @@ Result<void> CachedFsImpl::Flush(FileHandle handle, const OpContext& context) {
   {
     Lock lock(mutex_);
     file->flushed = true;
+    file->wrote = false;
   }
   auto accepted = AcceptFile(file->node, ForTransfer(context));
   if (!accepted) return Forward(accepted.error());

@@ -91,6 +91,15 @@ void CachedFsImpl::SomethingToSend() {
   behind_.notify_all();
 }
 
+// At the release, not at the flush: what flushes may be a copy of a descriptor that goes on writing, as in a shell's redirection.
+void CachedFsImpl::SendInTime(const OpenFile& closed) {
+  if (closed.has_written && closed.node->content->accepted) {
+    TimePoint& by = closed.node->content->send_by;
+    by = std::min(by, Clock::now() + kMostDelay);
+  }
+  SomethingToSend();
+}
+
 bool CachedFsImpl::MayMakeHere(Node& parent, const std::string& name) const {
   if (!options_.writeback || !parent.ours || parent.deleted || (parent.attributes.access & 3) != 3 || dirty_.size() >= most_unsent_) return false;
   const TimePoint now = Clock::now();
@@ -248,6 +257,7 @@ bool CachedFsImpl::Accept(Node& node) {
   Content& content = *node.content;
   if (!options_.writeback || !content.spool || !node.has_unsent()) return false;
   if (!node.unmade && !content.accepted && dirty_.size() >= most_unsent_) return false;
+  if (!content.accepted && !content.sending_accepted) content.send_by = TimePoint::max();
   content.accepted = true;
   if (content.order == 0) content.order = node.unmade ? node.unmade->order : NextOrder();
   content.retry_at = {};
@@ -866,9 +876,10 @@ std::vector<NodePtr> CachedFsImpl::SendableBehind(TimePoint* retry_at) const {
   const TimePoint now = Clock::now();
   for (const NodeId id : dirty_) {
     const NodePtr node = tree_.Find(id);
-    if (!node || node->unmade || !node->content->accepted || node->content->storing || node->is_gone() || !WritingEnded(*node)) continue;
-    if (node->content->retry_at > now) {
-      *retry_at = std::min(*retry_at, node->content->retry_at);
+    if (!node || node->unmade || !node->content->accepted || node->content->storing || node->is_gone()) continue;
+    const TimePoint due = std::max(node->content->retry_at, IsBeingWritten(*node) ? node->content->send_by : TimePoint{});
+    if (due > now) {
+      *retry_at = std::min(*retry_at, due);
       continue;
     }
     // Its times are set when all is in it.
@@ -912,7 +923,7 @@ Result<bool> CachedFsImpl::ChangedThere(const NodePtr& node, const OpContext& ct
     Lock lock(mutex_);
     const Content& content = *node->content;
     const Change& change = content.current;
-    if (!content.accepted || content.storing || content.fresh || node->unmade || node->deleted || !node->is_regular() || !WritingEnded(*node)) return false;
+    if (!content.accepted || content.storing || content.fresh || node->unmade || node->deleted || !node->is_regular() || IsBeingWritten(*node)) return false;
     if (!MayLoseTheirs(change)) return false;
     const NodePtr parent = node->places.empty() ? nullptr : tree_.Find(node->places.current().parent);
     const bool told = parent && parent->watched && node->attributes.link_count == 1 && node->fresh_until == kWatched && node->changes_in_flight == 0;

@@ -279,6 +279,7 @@ Result<size_t> CachedFsImpl::WriteToSpool(OpenFile& file, int64_t offset, std::s
         node->content->being_written = false;
         recorded = true;
         file.flushed = false;
+        file.wrote = file.has_written = true;
         if (!written && (written.error().errno_value != ENOSPC || attempt > 0)) return Forward(written.error());
         if (!written) break;
         if (file.flags.append) {

@@ -596,6 +596,51 @@ def test_the_name_is_taken_by_something_else(spot, ours, theirs):
     assert copy in said_of_conflicts(spot.mount)
 
 
+# --- with somebody else who has it open
+
+def test_who_has_it_open_keeps_nothing_back_that_another_closed(spot):
+    write(spot.here / "log", b"old\n")
+    assert_all_sent(spot.mount)
+
+    def there():
+        return (spot.there / name).read_bytes() if (spot.there / name).exists() else None
+    for name in ("log", "new"):
+        with open(spot.here / name, "ab", buffering=0) as file:
+            before = (spot.here / name).read_bytes()
+            write(spot.here / name, b"closed\n", os.O_APPEND)
+            eventually(lambda: there() == before + b"closed\n", "it is sent, although the other one could write", 30)
+            file.write(b"not closed\n")
+            write(spot.here / name, b"closed, too\n", os.O_APPEND)
+            eventually(lambda: there() == before + b"closed\nnot closed\nclosed, too\n", "it is sent, although the other one wrote", 30)
+            file.write(b"at last\n")
+        eventually(lambda: there().endswith(b"too\nat last\n"), "it is sent")
+        assert (spot.here / name).read_bytes() == there()
+
+
+def test_old_content_stays_until_somebody_closes_who_wrote(spot):
+    write(spot.here / "f", b"old content")
+    assert_all_sent(spot.mount)
+    with open(spot.here / "f", "wb", buffering=0) as file:
+        file.write(b"new")
+        for flags in (os.O_RDONLY, os.O_WRONLY):
+            os.close(os.open(spot.here / "f", flags))
+        time.sleep(4)  # longer than what another closed would wait
+        assert (spot.there / "f").read_bytes() == b"old content"
+        file.write(b" content")
+    eventually(lambda: (spot.there / "f").read_bytes() == b"new content", "it is sent")
+
+
+def test_what_was_changed_there_is_not_overwritten_although_somebody_has_it_open(spot):
+    write(spot.here / "f", b"0123456789")
+    assert_all_sent(spot.mount)
+    with open(spot.here / "f", "r+b", buffering=0):
+        with standing_still(spot.double):
+            write(spot.here / "f", b"ours", os.O_TRUNC)
+            (spot.there / "f").write_bytes(b"theirs, and longer")
+        eventually(lambda: conflict_copies(spot.there) == {"f": [b"ours"]}, "it is sent", 30)
+    check_conflict(spot, "f", b"theirs, and longer", b"ours")
+
+
 # --- barriers
 
 def test_fsync_waits(spot):
