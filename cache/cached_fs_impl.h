@@ -363,8 +363,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   std::optional<Error> TakeUnreported(OpenFile& file);  // mutex_ held
   void DiscardUnsent(Node& node);                       // mutex_ held
   enum class SaveWhen { kAlways, kFailed, kRefused };  // kFailed: unless it is being sent again, since whoever does that sees what comes of it
-  // One file's share of SaveUnsent; false: nothing was unsent, or it is not so.
-  Result<bool> SaveUnsentOf(const NodePtr& node, const std::string& directory, SaveWhen when);
+  // One file's share of SaveUnsent; false: nothing was unsent, or it is not so. What was accepted is told by the next FlushAll, if there is a reason `why`.
+  Result<bool> SaveUnsentOf(const NodePtr& node, const std::string& directory, SaveWhen when, const std::string& why);
   UnsentRecord RecordOf(const Node& node) const;  // mutex_ held: of what is unsent
   // What can never be sent since its file is gone there, and which nobody has open, leaves the mount: no lock.
   void PutAsideIfRefused(const NodePtr& node);

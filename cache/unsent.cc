@@ -535,7 +535,10 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
   if (auto rest = SendAll(nodes, ctx, progress); sent) sent = rest;
   Lock lock(mutex_);
   for (const NodePtr& node : nodes) --node->pins;
-  if (auto untold = std::exchange(untold_, std::nullopt); untold && sent) return Forward(*untold);
+  if (auto untold = std::exchange(untold_, std::nullopt)) {
+    if (sent) return Forward(*untold);
+    sent.error().message += "; " + untold->message;
+  }
   return sent;
 }
 
@@ -623,7 +626,7 @@ UnsentRecord CachedFsImpl::RecordOf(const Node& node) const {
   return record;
 }
 
-Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& directory, SaveWhen when) {
+Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& directory, SaveWhen when, const std::string& why) {
   for (size_t slash = directory.find('/', 1);; slash = directory.find('/', slash + 1)) {
     const std::string part = directory.substr(0, slash);
     if (::mkdir(part.c_str(), 0700) != 0 && errno != EEXIST) return Failure(ErrorKind::kLocal, errno, "making " + part);
@@ -676,6 +679,11 @@ Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& 
     nothing.nothing = true;
     content.spool->note().Write(nothing);
   }
+  // Before it is unsent no longer: whoever waits for it is told.
+  if (record.accepted && !why.empty()) {
+    untold_ = Failure(ErrorKind::kErrno, EIO, record.path + ": " + why + "; it is put aside in " + directory).value();
+    last_error_ = untold_->message;
+  }
   if (!being_sent) DiscardUnsent(*node);
   return true;
 }
@@ -690,7 +698,7 @@ Result<int> CachedFsImpl::SaveUnsent(const std::string& directory) {
   }
   int saved = 0;
   for (const NodePtr& node : nodes) {
-    auto done = SaveUnsentOf(node, directory, SaveWhen::kAlways);
+    auto done = SaveUnsentOf(node, directory, SaveWhen::kAlways, {});
     if (!done) return Forward(done.error());
     if (*done) ++saved;
   }
@@ -698,7 +706,7 @@ Result<int> CachedFsImpl::SaveUnsent(const std::string& directory) {
 }
 
 void CachedFsImpl::PutAsideIfRefused(const NodePtr& node) {
-  std::string path, why;
+  std::string path, error;
   bool refused = false;
   {
     Lock lock(mutex_);
@@ -710,17 +718,17 @@ void CachedFsImpl::PutAsideIfRefused(const NodePtr& node) {
     if (!refused && node->open_files > 0) return;
     if (!content.dirty() || content.storing || options_.unsent_directory.empty()) return;
     path = tree_.PathOf(*node);
-    if (content.last_error) why = ToString(*content.last_error);
+    if (content.last_error) error = ToString(*content.last_error);
   }
-  auto saved = SaveUnsentOf(node, options_.unsent_directory, refused ? SaveWhen::kRefused : SaveWhen::kFailed);
+  const std::string why = std::string(refused ? "it was refused by the sandbox (" : "it is gone in the sandbox (") + error + ")";
+  auto saved = SaveUnsentOf(node, options_.unsent_directory, refused ? SaveWhen::kRefused : SaveWhen::kFailed, why);
   if (!saved) {
-    log::Error("cache", "{} cannot be stored in the sandbox ({}), and what was written could not be put aside: {}", path, why,
+    log::Error("cache", "{} cannot be stored in the sandbox ({}), and what was written could not be put aside: {}", path, error,
                ToString(saved.error()));
     return;
   }
   if (!*saved) return;
-  log::Error("cache", "{} {} ({}); what was written is put aside in {}", path,
-             refused ? "was refused by the sandbox" : "is gone in the sandbox", why, options_.unsent_directory);
+  log::Error("cache", "{}: {}; what was written is put aside in {}", path, why, options_.unsent_directory);
   Lock lock(mutex_);
   ContentChanged(*node, true);
   Outdated(*node);

@@ -830,13 +830,8 @@ void CachedFsImpl::GiveUpName(Node& node) {
 void CachedFsImpl::PutAside(const NodePtr& node, const std::string& why) {
   if (options_.unsent_directory.empty()) return;
   const std::string path = PathOf(node->id);
-  {
-    Lock lock(mutex_);  // before it is unsent no longer: whoever waits for it is told
-    untold_ = Failure(ErrorKind::kErrno, EIO, path + ": " + why + "; it is put aside in " + options_.unsent_directory).value();
-    last_error_ = untold_->message;
-  }
   FaultPoint("aside.saving");
-  auto saved = SaveUnsentOf(node, options_.unsent_directory, SaveWhen::kFailed);
+  auto saved = SaveUnsentOf(node, options_.unsent_directory, SaveWhen::kFailed, why);
   FaultPoint("aside.saved");
   if (!saved) log::Error("cache", "{}: {}, and it cannot be put aside: {}", path, why, ToString(saved.error()));
   if (!saved || !*saved) return;

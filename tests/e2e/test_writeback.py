@@ -566,6 +566,27 @@ def test_what_is_accepted_while_a_conflict_is_resolved(tiered, killed):  # noqa:
     assert counts == [1, 1, 1] or (killed and min(counts) == 1), found
 
 
+@pytest.mark.parametrize("barrier", ["flush", "umount"])
+def test_what_was_accepted_and_is_put_aside_is_told_once(tiered, barrier):  # noqa: F811
+    """By the next barrier, although nobody has it open, and nothing is unsent any more."""
+    mount = tiered.mount(options=["writeback"])
+    (mount.inside / "d").mkdir()
+    (mount.inside / "d/f").write_bytes(b"old content")
+    eventually(lambda: (mount.path / "d/f").exists(), "it is seen")
+    assert (mount.path / "d/f").read_bytes() == b"old content"
+    with standing_still(tiered):
+        write(mount.path / "d/f", b"ours", os.O_TRUNC)
+        shutil.rmtree(mount.inside / "d")
+    eventually(lambda: mount.status()["dirty_files"] == 0, "it is put aside")
+    (kept,) = listed(tiered)
+    assert pathlib.Path(kept["content"]).read_bytes() == b"ours"
+    told = mount.e2bfs(barrier, mount.path, check=False)
+    assert told.returncode == UNSENT and "d/f" in told.stderr and "put aside in" in told.stderr and is_mounted(mount.path), told
+    assert "put aside in" in mount.status()["last_error"]
+    assert mount.e2bfs(barrier, mount.path).returncode == 0
+    mount.mounted = is_mounted(mount.path)
+
+
 @pytest.mark.parametrize("theirs", ["directory", "file", "link"])
 @pytest.mark.parametrize("ours", ["directory", "file", "link"])
 def test_the_name_is_taken_by_something_else(spot, ours, theirs):
