@@ -316,16 +316,20 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // mutex_ held: a file whose content is all new, and large, is sent while it is written.
   void SendEarly(Node& node);
   void EndEarly(Node& node);  // of no use any more
-  void RecordWrite(Node& node, int64_t offset, int64_t length);   // mutex_ held
-  void RecordAppend(Node& node, int64_t offset, int64_t length);  // mutex_ held
+  // mutex_ held. False: it was not written, since the note is a promise and cannot be made to say it.
+  bool RecordWrite(Node& node, int64_t offset, int64_t length);
+  bool RecordAppend(Node& node, int64_t offset, int64_t length);
+  // mutex_ held: what NotWritten takes to make `current` again what it is now; of its extents, those within `extent`.
+  static Change BeforeWrite(const Node& node, const transport::Extent& extent);
+  void NotWritten(Node& node, const transport::Extent& extent, Change before);  // mutex_ held
   void RecordTruncate(Node& node, int64_t size);                  // mutex_ held
   void ChargeSpool(Node& node);                                   // mutex_ held: what `present` now holds, and the note
   void ChargePresent(Node& node);                                 // mutex_ held: without the note
   // mutex_ held. only_more: nothing but this range is new since the last note, and content was unsent then.
-  void NoteMore(Node& node, bool only_more, const transport::Extent& extent, bool appended);
+  bool NoteMore(Node& node, bool only_more, const transport::Extent& extent, bool appended);
   void NoteBase(Node& node);                                      // mutex_ held: before the first unsent change
   void DropSentBytes(Node& node);                                 // mutex_ held: only what is unsent stays spooled
-  void NoteUnsent(Node& node);                                    // mutex_ held: for whoever finds the spool file alone
+  bool NoteUnsent(Node& node);                                    // mutex_ held: for whoever finds the spool file alone; as UnsentNote::Write
 
   // --- ranges.cc
   // Where the other side does not act as who asks.

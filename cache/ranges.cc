@@ -134,7 +134,7 @@ Result<void> CachedFsImpl::AllocateRemoved(const std::shared_ptr<OpenFile>& file
     Lock lock(mutex_);
     node->content->being_written = false;
     if (!written) return written;
-    RecordWrite(*node, at, static_cast<int64_t>(zeros.size()));
+    if (!RecordWrite(*node, at, static_cast<int64_t>(zeros.size()))) return Errno(ENOSPC, "what is unsent cannot be noted");
     at += static_cast<int64_t>(zeros.size());
   }
   Lock lock(mutex_);

@@ -393,6 +393,17 @@ bool WriteAllAt(int fd, std::string_view bytes, int64_t offset) {
   return true;
 }
 
+// What was said before of the same file: all its bytes are there, at their places. (Their values may be newer ones; what else was changed since is not in it.)
+bool IsStillTrue(const UnsentRecord& before, const UnsentRecord& now) {
+  if (now.nothing || before.nothing || now.moving || before.moving) return false;
+  ExtentMap old = before.change.extents, there = now.change.extents;
+  if (before.change.append) old.Add(*before.change.append);
+  if (now.change.append) there.Add(*now.change.append);
+  const int64_t bytes = there.bytes();
+  there.Add(old);
+  return there.bytes() == bytes;
+}
+
 int64_t SteadyNs() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -537,8 +548,11 @@ void UnsentNote::Unlink() {
   if (fd_ >= 0 || log_) ::unlink(path_.c_str());
 }
 
-void UnsentNote::Invalidate() {
+void UnsentNote::Warn() {
   if (!std::exchange(failed_, true)) log::Warning("cache", "{} cannot be written: {}", path_, ErrnoName(errno));
+}
+
+void UnsentNote::Invalidate() {
   said_.clear();
   end_ = 0;
   log_ = false;
@@ -548,40 +562,67 @@ void UnsentNote::Invalidate() {
   ::unlink((path_ + ".new").c_str());
 }
 
-void UnsentNote::Write(const UnsentRecord& record) {
+bool UnsentNote::Write(const UnsentRecord& record) {
   size_t implied = 0;
   const std::string body = EncodeBody(record, &implied);
   const std::string_view said = std::string_view(body).substr(0, implied);
   const int64_t now = SteadyNs();
-  if (said == said_ && (implied == body.size() || now - said_at_ns_ < kImpliedTimeGrainNs)) return;
-  const bool is_short = record.change.extents.count() <= kRangesOfASlot && static_cast<int64_t>(body.size()) + kHeaderBytes <= kNoteSlotBytes / 2;
-  ++number_;
-  if (!(is_short ? WriteSlot(body) : WriteLog(body))) return Invalidate();
+  if (said == said_ && (implied == body.size() || now - said_at_ns_ < kImpliedTimeGrainNs)) return true;
+  if (!WriteAnew(record, body)) {
+    Warn();
+    const auto on_disk = ReadUnsentNote(path_);
+    if (on_disk && on_disk->accepted && IsStillTrue(*on_disk, record)) {
+      said_.clear();
+      end_ = 0;
+      return on_disk->change.bytes() == record.change.bytes();
+    }
+    const bool freed = fd_ >= 0 || log_;  // its space may do
+    Invalidate();
+    if (!freed || !WriteAnew(record, body)) {
+      Invalidate();
+      return true;
+    }
+  }
   if (record.nothing) end_ = 0;  // nothing to add to
   failed_ = false;
   said_ = said;
   said_at_ns_ = now;
   lines_ = 0;
+  return true;
+}
+
+bool UnsentNote::WriteAnew(const UnsentRecord& record, const std::string& body) {
+  const bool is_short = record.change.extents.count() <= kRangesOfASlot && static_cast<int64_t>(body.size()) + kHeaderBytes <= kNoteSlotBytes / 2;
+  ++number_;
+  if (is_short ? WriteSlot(body) : WriteLog(body)) return true;
+  --number_;
+  return false;
 }
 
 bool UnsentNote::WriteSlot(const std::string& body) {
   const std::string text = NoteHeader(false, number_, body, &chain_) + body;
   const int64_t slot = number_ % 2 == 0 ? 0 : kNoteSlotBytes;
-  end_ = slot + static_cast<int64_t>(text.size());
-  most_lines_ = slot + kNoteSlotBytes - end_ - kLongestLine;
-  if (log_) {
-    // What the log says stays until a slot says more: the new file is filled before it gets the name.
+  // What a log says stays until a slot says more: the new file is filled before it gets the name.
+  const std::string target = log_ ? path_ + ".new" : path_;
+  if (log_ || fd_ < 0) {
     if (fd_ >= 0) ::close(fd_);
-    log_ = false;
-    fd_ = ::open((path_ + ".new").c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
-    return fd_ >= 0 && WriteAllAt(fd_, text, slot) && ::rename((path_ + ".new").c_str(), path_.c_str()) == 0;
-  }
-  if (fd_ < 0) {
-    fd_ = ::open(path_.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
+    fd_ = ::open(target.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
     // The other slot's beginning, so that the next record has a place on a disk that is full by then; where the file system cannot, it may have none.
     if (fd_ >= 0) ::fallocate(fd_, FALLOC_FL_KEEP_SIZE, kNoteSlotBytes - slot, kHeldBytes);
   }
-  return fd_ >= 0 && WriteAllAt(fd_, text, slot);
+  if (fd_ < 0 || !WriteAllAt(fd_, text, slot) || (log_ && ::rename(target.c_str(), path_.c_str()) != 0)) {
+    if (log_ && fd_ >= 0) {
+      const int error = errno;
+      ::close(std::exchange(fd_, -1));
+      ::unlink(target.c_str());
+      errno = error;
+    }
+    return false;
+  }
+  log_ = false;
+  end_ = slot + static_cast<int64_t>(text.size());
+  most_lines_ = slot + kNoteSlotBytes - end_ - kLongestLine;
+  return true;
 }
 
 bool UnsentNote::WriteLog(const std::string& body) {
@@ -590,7 +631,10 @@ bool UnsentNote::WriteLog(const std::string& body) {
   if (fd < 0) return false;
   const std::string text = NoteHeader(true, number_, body, &chain_) + body;
   if (!WriteAllAt(fd, text, 0) || ::rename(temporary.c_str(), path_.c_str()) != 0) {
+    const int error = errno;
     ::close(fd);
+    ::unlink(temporary.c_str());
+    errno = error;
     return false;
   }
   if (fd_ >= 0) ::close(fd_);
@@ -605,11 +649,10 @@ bool UnsentNote::Add(const transport::Extent& extent, bool appended) {
   if (end_ == 0 || lines_ >= most_lines_) return false;
   const bool in_time = SteadyNs() - said_at_ns_ < kImpliedTimeGrainNs;
   if (extent.length == 0 || (!log_ && !in_time)) return in_time;
-  const std::string line = AddedLine(appended, extent, &chain_);
-  if (!WriteAllAt(fd_, line, end_)) {
-    Invalidate();
-    return true;
-  }
+  uint64_t chain = chain_;
+  const std::string line = AddedLine(appended, extent, &chain);
+  if (!WriteAllAt(fd_, line, end_)) return false;  // it is torn, which is the end of what counts; the other slot may have a place
+  chain_ = chain;
   end_ += static_cast<int64_t>(line.size());
   lines_ += static_cast<int64_t>(line.size());
   said_.clear();

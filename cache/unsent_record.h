@@ -98,9 +98,10 @@ class UnsentNote {
   UnsentNote(const UnsentNote&) = delete;
   UnsentNote& operator=(const UnsentNote&) = delete;
 
-  // Says this from now on. If the disk takes no more it says nothing, rather than what is no longer true. A time that a write implies may be a second old,
-  // or older where there are many ranges.
-  void Write(const UnsentRecord& record);
+  // Says this from now on. If the disk takes no more, a promise (`accepted`) stays as it was last said, if all its bytes are in this record; false then, if
+  // that lacks bytes of this one. What is no longer true, or no promise, says nothing instead. A time that a write implies may be a second old, or older
+  // where there are many ranges.
+  bool Write(const UnsentRecord& record);
   // As Write of the last record with one more range (and the size it makes of the file), at a cost that does not grow with what the record says.
   // An empty one: nothing is new but the time. `appended`: it is the end of what is appended now. False: Write it.
   bool Add(const transport::Extent& extent, bool appended);
@@ -111,6 +112,9 @@ class UnsentNote {
  private:
   bool WriteSlot(const std::string& body);
   bool WriteLog(const std::string& body);
+  // Into the place that does not hold what is said now; false: that is as it was.
+  bool WriteAnew(const UnsentRecord& record, const std::string& body);
+  void Warn();
   void Invalidate();
 
   const std::string path_;

@@ -258,13 +258,13 @@ bool CachedFsImpl::Accept(Node& node) {
   if (!options_.writeback || !content.spool || !node.has_unsent()) return false;
   if (!node.unmade && !content.accepted && dirty_.size() >= most_unsent_) return false;
   if (!content.accepted && !content.sending_accepted) content.send_by = TimePoint::max();
-  content.accepted = true;
+  const bool before = std::exchange(content.accepted, true);
   if (content.order == 0) content.order = node.unmade ? node.unmade->order : NextOrder();
   content.retry_at = {};
   FaultPoint("accept.closing");
   NoteUnsent(node);
   if (!content.spool->note().says()) {
-    content.accepted = false;
+    content.accepted = before;  // what was promised stays so
     return false;
   }
   Accepted();

@@ -23,19 +23,50 @@ void CachedFsImpl::ChargePresent(Node& node) {
 }
 
 // The only thing that many small writes do: the note gets a line for each.
-void CachedFsImpl::NoteMore(Node& node, bool only_more, const transport::Extent& extent, bool appended) {
+bool CachedFsImpl::NoteMore(Node& node, bool only_more, const transport::Extent& extent, bool appended) {
   ChargePresent(node);
   Content& content = *node.content;
-  if (!only_more || !content.spool || node.is_gone() || !content.spool->note().Add(extent, appended)) NoteUnsent(node);
+  if (only_more && content.spool && !node.is_gone() && content.spool->note().Add(extent, appended)) return true;
+  return NoteUnsent(node);
 }
 
-void CachedFsImpl::NoteUnsent(Node& node) {
+bool CachedFsImpl::NoteUnsent(Node& node) {
   Content& content = *node.content;
-  if (!content.spool) return;
+  if (!content.spool) return true;
   UnsentRecord record;
   record.nothing = !node.has_unsent() || node.is_gone();
   if (!record.nothing) record = RecordOf(node);
-  content.spool->note().Write(record);
+  return content.spool->note().Write(record);
+}
+
+Change CachedFsImpl::BeforeWrite(const Node& node, const transport::Extent& extent) {
+  const Change& change = node.content->current;
+  Change before;
+  for (const transport::Extent& overwritten : change.extents.Within(extent)) before.extents.Add(overwritten);
+  before.size = change.size;
+  before.append = change.append;
+  before.attributes = change.attributes;
+  return before;
+}
+
+void CachedFsImpl::NotWritten(Node& node, const transport::Extent& extent, Change before) {
+  Content& content = *node.content;
+  Change& change = content.current;
+  change.extents.Remove(extent);
+  change.extents.Add(before.extents);
+  if (before.append && !change.append) change.extents.ClipTo(before.append->offset);
+  change.size = before.size;
+  change.append = before.append;
+  change.attributes = before.attributes;
+  // What it overwrote of ours is new, and still to be sent; of what is in the sandbox too, nothing is known here now.
+  ExtentMap unsent;
+  for (const Change* each : {&content.sending, &content.current}) {
+    for (const transport::Extent& kept : each->extents.Within(extent)) unsent.Add(kept);
+    if (each->append) unsent.Add(*each->append);
+  }
+  content.present.Remove(extent);
+  content.present.Add(unsent);
+  ChargePresent(node);
 }
 
 void CachedFsImpl::NoteBase(Node& node) {
@@ -77,11 +108,12 @@ void CachedFsImpl::DropSentBytes(Node& node) {
   ChargeSpool(node);
 }
 
-void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
+bool CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
   Content& content = *node.content;
   if (content.early && offset < content.early->claimed()) EndEarly(node);
   NoteBase(node);
   const transport::Extent extent{offset, length};
+  Change before = BeforeWrite(node, extent);
   Change& change = content.current;
   const bool only_more = content.sending.empty() && change.touches_content() && !change.append;
   if (change.append && extent.end() > change.append->offset) change.AppendBecomesExtent();
@@ -94,8 +126,12 @@ void CachedFsImpl::RecordWrite(Node& node, int64_t offset, int64_t length) {
   node.content->untried = true;
   dirty_.insert(node.id);
   const bool written_again = change.extents.bytes() == known_bytes;
-  NoteMore(node, only_more, written_again ? transport::Extent{} : extent, false);
+  if (!NoteMore(node, only_more, written_again ? transport::Extent{} : extent, false)) {
+    NotWritten(node, extent, std::move(before));
+    return false;
+  }
   SendEarly(node);
+  return true;
 }
 
 void CachedFsImpl::SendEarly(Node& node) {
@@ -134,13 +170,14 @@ void CachedFsImpl::EndEarly(Node& node) {
   --node.changes_in_flight;
 }
 
-void CachedFsImpl::RecordAppend(Node& node, int64_t offset, int64_t length) {
+bool CachedFsImpl::RecordAppend(Node& node, int64_t offset, int64_t length) {
   NoteBase(node);
   Change& change = node.content->current;
   const int64_t base = node.content->sending.SizeAfter(node.attributes.size);
   // An append is one only as long as nothing else of ours says where the file ends.
   if (!change.size && (change.append || change.extents.end() <= base)) {
     const bool only_more = change.append && node.content->sending.empty();
+    Change before = BeforeWrite(node, transport::Extent{offset, length});
     if (!change.append) change.append = transport::Extent{offset, 0};
     if (change.append->end() == offset) {
       change.append->length += length;
@@ -149,11 +186,12 @@ void CachedFsImpl::RecordAppend(Node& node, int64_t offset, int64_t length) {
       change.attributes.mtime_is_implied = true;
       node.content->untried = true;
       dirty_.insert(node.id);
-      NoteMore(node, only_more, transport::Extent{offset, length}, true);
-      return;
+      if (NoteMore(node, only_more, transport::Extent{offset, length}, true)) return true;
+      NotWritten(node, transport::Extent{offset, length}, std::move(before));
+      return false;
     }
   }
-  RecordWrite(node, offset, length);
+  return RecordWrite(node, offset, length);
 }
 
 void CachedFsImpl::RecordTruncate(Node& node, int64_t size) {
@@ -282,11 +320,9 @@ Result<size_t> CachedFsImpl::WriteToSpool(OpenFile& file, int64_t offset, std::s
         file.wrote = file.has_written = true;
         if (!written && (written.error().errno_value != ENOSPC || attempt > 0)) return Forward(written.error());
         if (!written) break;
-        if (file.flags.append) {
-          RecordAppend(*node, offset, length);
-        } else {
-          RecordWrite(*node, offset, length);
-        }
+        const bool noted = file.flags.append ? RecordAppend(*node, offset, length) : RecordWrite(*node, offset, length);
+        if (!noted && attempt > 0) return Errno(ENOSPC, "what is unsent cannot be noted");
+        if (!noted) break;
         ClearSetIds(*node, context);
         return bytes.size();
       }

@@ -991,6 +991,48 @@ def test_more_than_goes_at_once_is_put_aside_where_its_directory_is_gone(spot):
     recover(spot.double, "--drop", "--all", "--yes", check=False)
 
 
+@pytest.mark.parametrize("more", ["lines", "ranges"])
+def test_a_full_disk_here_takes_no_promise_back(tiered, more):  # noqa: F811
+    """What is written then is noted, or refused; after a kill the next mount sends what was accepted."""
+    if os.geteuid() != 0:
+        pytest.skip("makes a small file system: needs root")
+    small = tiered.scratch / "small-spool"
+    small.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "small", small)
+    try:
+        mount = tiered.mount(options=["writeback", f"spool_dir={small}/spool", *QUICK])
+        expected = bytearray(b"old\n" * 1024)
+        (mount.inside / "f").write_bytes(expected)
+        eventually(lambda: (mount.path / "f").exists(), "it is seen")
+        os.stat(mount.path / "f")
+        pid = mount.status()["pid"]
+        # In pages of the spool that are there by then.
+        begin, step, flags = (len(expected), 8, os.O_APPEND) if more == "lines" else (0, 3, 0)
+        with standing_still(tiered, 60):
+            write(mount.path / "f", b"accepted", flags)
+            expected[begin:begin + 8] = b"accepted"
+            with open(small / "filler", "wb", buffering=0) as filler:
+                while code(lambda: filler.write(b"f" * 4096)) == "ok":
+                    pass
+            file = os.open(mount.path / "f", os.O_WRONLY | flags)
+            for at in range(begin + 8 + step % 2, begin + 500 * step, step):
+                piece = b"l%06d\n" % at if more == "lines" else b"y"
+                refused = code(os.pwrite, file, piece, at)
+                if refused != "ok":
+                    break
+                expected[at:at + len(piece)] = piece
+                assert list(small.rglob("*.note")), at
+            kill(mount, pid)
+            code(os.close, file)
+        assert refused == ("ok" if more == "lines" else "ENOSPC"), at
+        (small / "filler").unlink()
+        mount_with(mount)
+        assert (mount.inside / "f").read_bytes() == expected
+        mount.umount()
+    finally:
+        run("umount", "-l", small)
+
+
 # --- programs
 
 def test_git(spot, scratch):

@@ -2,9 +2,11 @@
 #include "cache/unsent_record.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -258,6 +260,96 @@ TEST_F(UnsentRecordTest, ADiskThatTakesNoMoreLeavesNothingUntrue) {
   ASSERT_EQ(::rmdir((path_ + ".new").c_str()), 0);
   note.Write(record);
   EXPECT_EQ(Said(), Everything(record));
+}
+
+// Files may not become longer than this meanwhile: a write goes as far as that, and fails.
+class ShortFiles {
+ public:
+  explicit ShortFiles(size_t bytes) : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
+    ::getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit limit{bytes, before_.rlim_max};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~ShortFiles() {
+    ::setrlimit(RLIMIT_FSIZE, &before_);
+    std::signal(SIGXFSZ, handler_);
+  }
+
+ private:
+  void (*handler_)(int);
+  rlimit before_{};
+};
+
+TEST_F(UnsentRecordTest, APromiseStaysOnADiskThatTakesNoMore) {
+  UnsentNote note(path_);
+  UnsentRecord record = FullRecord();
+  record.moving = false;
+  ASSERT_TRUE(note.Write(record));
+  ASSERT_EQ(::mkdir((path_ + ".new").c_str(), 0700), 0);
+  UnsentRecord longer = record;
+  for (int i = 0; i < 100; ++i) longer.change.extents.Add({2000 + 10 * i, 5});
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_FALSE(note.Write(longer));
+    EXPECT_FALSE(note.says());
+    EXPECT_FALSE(note.Add({1, 1}, false));
+    EXPECT_EQ(Said(), Everything(record));
+    record.last_error += "x";
+    longer.last_error = record.last_error;
+    EXPECT_TRUE(note.Write(record));  // a short one has a place
+    EXPECT_TRUE(note.says());
+    EXPECT_EQ(Said(), Everything(record));
+  }
+  // Nothing but its values is new.
+  for (int i = 0; i < 100; ++i) longer.change.extents.Remove({2000 + 10 * i, 5});
+  longer.last_error = std::string(20'000, 'x');
+  EXPECT_TRUE(note.Write(longer));
+  EXPECT_FALSE(note.says());
+  EXPECT_EQ(Said(), Everything(record));
+  // What it says is not all there any more.
+  longer.change.extents.Remove({0, 3});
+  EXPECT_TRUE(note.Write(longer));
+  EXPECT_EQ(ReadUnsentNote(path_).error().errno_value, ENOENT);
+  ASSERT_TRUE(note.Write(record));
+  record.nothing = longer.nothing = true;
+  EXPECT_TRUE(note.Write(record));
+  EXPECT_TRUE(ReadUnsentNote(path_)->nothing);
+}
+
+TEST_F(UnsentRecordTest, AWriteThatIsCutShortLeavesThePromiseAsItWas) {
+  for (const size_t more : {0, 1, 30, 200, 450}) {
+    UnsentNote note(path_);
+    UnsentRecord record = FullRecord();
+    record.moving = false;
+    ASSERT_TRUE(note.Write(record));
+    const size_t second_slot = Bytes().size();
+    const auto add = [&](int64_t offset) {
+      record.change.extents.Add({offset, 5});
+      return note.Add({offset, 5}, false);
+    };
+    {
+      const ShortFiles limit(second_slot + std::min<size_t>(more, 20));
+      EXPECT_EQ(add(2000), false);
+      EXPECT_NE(Said(), Everything(record));
+      EXPECT_TRUE(note.Write(record));  // into the other slot
+      EXPECT_EQ(Said(), Everything(record));
+      EXPECT_TRUE(add(3000));
+      EXPECT_EQ(Said(), Everything(record));
+    }
+    const std::string before = Everything(record);
+    record.change.extents.Add({4000, 5});
+    {
+      const ShortFiles limit(static_cast<size_t>(kNoteSlotBytes) + more);
+      for (int i = 0; i < 2; ++i) {
+        EXPECT_FALSE(note.Write(record));
+        EXPECT_EQ(Said(), before) << more;
+      }
+    }
+    EXPECT_TRUE(note.Write(record));
+    EXPECT_EQ(Said(), Everything(record));
+    EXPECT_TRUE(add(5000));
+    EXPECT_EQ(Said(), Everything(record));
+    note.Unlink();
+  }
 }
 
 }  // namespace

@@ -443,5 +443,37 @@ TEST_F(WritebackTest, AJournalThatCannotBeWrittenAcceptsNothing) {
   std::filesystem::create_directory(spool_);
 }
 
+TEST_F(WritebackTest, WhatCannotBeNotedIsNotWrittenToWhatWasAccepted) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  MakeNothing(testing::RemoteFault::kFail);
+  WriteNew(top, "f", "content");
+  const std::string note = Journal().at(0).note;
+  ASSERT_TRUE(std::filesystem::create_directory(note + ".new"));  // no long one can be written
+  const FileHandle handle = OpenWrite("top/f");
+  std::string expected = "content";
+  Result<size_t> written = 0;
+  for (int64_t at = 10; at < 100'000; at += 10) {
+    written = fs().Write(handle, at, "x", Ctx());
+    if (!written) break;
+    expected.resize(static_cast<size_t>(at), '\0');
+    expected += 'x';
+  }
+  EXPECT_EQ(Errno(written), ENOSPC);
+  Write(handle, 0, "C");  // that needs no new range
+  expected[0] = 'C';
+  EXPECT_EQ(ReadAll(handle), expected);
+  ASSERT_EQ(Journal().size(), 1u);
+  const UnsentEntry entry = Journal()[0];
+  ASSERT_TRUE(entry.record) << entry.problem;
+  EXPECT_TRUE(entry.record->accepted);
+  EXPECT_EQ(entry.record->change.SizeAfter(0), static_cast<int64_t>(expected.size()));
+  std::filesystem::remove(note + ".new");
+  Write(handle, static_cast<int64_t>(expected.size()), "more");
+  EXPECT_EQ(Close(handle), 0);
+  faulty_->Clear();
+  EXPECT_TRUE(Eventually([&] { return FlushAll() == 0; }));
+  EXPECT_EQ(Inside("top/f"), expected + "more");
+}
+
 }  // namespace
 }  // namespace e2bfs::cache
