@@ -327,7 +327,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void ChargePresent(Node& node);                                 // mutex_ held: without the note
   // mutex_ held. only_more: nothing but this range is new since the last note, and content was unsent then.
   bool NoteMore(Node& node, bool only_more, const transport::Extent& extent, bool appended);
-  void NoteBase(Node& node);                                      // mutex_ held: before the first unsent change
+  void NoteBase(Node& node);                                      // mutex_ held: before each unsent change
   void DropSentBytes(Node& node);                                 // mutex_ held: only what is unsent stays spooled
   bool NoteUnsent(Node& node);                                    // mutex_ held: for whoever finds the spool file alone; as UnsentNote::Write
 
@@ -369,6 +369,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   enum class SaveWhen { kAlways, kFailed, kRefused };  // kFailed: unless it is being sent again, since whoever does that sees what comes of it
   // One file's share of SaveUnsent; false: nothing was unsent, or it is not so. What was accepted is told by the next FlushAll, if there is a reason `why`.
   Result<bool> SaveUnsentOf(const NodePtr& node, const std::string& directory, SaveWhen when, const std::string& why);
+  // mutex_ held: the copy that SaveUnsentOf made of what was being sent is no longer what is unsent, which the note says again.
+  void DropSavedCopy(Node& node);
   UnsentRecord RecordOf(const Node& node) const;  // mutex_ held: of what is unsent
   // What can never be sent since its file is gone there, and which nobody has open, leaves the mount: no lock.
   void PutAsideIfRefused(const NodePtr& node);

@@ -86,7 +86,7 @@ struct Content {
   Change sending;      // not empty while a store runs; clipped by truncates that happen meanwhile
   bool storing = false;
   std::atomic<TimePoint::rep> store_progress{0};  // when the store that runs last took bytes; no lock
-  bool saved = false;                  // a copy of what is being sent was put aside
+  std::string saved;                   // where a copy of all that is unsent was put aside while it was being sent: that counts, and the note says nothing
   bool moving = false;                 // a store's success moves bytes in the spool; they are not to be read then
   UnsentBase base;                     // the file before what is unsent, as it was known then
   bool base_moves = false;             // by changes of ours that were on their way then

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "cache/cached_fs_impl.h"
+#include "cache/recovery.h"
 #include "cache/spool_source.h"
 #include "transport/base/log.h"
 
@@ -63,6 +64,7 @@ bool CachedFsImpl::IsRefused(const Node& node) const {
 void CachedFsImpl::DiscardUnsent(Node& node) {
   if (!node.content.exists()) return;
   Content& content = *node.content;
+  DropSavedCopy(node);
   EndEarly(node);
   GiveUpName(node);
   content.current = {};
@@ -109,7 +111,6 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
     content.sending = std::exchange(content.current, {});
     content.sending_accepted = std::exchange(content.accepted, false);
     content.storing = true;
-    content.saved = false;
     content.untried = false;
     content.not_early = false;
     BeginChange(*node);
@@ -396,6 +397,7 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
   content.last_error.reset();
   if (!node->has_unsent()) dirty_.erase(node->id);
   ChargeSpool(*node);
+  DropSavedCopy(*node);
   if (node->open_files == 0) {
     if (node->is_gone()) DiscardUnsent(*node);
     DropSentBytes(*node);
@@ -412,6 +414,7 @@ void CachedFsImpl::AppendedInPart(Node& node, int64_t done) {
   node.attributes.size = std::max(node.attributes.size, append->offset);
   node.content->base.size = std::max(node.content->base.size, append->offset);  // what arrived is known here no longer
   if (append->length == 0) append.reset();
+  DropSavedCopy(node);  // it says more than is to be sent
 }
 
 void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& error, bool tried) {
@@ -438,6 +441,12 @@ void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& 
       log::Error("cache", "{}: what was set was refused: {}", tree_.PathOf(node), ToString(error));
       untold_ = error;
     }
+  }
+  // As if it had been moved there when the copy was made.
+  if (!content.saved.empty() && !content.being_written) {
+    if (content.accepted) untold_ = error;
+    content.saved.clear();
+    DiscardUnsent(node);
   }
   if (!node.has_unsent()) dirty_.erase(node.id);
   ChargeSpool(node);
@@ -627,11 +636,6 @@ UnsentRecord CachedFsImpl::RecordOf(const Node& node) const {
 }
 
 Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& directory, SaveWhen when, const std::string& why) {
-  for (size_t slash = directory.find('/', 1);; slash = directory.find('/', slash + 1)) {
-    const std::string part = directory.substr(0, slash);
-    if (::mkdir(part.c_str(), 0700) != 0 && errno != EEXIST) return Failure(ErrorKind::kLocal, errno, "making " + part);
-    if (slash == std::string::npos) break;
-  }
   std::lock_guard writing(node->content->write_mutex);
   Lock lock(mutex_);
   if (!node->has_unsent() || node->is_gone()) return false;
@@ -640,7 +644,18 @@ Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& 
   if (when == SaveWhen::kRefused && !IsRefused(*node)) return false;
   // A store that does not end still uses the spool file: a copy then, and nothing is dropped.
   const bool being_sent = content.storing;
-  if (being_sent && content.saved && content.current.empty()) return false;
+  if (!content.saved.empty()) {  // all of it, and nothing is new
+    if (being_sent) return false;
+    content.saved.clear();
+    DiscardUnsent(*node);
+    return false;
+  }
+  // Under the lock: DropSavedCopy removes it.
+  for (size_t slash = directory.find('/', 1);; slash = directory.find('/', slash + 1)) {
+    const std::string part = directory.substr(0, slash);
+    if (::mkdir(part.c_str(), 0700) != 0 && errno != EEXIST) return Failure(ErrorKind::kLocal, errno, "making " + part);
+    if (slash == std::string::npos) break;
+  }
   UnsentRecord record = RecordOf(*node);
   if (being_sent || record.id.empty()) record.id = NewUnsentId();
   const std::string name = record.path.substr(record.path.rfind('/') + 1).substr(0, 200);
@@ -673,11 +688,9 @@ Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& 
   if (auto said = AppendUnsentText(directory, DescribeUnsent(record, record.has_content ? target : "(no content)")); !said) {
     log::Warning("cache", "{}", ToString(said.error()));  // only for people: the note says it all
   }
-  content.saved = being_sent;
-  if (being_sent && content.spool) {  // the copy counts now
-    UnsentRecord nothing;
-    nothing.nothing = true;
-    content.spool->note().Write(nothing);
+  if (being_sent) {
+    content.saved = target;
+    NoteUnsent(*node);
   }
   // Before it is unsent no longer: whoever waits for it is told.
   if (record.accepted && !why.empty()) {
@@ -686,6 +699,19 @@ Result<bool> CachedFsImpl::SaveUnsentOf(const NodePtr& node, const std::string& 
   }
   if (!being_sent) DiscardUnsent(*node);
   return true;
+}
+
+void CachedFsImpl::DropSavedCopy(Node& node) {
+  Content& content = *node.content;
+  if (content.saved.empty()) return;
+  UnsentEntry copy;
+  copy.content = std::exchange(content.saved, {});
+  copy.directory = copy.content.substr(0, copy.content.rfind('/'));
+  copy.note = copy.content + kUnsentNoteSuffix;
+  copy.content_is_there = true;
+  NoteUnsent(node);  // first, so that one of them says it at any time
+  if (node.has_unsent() && !node.is_gone() && content.spool && !content.spool->note().says()) return;  // the disk is full
+  if (auto removed = RemoveUnsent(copy); !removed) log::Warning("cache", "{}", ToString(removed.error()));
 }
 
 Result<int> CachedFsImpl::SaveUnsent(const std::string& directory) {

@@ -398,7 +398,7 @@ bool CachedFsImpl::AddToRow(Row& row, std::unordered_map<NodeId, size_t>& in_row
     item.sent = content.sending = std::exchange(content.current, {});
     content.sending_accepted = std::exchange(content.accepted, false);
     content.storing = true;
-    content.saved = content.untried = content.not_early = false;
+    content.untried = content.not_early = false;
     object.attributes = item.sent.attributes;
     BeginChange(*node);
   }
@@ -708,7 +708,7 @@ bool CachedFsImpl::SendBeside(const NodePtr& node, const std::string& why) {
     content.sending = std::exchange(content.current, {});
     content.sending_accepted = std::exchange(content.accepted, false);
     content.storing = true;
-    content.saved = content.untried = false;
+    content.untried = false;
     BeginChange(*node);
     entry.record = RecordOf(*node);
     entry.id = entry.record->id;
@@ -772,6 +772,7 @@ bool CachedFsImpl::SendBeside(const NodePtr& node, const std::string& why) {
     GiveUpName(*node);
   }
   NoteUnsent(*node);
+  DropSavedCopy(*node);
   if (content.current.empty()) DiscardUnsent(*node);
   if (node->open_files == 0) CloseHandlesIfUnused(*node);
   ContentChanged(*node, true);

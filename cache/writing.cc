@@ -34,7 +34,7 @@ bool CachedFsImpl::NoteUnsent(Node& node) {
   Content& content = *node.content;
   if (!content.spool) return true;
   UnsentRecord record;
-  record.nothing = !node.has_unsent() || node.is_gone();
+  record.nothing = !node.has_unsent() || node.is_gone() || !content.saved.empty();
   if (!record.nothing) record = RecordOf(node);
   return content.spool->note().Write(record);
 }
@@ -71,6 +71,7 @@ void CachedFsImpl::NotWritten(Node& node, const transport::Extent& extent, Chang
 
 void CachedFsImpl::NoteBase(Node& node) {
   Content& content = *node.content;
+  DropSavedCopy(node);
   if (content.dirty()) return;
   const transport::Attributes& known = node.attributes;
   content.base = UnsentBase{node.file_id, known.size, known.mtime, known.ctime, known.permissions};

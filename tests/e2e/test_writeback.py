@@ -780,7 +780,7 @@ def test_umount_says_what_remains_and_force_keeps_it(tiered):  # noqa: F811
     (mount.path / "d").mkdir()
     pid = mount.status()["pid"]
     local.mkdir()
-    with standing_still(tiered):
+    with standing_still(tiered, 90):
         for top in (local, mount.path / "d"):
             trees(top)
             links(top)
@@ -788,15 +788,39 @@ def test_umount_says_what_remains_and_force_keeps_it(tiered):  # noqa: F811
         refused = mount.umount("--timeout", "1", check=False)
         assert time.monotonic() - began < 30 and refused.returncode == UNSENT and is_mounted(mount.path), refused
         mount.umount("--timeout", "1", "--force")
-    assert not is_mounted(mount.path)
-    eventually(lambda: is_dead(pid), "its process has ended")
-    kept = listed(tiered)
-    assert {each["path"].rpartition("/")[2] for each in kept} >= {"file", "link", "c"}, kept
+        assert not is_mounted(mount.path)
+        eventually(lambda: is_dead(pid), "its process has ended")
+        assert sorted(each["path"] for each in listed(tiered)) == sorted(f"{mount.inside}/d/{os.fsdecode(name)}" for name in look(local) if name)
     assert_private(tiered)
     mount.mount()
     assert_same(look(local), look(mount.inside / "d"), "inside the sandbox")
     assert_same(look(local), look(mount.path / "d"), "through the new mount")
     assert listed(tiered) == [] and spool_files(tiered) == []
+
+
+@pytest.mark.parametrize("way", ["umount --force", "fusermount3"])
+def test_what_was_under_way_at_the_end_is_kept_once(tiered, way):  # noqa: F811
+    """Its answer, or that there is none, comes after it was put aside."""
+    mount = tiered.mount(options=["writeback", *QUICK])
+    (mount.path / "d").mkdir()
+    (mount.inside / "old").write_bytes(b"old content")
+    eventually(lambda: (mount.path / "old").exists(), "it is seen")
+    assert (mount.path / "old").read_bytes() == b"old content"
+    pid = mount.status()["pid"]
+    with standing_still(tiered, 90):
+        write(mount.path / "d/new", b"new")
+        write(mount.path / "old", b"ours", os.O_TRUNC)
+        time.sleep(0.6)  # they are being sent
+        if way == "fusermount3":
+            run("fusermount3", "-u", mount.path)
+            wait_until_ended(mount)
+        else:
+            mount.umount("--timeout", "1", "--force")
+        eventually(lambda: is_dead(pid), "its process has ended")
+        kept = listed(tiered)
+        assert sorted(each["path"] for each in kept) == [f"{mount.inside}/d/new", f"{mount.inside}/old"], kept
+        recover(tiered, "--drop", "--yes", *(each["id"] for each in kept))
+        assert spool_files(tiered) == []
 
 
 # --- trouble

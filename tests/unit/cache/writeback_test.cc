@@ -336,6 +336,85 @@ TEST_F(WritebackTest, WhatIsPutAsideWhileItIsMadeIsLeftAlone) {
   EXPECT_EQ(remote_->InsideList("top"), (std::vector<std::string>{"d", "f"}));
 }
 
+// It is being sent when it is put aside, which a mount's end does.
+class PutAsideWhileSentTest : public WritebackTest, public ::testing::WithParamInterface<const char*> {
+ protected:
+  // Something old, or something new, begins to be sent, and a copy of it is put aside.
+  void SaveWhileItIsSent() {
+    const bool is_new = GetParam() == std::string("MakeObjects");
+    options_.transfer_timeout = std::chrono::seconds(2);
+    const NodeId top = MakeDirectory(kRoot, "top");
+    ASSERT_TRUE(is_new || remote_->InsideWrite("f", "old"));
+    path_ = is_new ? "top/f" : "f";
+    testing::RemoteFault stalled;
+    stalled.function = GetParam();
+    stalled.action = testing::RemoteFault::kStall;
+    faulty_->Add(stalled);
+    if (is_new) {
+      WriteNew(top, "f", "new");
+    } else {
+      const FileHandle handle = OpenWrite(path_);
+      Write(handle, 0, "new");
+      ASSERT_EQ(Close(handle), 0);
+    }
+    ASSERT_TRUE(faulty_->WaitForStalled(1));
+    for (const int saved : {1, 0}) {
+      const auto done = fs().SaveUnsent(options_.unsent_directory);
+      ASSERT_TRUE(done) << ToString(done.error());
+      EXPECT_EQ(*done, saved);
+    }
+    ASSERT_EQ(Aside().size(), 1u);
+    ASSERT_EQ(Journal().size(), 0u);
+  }
+  std::vector<UnsentEntry> Aside() const { return ListUnsent(spool_ + ".unsent"); }
+  std::string path_;
+};
+
+TEST_P(PutAsideWhileSentTest, WhatFailsThenIsThereOnce) {
+  SaveWhileItIsSent();
+  ASSERT_TRUE(Eventually([&] { return fs().Status().dirty_files == 0; }));  // the store has failed
+  EXPECT_EQ(fs().SaveUnsent(options_.unsent_directory).value_or(-1), 0);
+  EXPECT_NE(FlushAll(), 0);  // that it is put aside
+  EXPECT_EQ(FlushAll(), 0);
+  fs_.reset();
+  EXPECT_EQ(Journal().size(), 0u);
+  const std::vector<UnsentEntry> aside = Aside();
+  ASSERT_EQ(aside.size(), 1u);
+  EXPECT_EQ(aside[0].problem, "");
+  EXPECT_EQ(aside[0].bytes, 3);
+}
+
+TEST_P(PutAsideWhileSentTest, WhatArrivesThenIsNotThereAnyMore) {
+  SaveWhileItIsSent();
+  faulty_->Clear();
+  EXPECT_EQ(FlushAll(), 0);
+  EXPECT_EQ(Inside(path_), "new");
+  EXPECT_EQ(Aside().size(), 0u);
+  EXPECT_EQ(Journal().size(), 0u);
+}
+
+TEST_P(PutAsideWhileSentTest, WhatIsWrittenThenIsInTheJournalWithAllOfIt) {
+  SaveWhileItIsSent();
+  const FileHandle handle = OpenWrite(path_);
+  Write(handle, 3, "er");
+  EXPECT_EQ(Aside().size(), 0u);
+  ASSERT_EQ(Journal().size(), 1u);
+  const UnsentEntry entry = Journal()[0];
+  ASSERT_TRUE(entry.record) << entry.problem;
+  EXPECT_TRUE(entry.record->accepted);
+  EXPECT_EQ(entry.record->change.bytes(), 5);
+  EXPECT_EQ(fs().SaveUnsent(options_.unsent_directory).value_or(-1), 1);
+  EXPECT_EQ(Aside().size(), 1u);
+  EXPECT_EQ(Journal().size(), 0u);
+  faulty_->Clear();
+  EXPECT_EQ(Close(handle), 0);
+  EXPECT_EQ(FlushAll(), 0);
+  EXPECT_EQ(Inside(path_), "newer");
+  EXPECT_EQ(Aside().size(), 0u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, PutAsideWhileSentTest, ::testing::Values("Store", "MakeObjects"), [](const auto& info) { return std::string(info.param); });
+
 TEST_F(WritebackTest, BarriersWaitForWhatIsSentBesideAnotherFile) {
   const NodeId top = MakeDirectory(kRoot, "top");
   MakeNothing();
