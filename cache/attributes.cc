@@ -74,6 +74,40 @@ void CachedFsImpl::ClearSetIds(Node& node, const OpContext& ctx) {
   if (ctx.creator || pending || node.content->sending.attributes.permissions) pending = kept;
 }
 
+std::optional<uint32_t> CachedFsImpl::AccessToCome(const Node& node) const {
+  const transport::Description& actor = remote_.description();
+  transport::Attributes mode;
+  mode.type = node.attributes.type;
+  mode.permissions = node.attributes.permissions;
+  mode.uid = node.attributes.uid;
+  bool waits = false;
+  for (const Change* change : {&node.content->sending, &node.content->current}) {
+    const transport::AttributeChange& set = change->attributes;
+    if (set.permissions) mode.permissions = *set.permissions;
+    if (set.uid) mode.uid = *set.uid;
+    waits = waits || set.permissions || set.uid;
+  }
+  // Of root and the owner the mode alone decides. To others groups and ACLs matter, which the sandbox knows.
+  if (!waits || (actor.uid != 0 && mode.uid != actor.uid)) return std::nullopt;
+  return transport::AccessByMode(mode, actor.uid, actor.gid, {});
+}
+
+uint32_t CachedFsImpl::AccessThere(const Node& node) {
+  return node.is_directory() ? node.attributes.access : node.attributes.access | 1;
+}
+
+uint32_t CachedFsImpl::AccessShown(const Node& node) const {
+  const auto to_come = AccessToCome(node);
+  return to_come ? *to_come & AccessThere(node) : node.attributes.access;
+}
+
+bool CachedFsImpl::ClosesSoon(const Node& node) const { return node.is_directory() && (AccessToCome(node).value_or(1) & 1) == 0; }
+
+Result<void> CachedFsImpl::MayChangeNames(const Node& directory) const {
+  if ((AccessToCome(directory).value_or(3) & 3) != 3) return Errno(EACCES, tree_.PathOf(directory));
+  return {};
+}
+
 timespec CachedFsImpl::SandboxNow() const {
   auto now = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch());
   // A smaller difference cannot be told from the time that a request takes.
@@ -106,6 +140,7 @@ NodeAttributes CachedFsImpl::BuildAttributes(const Node& node, TimePoint now) co
         remote_.description().clears_set_ids) {
       shown.permissions = SetIdsCleared(node, {}, false).value_or(shown.permissions);
     }
+    shown.access = AccessShown(node);
     shown.size = node.size();
     if (node.is_regular()) shown.blocks = std::max(shown.blocks, (shown.size + 511) / 512);
     if (node.content->sending.cut || node.content->current.cut) shown.blocks = (shown.size + 511) / 512;
@@ -362,6 +397,7 @@ Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
       if (auto kept = SetIdsCleared(*node, ctx, change.uid || change.gid)) change.permissions = kept;
     }
     if (change.size && (writable || node->has_unsent() || node->deleted)) {
+      if (handle == 0 && (AccessShown(*node) & 2) == 0) return Errno(EACCES, tree_.PathOf(*node));
       // Truncation of an open file goes with its content; of one whose last store failed, at once.
       // So does that of a file which another program has open: whoever truncates by name expects it there when he is told.
       send_now = (!writable || handle == 0) && !node->deleted && !behind;
@@ -393,6 +429,8 @@ Result<NodeAttributes> CachedFsImpl::SetAttributes(NodeId id, FileHandle handle,
       if (!kept.empty() && behind) send_now = true;  // in this order
     }
     if (behind && !writable && !send_now) send_now = !Accept(*node) && node->has_unsent();
+    // What it gives has to be there before use is made of it.
+    if (behind && !as_root && (node->content->sending.attributes.permissions || (AccessToCome(*node).value_or(0) & ~AccessThere(*node)) != 0)) send_now = true;
     if (change.empty() && !send_now) {
       NodeAttributes built = BuildAttributes(*node, Clock::now());
       if (cleared_there) {  // the kernel takes it for done, and writes

@@ -160,6 +160,12 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // mutex_ held: the kernel, before a write or with a truncation, takes the set-id bits off what the acting user may write but does not own,
   // who may not change its mode. The sandbox does it when the content arrives.
   bool IsClearedBySandbox(const Node& node, const transport::AttributeChange& change, const OpContext& ctx) const;
+  // What the acting user may do by a mode or an owner that is not in the sandbox yet; unset where none waits, and where more than that decides.
+  std::optional<uint32_t> AccessToCome(const Node& node) const;
+  static uint32_t AccessThere(const Node& node);  // running a file here asks nothing of the sandbox
+  uint32_t AccessShown(const Node& node) const;   // by both: attributes.access where nothing waits
+  bool ClosesSoon(const Node& node) const;        // a directory: nothing in it can be reached when its mode is there
+  Result<void> MayChangeNames(const Node& directory) const;  // EACCES by a mode that is not in the sandbox yet; all else is said there
   void ClearSetIds(Node& node, const OpContext& ctx);  // mutex_ held: with the content that was just recorded
   // The names of its extended attributes, if they are known and fresh; else null.
   const std::vector<std::string>* FreshXattrNames(const Node& node) const;

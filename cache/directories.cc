@@ -166,7 +166,7 @@ Result<DirectoryHandle> CachedFsImpl::OpenDirectory(NodeId id, const OpContext&)
   Lock lock(mutex_);
   auto node = FindDirectory(id);
   if (!node) return Forward(node.error());
-  if (((*node)->attributes.access & 4) == 0) return Errno(EACCES, tree_.PathOf(**node));
+  if ((AccessShown(**node) & 4) == 0) return Errno(EACCES, tree_.PathOf(**node));
   const DirectoryHandle handle = next_handle_++;
   auto opened = std::make_shared<OpenDirectoryState>();
   opened->node = *node;

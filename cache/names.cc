@@ -129,7 +129,7 @@ Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string&
       parent = *found;
       const TimePoint now = Clock::now();
       // What is known of it is nothing to who may not search.
-      if ((parent->attributes.access & 1) == 0 && Fresh(*parent, now)) return Errno(EACCES, tree_.PathOf(*parent));
+      if ((AccessShown(*parent) & 1) == 0 && Fresh(*parent, now)) return Errno(EACCES, tree_.PathOf(*parent));
       if (parent->guess != 0) ListingUsed(*parent);
       if (Child* child = Tree::FindChild(*parent, name)) {
         if (child->fresh_until > now) {
@@ -228,6 +228,7 @@ Result<CachedFsImpl::NameChange> CachedFsImpl::BeginName(NodeId parent, const st
   Lock lock(mutex_);
   auto found = FindDirectory(parent);
   if (!found) return Forward(found.error());
+  if (auto may = MayChangeNames(**found); !may) return Forward(may.error());
   NameChange change{*found, name, 0, Clock::now()};
   ++change.parent->pins;
   BeginChange(*change.parent);

@@ -10,11 +10,11 @@ namespace {
 constexpr auto kCloseTimeout = std::chrono::seconds(10);
 constexpr auto kCloseTimeoutAtEnd = std::chrono::milliseconds(200);
 
-Result<void> CheckAccess(const transport::Attributes& attributes, const OpenFlags& flags, const std::string& path) {
+Result<void> CheckAccess(const transport::Attributes& attributes, uint32_t access, const OpenFlags& flags, const std::string& path) {
   const bool write = flags.write || flags.append || flags.truncate;
   if (write && attributes.write_refusal != 0) return Errno(attributes.write_refusal, path);
   if (write && attributes.appends_only && (!flags.append || flags.truncate)) return Errno(EPERM, path);
-  if ((flags.read && (attributes.access & 4) == 0) || (write && (attributes.access & 2) == 0)) {
+  if ((flags.read && (access & 4) == 0) || (write && (access & 2) == 0)) {
     return Errno(EACCES, path);
   }
   return {};
@@ -79,7 +79,7 @@ Result<OpenedFile> CachedFsImpl::Open(NodeId id, OpenFlags flags, const OpContex
   transport::Node address;
   {
     Lock lock(mutex_);
-    if (auto may = CheckAccess(node->attributes, flags, tree_.PathOf(*node)); !may) return Forward(may.error());
+    if (auto may = CheckAccess(node->attributes, AccessShown(*node), flags, tree_.PathOf(*node)); !may) return Forward(may.error());
     ++node->open_files;  // what is open there stays so, although another file is released meanwhile
     const bool there = !node->deleted && !node->unmade;
     request.read = flags.read && node->read_handle == 0 && there;
@@ -152,7 +152,7 @@ Result<OpenedFile> CachedFsImpl::CreateFile(NodeId parent_id, const std::string&
   TakeHandle(*node, opened->handle, created || flags.read, created || flags.write);
   if (created) node->content->fresh = true;
   if (!created) {
-    Result<void> may = node->is_regular() ? CheckAccess(node->attributes, flags, tree_.PathOf(*node))
+    Result<void> may = node->is_regular() ? CheckAccess(node->attributes, AccessShown(*node), flags, tree_.PathOf(*node))
                                           : Errno(EISDIR, tree_.PathOf(*node));
     if (!may) {
       CloseHandlesIfUnused(*node);
@@ -242,6 +242,8 @@ void CachedFsImpl::DropHandle(Node& node, transport::Handle handle) {
 void CachedFsImpl::CloseHandlesIfUnused(Node& node) {
   if (node.read_handle == 0 && node.write_handle == 0) return;
   if (node.open_files > 0 || node.content->storing) return;
+  // What was accepted gets to a file that was closed to its user by this handle alone.
+  if (node.content->accepted && (node.attributes.access & 2) == 0) return;
   DropHandle(node, node.write_handle);
   DropHandle(node, node.read_handle);
 }

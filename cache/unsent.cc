@@ -205,6 +205,13 @@ Result<void> CachedFsImpl::CannotReach(Node& node, const OpenFile* teller) {
 Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const Change& change, bool fresh,
                                                       const std::shared_ptr<SpoolFile>& spool, transport::EarlyStore* early,
                                                       const OpContext& ctx) {
+  bool closes = false;
+  {
+    Lock lock(mutex_);
+    closes = options_.writeback && node->open_files > 0 && (AccessToCome(*node).value_or(6) & 6) != 6;
+  }
+  // An open file stays usable when its new mode would not let it be opened any more.
+  if (closes) OpenHandlesInUse(node, ctx);
   if (!change.touches_content()) {
     transport::Handle handle;
     {
@@ -552,13 +559,17 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
 }
 
 Result<void> CachedFsImpl::SendAll(std::vector<NodePtr> nodes, const OpContext& ctx, const std::function<void(int64_t)>& progress) {
-  size_t files = 0;
+  size_t files = 0, open = 0;
   {
     Lock lock(mutex_);
     std::erase_if(nodes, [](const NodePtr& node) { return node->unmade != nullptr; });  // it could not be made, which is known
     // Directories when all is in them: their times are to stay.
     const auto directories = std::stable_partition(nodes.begin(), nodes.end(), [](const NodePtr& node) { return !node->is_directory(); });
     files = static_cast<size_t>(directories - nodes.begin());
+    // Then those that will be closed to this user, each after what is in it.
+    const auto closed = std::stable_partition(directories, nodes.end(), [&](const NodePtr& node) { return !ClosesSoon(*node); });
+    open = static_cast<size_t>(closed - nodes.begin());
+    std::stable_sort(closed, nodes.end(), [&](const NodePtr& a, const NodePtr& b) { return tree_.PathOf(*a).size() > tree_.PathOf(*b).size(); });
   }
   // A few at once: one that stalls must not keep the others.
   std::mutex mutex;  // a leaf
@@ -584,8 +595,8 @@ Result<void> CachedFsImpl::SendAll(std::vector<NodePtr> nodes, const OpContext& 
       if (!sent && !first) first = sent.error();
     }
   };
-  for (const size_t end : {files, nodes.size()}) {
-    const size_t helpers_wanted = std::min(end - next, kSendersAtOnce);
+  for (const size_t end : {files, open, nodes.size()}) {
+    const size_t helpers_wanted = end > open ? 1 : std::min(end - next, kSendersAtOnce);
     std::vector<std::jthread> helpers;
     try {
       for (size_t i = 1; i < helpers_wanted; ++i) helpers.emplace_back(work, end);

@@ -21,6 +21,7 @@ constexpr auto kMostRetry = std::chrono::seconds(30);
 constexpr int64_t kMostInRow = 256 << 10;
 // In a row that needs no space but that of what it makes.
 constexpr int64_t kMostInPlainRow = 16 << 10;
+constexpr uint32_t kOwnerWrites = 0200;
 constexpr uint64_t kRefusalsBeforePutAside = 3;
 constexpr int kMostConflictNames = 100;
 
@@ -101,7 +102,7 @@ void CachedFsImpl::SendInTime(const OpenFile& closed) {
 }
 
 bool CachedFsImpl::MayMakeHere(Node& parent, const std::string& name) const {
-  if (!options_.writeback || !parent.ours || parent.deleted || (parent.attributes.access & 3) != 3 || dirty_.size() >= most_unsent_) return false;
+  if (!options_.writeback || !parent.ours || parent.deleted || (AccessShown(parent) & 3) != 3 || dirty_.size() >= most_unsent_) return false;
   const TimePoint now = Clock::now();
   if (!parent.unmade && parent.listed_until <= now) return false;
   const Child* child = Tree::FindChild(parent, name);
@@ -218,6 +219,7 @@ Result<bool> CachedFsImpl::RemoveHere(NodeId parent_id, const std::string& name,
     const NodePtr parent = tree_.Find(parent_id);
     if (!parent || !parent->is_directory()) return false;
     if (!WaitUntilUnmoved(lock, *parent, ctx)) return WaitEnded(ctx, "removing " + name);
+    if (auto may = MayChangeNames(*parent); !may) return Forward(may.error());
     const Child* child = Tree::FindChild(*parent, name);
     node = child && child->node ? tree_.Find(child->node) : nullptr;
     if (!node) return false;
@@ -383,11 +385,19 @@ bool CachedFsImpl::AddToRow(Row& row, std::unordered_map<NodeId, size_t>& in_row
   Row::Item item;
   item.node = node;
   const int64_t size = node->is_regular() ? node->size() : 0;
-  item.with_content = !content.current.empty() && !node->is_directory() && WritingEnded(*node) && !content.storing && !content.early && size <= std::min(kMostInRow, most_bytes);
+  // Whoever has made it may write to it; by any other way the sandbox lets nobody but root.
+  const bool only_by_descriptor = node->is_regular() && remote_.description().uid != 0 && (unmade.making.permissions & kOwnerWrites) == 0;
+  item.with_content = !content.current.empty() && !node->is_directory() && WritingEnded(*node) && !content.storing && !content.early &&
+                      size <= std::min(kMostInRow, most_bytes) && !(only_by_descriptor && node->open_writers > 0);
   if (item.with_content && row.bytes + size > most_bytes) return false;
   object.name = node->places.current().name;
   object.type = unmade.making.type;
   object.permissions = unmade.making.permissions;
+  if (only_by_descriptor && !item.with_content && (!content.current.empty() || node->open_writers > 0)) {
+    object.permissions |= kOwnerWrites;  // its mode comes with its content
+    auto& pending = content.current.attributes.permissions;
+    if (!pending) pending = unmade.making.permissions;
+  }
   object.creator = unmade.making.creator;
   object.target = unmade.making.target;
   if (item.with_content) {
@@ -883,7 +893,12 @@ std::vector<NodePtr> CachedFsImpl::SendableBehind(TimePoint* retry_at) const {
       const NodePtr below = child.second.node ? tree_.Find(child.second.node) : nullptr;
       return below && below->unmade;
     });
-    if (full) nodes.push_back(node);
+    // What is in it can be reached until it is closed.
+    const bool alone = !ClosesSoon(*node) || std::ranges::none_of(dirty_, [&](const NodeId other) {
+      const NodePtr below = other == id ? nullptr : tree_.Find(other);
+      return below && IsBelow(*below, *node);
+    });
+    if (full && alone) nodes.push_back(node);
   }
   return nodes;
 }

@@ -77,6 +77,7 @@ def scratch(request):
 
 class Mounts:
     """The mounts of a test file, made when first asked for."""
+    OF_NOBODY = ["user=nobody", f"uid={NOBODY}", f"gid={NOBODY}", "allow_other"] if TIER != "real" else []
 
     def __init__(self, scratch):
         self.scratch, self.doubles, self.made = scratch, {}, {}
@@ -104,10 +105,11 @@ class Mounts:
     @property
     def ordinary(self):
         """For a caller who is nobody, and, unless the ids are real, done as nobody in the sandbox."""
-        extra = ["attr_timeout=0", "negative_timeout=0"]
-        if TIER != "real":
-            extra += ["user=nobody", f"uid={NOBODY}", f"gid={NOBODY}", "allow_other"]
-        return self.get("ordinary", extra, double="-of-nobody")
+        return self.get("ordinary", ["attr_timeout=0", "negative_timeout=0", *self.OF_NOBODY], double="-of-nobody")
+
+    @property
+    def ordinary_behind(self):
+        return self.get("ordinary-behind", ["writeback", *self.OF_NOBODY], double="-of-nobody")
 
     def close(self):
         problems = []

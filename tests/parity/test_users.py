@@ -3,12 +3,15 @@
 On the local side the caller is nobody. On the mount the caller is nobody too, and what is done in the sandbox is done as nobody (user=nobody) or, with
 ids=real, as root after the kernel here has checked the caller.
 """
-import errno, os, stat
+import errno, os, stat, time
+
+import pytest
 
 import calls
+import parity
 from calls import RENAME_NOREPLACE
-from conftest import NOBODY, parity_test
-from parity import NO_XATTRS, Cannot, case
+from conftest import NOBODY, code, eventually, parity_test
+from parity import NO_XATTRS, PATIENCE, Cannot, case
 
 
 def as_root(shows):
@@ -261,3 +264,114 @@ def _(t):
 
 
 test_parity = parity_test(__name__)
+
+
+# --- a mode that is not in the sandbox yet (-o writeback): as if it were
+
+def write(path, content=b"content", flags=os.O_CREAT | os.O_EXCL, mode=0o644):
+    fd = os.open(path, os.O_WRONLY | flags, mode)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)
+
+
+def read(path):
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
+
+
+def closed_directories(sent):
+    """What a chmod takes of a directory, with something in it that is there already, or not."""
+    os.makedirs("d/sub"), write("d/f"), write("d/g", b"g" * 500_000)
+    sent()
+    os.chmod("d", 0o500)
+    said = [code(os.mkdir, "d/x"), code(write, "d/new"), code(os.symlink, "x", "d/l"), code(os.mkfifo, "d/p"), code(os.link, "d/f", "d/h"), code(os.link, "d/f", "h"), code(os.unlink, "d/f"),
+            code(os.rmdir, "d/sub"), code(os.rename, "d/f", "d/x"), code(os.rename, "d/f", "out"), code(os.rename, "h", "d/h"), os.access("d", os.W_OK), sorted(os.listdir("d")), code(write, "d/f", b"C", 0)]
+    os.chmod("d", 0o300)
+    said += [code(os.listdir, "d"), code(write, "d/new"), code(os.unlink, "d/new"), os.access("d", os.R_OK), os.access("d", os.W_OK | os.X_OK)]
+    os.chmod("d", 0o000)
+    said += [code(os.listdir, "d"), code(os.mkdir, "d/y"), os.access("d", os.X_OK)]
+    os.chmod("d", 0o700)
+    os.mkdir("d/y")
+    os.chmod("d", 0o000)
+    return said
+
+
+def closed_files(sent):
+    for mode in (0o000, 0o200, 0o400, 0o444):
+        write(f"f{mode:o}"), os.chmod(f"f{mode:o}", mode)
+        write(f"n{mode:o}", mode=mode)
+    sent()
+    for mode in (0o000, 0o200, 0o400, 0o444):
+        write(f"l{mode:o}"), os.chmod(f"l{mode:o}", mode)
+    return [(name, code(read, name), code(write, name, b"C", 0), code(os.truncate, name, 3), [os.access(name, what) for what in (os.R_OK, os.W_OK, os.X_OK)]) for name in sorted(os.listdir("."))]
+
+
+def opened_again(sent):
+    """What a chmod gives is there for what is done next."""
+    os.mkdir("d", 0o500), write("f", mode=0o400), write("script"), write("secret", mode=0)
+    sent()
+    os.chmod("d", 0o700), os.chmod("f", 0o600), os.chmod("script", 0o755), os.chmod("secret", 0o600)
+    said = [code(write, "d/f"), code(os.mkdir, "d/sub", 0o500), code(os.mkdir, "d/sub/no"), code(write, "f", b"C", 0), os.access("script", os.X_OK), code(read, "secret")]
+    os.chmod("d/sub", 0o700)
+    said += [code(write, "d/sub/f"), code(os.unlink, "d/sub/f")]
+    os.chmod("d/sub", 0o500), os.chmod("d/sub", 0o700)
+    return [*said, code(write, "d/sub/g"), code(os.unlink, "d/f"), read("f")]
+
+
+def open_descriptors(sent):
+    """They keep their rights."""
+    files = [os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode) for name, mode in (("made", 0o444), ("closed", 0o644), ("empty", 0o400), ("large", 0o444))]
+    os.write(files[3], b"L" * 600_000)
+    sent()
+    os.write(files[0], b"one"), os.write(files[1], b"two")
+    os.fchmod(files[1], 0)
+    sent()
+    os.write(files[0], b" more"), os.write(files[1], b" more"), os.fsync(files[0]), os.write(files[0], b"."), os.write(files[3], b"M" * 600_000)
+    said = [os.pread(each, 10, 0) for each in files]
+    for each in files:
+        os.close(each)
+    write("at once", b"A" * 600_000, mode=0o444)
+    return said, [code(os.open, name, os.O_WRONLY) for name in ("made", "closed", "empty", "large", "at once")]
+
+
+def closed_above(sent):
+    """All of it arrives, whatever was closed over it meanwhile."""
+    os.makedirs("d/e/f"), write("d/e/f/large", b"L" * 900_000), write("d/e/small"), write("d/e/f/small", mode=0o444)
+    os.chmod("d/e/f", 0), os.chmod("d/e", 0o100), os.utime("d", ns=(10**18, 10**18)), os.chmod("d", 0)
+
+
+@pytest.mark.parametrize("before", ["nothing sent", "sent", "on its way"])
+@pytest.mark.parametrize("program", [closed_directories, closed_files, opened_again, open_descriptors, closed_above], ids=lambda each: each.__name__)
+def test_a_mode_that_waits(mounts, scratch, program, before):
+    if os.getuid() != 0:
+        pytest.skip("needs root to look at what is closed")
+    mount = mounts.ordinary_behind
+    name = f"{program.__name__}-{before.replace(' ', '-')}"
+    local, there = scratch / f"local-{name}", mount.inside / name
+    made = mount.double.root / f"made-{name}"  # seen by the mount when it is nobody's
+    for place in (local, made):
+        place.mkdir(mode=0o700), os.chown(place, NOBODY, NOBODY)
+    made.rename(there)
+    eventually((mount.path / name).exists, "the new directory is seen through the mount")
+
+    def sent():
+        if before == "sent":
+            directory = os.open(".", os.O_RDONLY)
+            os.fsync(directory), os.close(directory)
+        elif before == "on its way":
+            time.sleep(0.15)
+
+    def play(place):
+        def run():
+            os.umask(0o022), os.chdir(place), os.mkdir("top"), os.chdir("top")
+            try:
+                return program(sent)
+            finally:
+                os.chdir("/")
+        return parity.in_child(run, PATIENCE, NOBODY)
+    expected = play(local)
+    assert play(mount.path / name) == expected
+    mount.e2bfs("flush", mount.path)
+    assert not parity.tree_differences("inside the sandbox", parity.snapshot(local / "top"), parity.snapshot(there / "top"))
