@@ -32,6 +32,7 @@ using transport::Extent;
 constexpr size_t kComparedBytes = 1 << 20;
 constexpr size_t kLongestName = 255;
 constexpr int kMostConflictCopies = 100;
+constexpr uint32_t kWritableByOwner = 0200;
 constexpr int kMostTries = 4;
 constexpr std::chrono::milliseconds kFirstRetryAfter{250};  // and twice as long each time
 constexpr std::string_view kUnsentText = "UNSENT.txt";
@@ -273,7 +274,7 @@ class LateSend {
     const int64_t size = record_.change.SizeAfter(record_.base.size);
     whole.extents = ours_.known();
     whole.size = size;
-    whole.attributes = record_.change.attributes;
+    whole.attributes = AttributesToSet();
     return whole;
   }
 
@@ -409,7 +410,7 @@ class LateSend {
   }
 
   SendReport AttributesOfWhatIsThere(const Attributes& now) {
-    transport::AttributeChange set = record_.change.attributes;
+    transport::AttributeChange set = AttributesToSet();
     if (set.mtime_is_implied && !record_.make) set.mtime.reset();
     return WithAttributes({SendOutcome::kWasThere, {}, "its content had arrived"}, transport::Node{record_.path, now.id}, set);
   }
@@ -438,6 +439,14 @@ class LateSend {
   uint32_t NewPermissions() const {
     if (record_.make) return record_.make->permissions;
     return record_.change.attributes.permissions.value_or(record_.base.permissions) & 0777;
+  }
+  // Whose mode lets nobody write to it gets that with its content.
+  bool IsOpenUntilFull() const { return record_.change.touches_content() && (NewPermissions() & kWritableByOwner) == 0; }
+  uint32_t PermissionsUntilFull() const { return NewPermissions() | (IsOpenUntilFull() ? kWritableByOwner : 0); }
+  transport::AttributeChange AttributesToSet() const {
+    transport::AttributeChange set = record_.change.attributes;
+    if (record_.make && IsOpenUntilFull() && !set.permissions) set.permissions = NewPermissions();
+    return set;
   }
 
   SendReport SendToMissing() {
@@ -480,7 +489,7 @@ class LateSend {
     const bool begun = begun_;
     if (auto noted = NoteBegun(); !noted) return Failed(noted.error());
     FaultPoint("replay.file.noted");
-    auto made = remote_.Create(NameOf(OwnName()), {NewPermissions(), true}, Making());
+    auto made = remote_.Create(NameOf(OwnName()), {PermissionsUntilFull(), true}, Making());
     FaultPoint("replay.file.created");
     if (made) {
       if (made->handle != 0) remote_.Close(made->handle, Short());
@@ -573,6 +582,7 @@ class LateSend {
     Change whole = WholeChange();
     const bool complete = record_.IsWhole() || base != nullptr;
     whole.attributes = {};
+    if (IsOpenUntilFull()) whole.attributes.permissions = NewPermissions();
     if (record_.change.attributes.mtime) whole.attributes.mtime = record_.change.attributes.mtime;
     whole.attributes.mtime_is_implied = true;
     if (!complete) whole.size = whole.extents.end();
@@ -632,7 +642,7 @@ class LateSend {
   // A new file of that name with that content. Also true if it is there from an earlier try, which may not have ended; false if
   // another one has the name.
   Result<bool> PlaceNew(const std::string& name, const Change& whole, transport::ContentSource& content) {
-    auto made = remote_.Create(NameOf(name), {NewPermissions(), true}, record_.make ? Making() : Short());
+    auto made = remote_.Create(NameOf(name), {PermissionsUntilFull(), true}, record_.make ? Making() : Short());
     FaultPoint("replay.copy.created");
     transport::FileId id;
     if (made) {

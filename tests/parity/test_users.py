@@ -3,14 +3,14 @@
 On the local side the caller is nobody. On the mount the caller is nobody too, and what is done in the sandbox is done as nobody (user=nobody) or, with
 ids=real, as root after the kernel here has checked the caller.
 """
-import errno, os, stat, time
+import errno, os, signal, stat, time
 
 import pytest
 
 import calls
 import parity
 from calls import RENAME_NOREPLACE
-from conftest import NOBODY, code, eventually, parity_test
+from conftest import NOBODY, code, eventually, is_dead, parity_test
 from parity import NO_XATTRS, PATIENCE, Cannot, case
 
 
@@ -375,3 +375,26 @@ def test_a_mode_that_waits(mounts, scratch, program, before):
     assert play(mount.path / name) == expected
     mount.e2bfs("flush", mount.path)
     assert not parity.tree_differences("inside the sandbox", parity.snapshot(local / "top"), parity.snapshot(there / "top"))
+
+
+@pytest.mark.parametrize("wait", [0, 0.11])
+def test_what_is_read_only_is_sent_by_the_next_mount(mounts, wait):
+    if os.getuid() != 0:
+        pytest.skip("needs root to play another user in the sandbox")
+    mount = mounts.ordinary_behind
+    made, top = mount.double.root / f"made-{wait}", mount.path / f"killed-{wait}"
+    made.mkdir(mode=0o700), os.chown(made, NOBODY, NOBODY), made.rename(mount.inside / top.name)
+    eventually(top.exists, "the new directory is seen through the mount")
+
+    def run():
+        os.mkdir(top / "d")
+        for size in (0, 900, 600_000):
+            write(top / f"d/{size}", b"r" * size, mode=0o444)
+    parity.in_child(run, PATIENCE, NOBODY)
+    time.sleep(wait)
+    process = mount.status()["pid"]
+    os.kill(process, signal.SIGKILL)
+    eventually(lambda: is_dead(process), "it is dead")
+    mount.mount()
+    found = {path.name: (path.stat().st_size, stat.S_IMODE(path.stat().st_mode)) for path in (mount.inside / top.name / "d").iterdir()}
+    assert found == {str(size): (size, 0o444) for size in (0, 900, 600_000)}
