@@ -466,6 +466,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   Result<bool> ChangedThere(const NodePtr& node, const OpContext& ctx);
   // The sandbox's file is not what the unsent change was made to. Asks. No lock.
   Result<bool> IsNotItsBase(const NodePtr& node, const OpContext& ctx);
+  bool WaitsForBelow(const Node& directory) const;  // mutex_ held: something in it is to be sent first, and did not fail
   static bool MayLoseTheirs(const Change& change);  // not by what goes behind whatever is there, nor by attributes
   std::vector<NodePtr> SendableBehind(TimePoint* retry_at) const;  // mutex_ held: what was accepted, is made, and need not wait
 

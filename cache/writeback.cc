@@ -959,12 +959,25 @@ Result<bool> CachedFsImpl::IsNotItsBase(const NodePtr& node, const OpContext& ct
 
 Result<void> CachedFsImpl::SendLate(const NodePtr& node, const OpContext& ctx) {
   FaultPoint("store.sending");
+  {
+    Lock lock(mutex_);
+    if (node->is_directory() && WaitsForBelow(*node)) return {};  // since it was chosen: it goes when that has gone
+  }
   auto sent = Send(node, nullptr, ctx);
   FaultPoint("store.sent");
   if (sent || !options_.writeback) return sent;
   Lock lock(mutex_);
   node->content->retry_at = Clock::now() + RetryAfter(std::max<uint64_t>(node->content->failures, 1));
   return sent;
+}
+
+bool CachedFsImpl::WaitsForBelow(const Node& directory) const {
+  return std::ranges::any_of(dirty_, [&](const NodeId id) {
+    const NodePtr below = id == directory.id ? nullptr : tree_.Find(id);
+    if (!below || !IsBelow(*below, directory)) return false;
+    if (below->unmade) return !below->unmade->error;
+    return ClosesSoon(directory) && !below->content->last_error;
+  });
 }
 
 bool CachedFsImpl::IsBelow(const Node& node, const Node& top) const {
