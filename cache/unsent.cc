@@ -11,6 +11,7 @@
 #include "cache/cached_fs_impl.h"
 #include "cache/recovery.h"
 #include "cache/spool_source.h"
+#include "transport/base/fault_point.h"
 #include "transport/base/log.h"
 
 namespace e2bfs::cache {
@@ -289,6 +290,7 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
   const bool alone = !given_up || given_up->End(ctx);
   auto stored = alone ? CallStore(node, sent, fresh, spool, sent_early.get(), ctx)
                       : Result<transport::Attributes>(WaitEnded(ctx, "waiting for the end of what was sent while it was written"));
+  FaultPoint("store.answered");
   if (!stored && sent.append && MayBeDone(stored.error())) {
     // Appending again what arrived would double it: the size tells.
     OpContext again = OpContext::Within(options_.operation_timeout);
