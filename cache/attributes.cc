@@ -201,7 +201,7 @@ bool CachedFsImpl::Absorb(Node& node, const transport::Attributes& attributes, u
   if (node.is_regular() && (attributes.size != node.attributes.size ||
                             (origin == Origin::kAsked && !transport::SameTime(attributes.mtime, node.attributes.mtime)))) {
     ContentChanged(node, origin == Origin::kAsked);
-    const bool is_ours = node.content.exists() && attributes.size <= node.content->begun_bytes;
+    const bool is_ours = node.content.exists() && node.content->begun_bytes > 0 && attributes.size <= node.content->begun_bytes;
     if (origin == Origin::kAsked && node.content.exists() && !is_ours) node.content->fresh = false;  // somebody else wrote into it
   }
   TakeAttributes(node, attributes, asked);

@@ -425,7 +425,10 @@ void CachedFsImpl::NodeRemoved(const NodePtr& node, const std::optional<transpor
   node->linked_elsewhere = links > 0 && !node->is_directory();
   tree_.ForgetIdentity(*node);
   if (node->content.exists()) NoteUnsent(*node);  // who finds the spool must not make it again
-  if (node->open_files == 0 && node->is_gone()) DiscardUnsent(*node);
+  if (node->open_files == 0 && node->is_gone()) {
+    DiscardUnsent(*node);
+    CloseHandlesIfUnused(*node);
+  }
 }
 
 Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, const OpContext& context) {

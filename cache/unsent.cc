@@ -99,7 +99,7 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
     if (node->deleted) return CannotReach(*node, teller);
     if (!std::exchange(looked, true)) {  // late: not onto what somebody else wrote meanwhile
       lock.unlock();
-      auto changed = ChangedThere(node, ctx);
+      auto changed = ChangedThere(node, ctx.Renewed());
       if (!changed) return Forward(changed.error());
       if (*changed && SendBeside(node, "it was changed in the sandbox meanwhile")) return {};
       lock.lock();
@@ -237,7 +237,7 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
     const bool takes_long = change.bytes() >= kLookedAgainBytes;
     if (options_.writeback && takes_long && !fresh && node->content->sending_accepted && MayLoseTheirs(change)) {
       request.before_changing = [&]() -> Result<void> {
-        auto changed = IsNotItsBase(node, ctx);
+        auto changed = IsNotItsBase(node, ctx.Renewed());
         if (!changed) return Forward(changed.error());
         changed_there = *changed;
         if (changed_there) return Errno(ESTALE, "it was changed in the sandbox meanwhile");
@@ -306,7 +306,8 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
     AttributesRefused(node, teller, sent, stored.error(), asked_stamp, asked);
     return Forward(stored.error());
   }
-  if (options_.writeback && !remote_.description().identities_survive_renames && stored.error().kind == ErrorKind::kErrno) NoteOwnTrace(node);
+  const bool may_leave_traces = stored.error().kind == ErrorKind::kErrno && !SaysGone(stored.error());  // in the file itself
+  if (options_.writeback && !remote_.description().identities_survive_renames && may_leave_traces) NoteOwnTrace(node);
   Lock lock(mutex_);
   if (stored.error().appended > 0) AppendedInPart(*node, stored.error().appended);
   if (options_.writeback && fresh && sent.touches_content()) node->content->begun_bytes = std::max(node->content->begun_bytes, sent.SizeAfter(0));
@@ -388,6 +389,7 @@ void CachedFsImpl::StoreSucceeded(const NodePtr& node, const Change& sent, const
   content.storing = content.sending_accepted = false;
   content.failures = 0;
   content.begun_bytes = 0;
+  content.base_moves = false;
   content.beside.reset();
   if (!content.dirty()) content.accepted = false;
   if (!content.accepted) content.order = 0;
@@ -434,6 +436,7 @@ void CachedFsImpl::StoreFailed(Node& node, const OpenFile* teller, const Error& 
   content.accepted = std::exchange(content.sending_accepted, false) || content.accepted;
   ++content.failures;
   --node.changes_in_flight;
+  content.base_moves = content.base_moves && node.changes_in_flight > 0;
   node.fresh_until = {};
   node.stamp = ++stamp_;
   content.last_error = error;
@@ -723,7 +726,10 @@ void CachedFsImpl::DropSavedCopy(Node& node) {
   copy.note = copy.content + kUnsentNoteSuffix;
   copy.content_is_there = true;
   NoteUnsent(node);  // first, so that one of them says it at any time
-  if (node.has_unsent() && !node.is_gone() && content.spool && !content.spool->note().says()) return;  // the disk is full
+  if (node.has_unsent() && !node.is_gone() && content.spool && !content.spool->note().says()) {  // the disk is full
+    content.saved = copy.content;
+    return;
+  }
   if (auto removed = RemoveUnsent(copy); !removed) log::Warning("cache", "{}", ToString(removed.error()));
 }
 

@@ -94,7 +94,7 @@ void CachedFsImpl::SomethingToSend() {
 
 // At the release, not at the flush: what flushes may be a copy of a descriptor that goes on writing, as in a shell's redirection.
 void CachedFsImpl::SendInTime(const OpenFile& closed) {
-  if (closed.has_written && closed.node->content->accepted) {
+  if (closed.has_written && (closed.node->content->accepted || closed.node->content->sending_accepted)) {
     TimePoint& by = closed.node->content->send_by;
     by = std::min(by, Clock::now() + kMostDelay);
   }
@@ -284,6 +284,7 @@ Result<bool> CachedFsImpl::AcceptFile(const NodePtr& node, const OpContext& ctx)
 
 void CachedFsImpl::EndUnmade(Node& node) {
   if (!node.unmade) return;
+  if (node.content.exists()) node.content->beside.reset();
   unmade_.erase(node.unmade->order);
   node.unmade.reset();
   --node.pins;
@@ -418,7 +419,9 @@ bool CachedFsImpl::AddToRow(Row& row, std::unordered_map<NodeId, size_t>& in_row
   }
   if (object.attributes.mtime) unmade.sent_mtime = object.attributes.mtime->value;
   unmade.being_made = true;
+  unmade.maybe_made = unmade.maybe_made || (content.beside && content.beside->being_sent);
   unmade.overtaken = false;
+  content.beside.reset();
   NoteUnsent(*node);  // should this process end now, what is found there is known for ours
   if (!parent->unmade && std::ranges::find(row.parents, parent) == row.parents.end()) {
     row.parents.push_back(parent);
@@ -569,7 +572,7 @@ void CachedFsImpl::NotMade(Row& row, size_t at, const Error& answered, std::stop
     if (above && above->error) error = *above->error;
     ++node->pins;
     node->unmade->being_made = false;
-    node->unmade->maybe_made = node->unmade->maybe_made || error.kind != ErrorKind::kErrno;
+    node->unmade->maybe_made = node->unmade->maybe_made || answered.kind != ErrorKind::kErrno;
     if (item.with_content) StoreFailed(*node, nullptr, error, taken);
     NoteUnsent(*node);
   }
@@ -651,7 +654,7 @@ bool CachedFsImpl::ResolveTaken(const NodePtr& node, const OpContext& ctx) {
   if (is_ours && TakeForOurs(node, *there)) return true;
   {
     Lock lock(mutex_);
-    if (node->open_writers > 0) return false;  // whoever writes it goes on with his own
+    if (IsBeingWritten(*node)) return false;  // whoever writes it goes on with his own
   }
   return SendBeside(node, "something else was made in the sandbox by that name");
 }
@@ -758,7 +761,8 @@ bool CachedFsImpl::SendBeside(const NodePtr& node, const std::string& why) {
     StoreFailed(*node, nullptr, Failure(ErrorKind::kUnavailable, EIO, report.text).value(), true);
     return false;
   }
-  content.sending = {};
+  Change whole = std::exchange(content.sending, {});
+  const bool was_accepted = content.sending_accepted;
   content.beside.reset();
   content.begun_bytes = 0;
   content.storing = content.sending_accepted = false;
@@ -775,9 +779,11 @@ bool CachedFsImpl::SendBeside(const NodePtr& node, const std::string& why) {
   }
   if (there && GoOnAs(*node, copy, *there)) {
     // for who has it open, and with what was written meanwhile
-  } else if (node->unmade && !content.current.empty()) {
+  } else if (node->unmade && !content.current.empty()) {  // all of it once more, into that copy
+    content.current = MergeChanges(std::move(whole), std::exchange(content.current, {}), 0);
+    content.accepted = content.accepted || was_accepted;
     NoteUnsent(*node);
-    return false;  // the rest of it once more
+    return false;
   } else {
     GiveUpName(*node);
   }
@@ -934,8 +940,8 @@ Result<bool> CachedFsImpl::ChangedThere(const NodePtr& node, const OpContext& ct
     Lock lock(mutex_);
     const Content& content = *node->content;
     const Change& change = content.current;
-    if (!content.accepted || content.storing || content.fresh || node->unmade || node->deleted || !node->is_regular() || IsBeingWritten(*node)) return false;
-    if (!MayLoseTheirs(change)) return false;
+    if (!content.accepted || content.storing || content.fresh || node->unmade || node->deleted || !node->is_regular()) return false;
+    if (!MayLoseTheirs(change) || (IsBeingWritten(*node) && content.send_by > Clock::now())) return false;
     const NodePtr parent = node->places.empty() ? nullptr : tree_.Find(node->places.current().parent);
     const bool told = parent && parent->watched && node->attributes.link_count == 1 && node->fresh_until == kWatched && node->changes_in_flight == 0;
     if (told) return node->attributes.size != content.base.size || !transport::SameTime(node->attributes.mtime, content.base.mtime);
