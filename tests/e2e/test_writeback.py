@@ -521,7 +521,10 @@ def faulty(tiered, **more):
     return mount, lambda point: eventually(lambda: trace.exists() and re.search(rf"^{re.escape(point)}\b", trace.read_text(), re.M), f"{point} is passed")
 
 
-def test_a_file_that_is_changed_there_while_its_change_is_brought(tiered):  # noqa: F811
+@pytest.mark.parametrize("theirs", [b"theirs", b"abcdefghij"], ids=["another size", "the same size"])
+@pytest.mark.parametrize("later", [0, 0.7])
+def test_a_file_that_is_changed_there_while_its_change_is_brought(tiered, tier, theirs, later):  # noqa: F811
+    """Before it is looked at first, and after that: on the service tier that look is a request, too."""
     mount, passed = faulty(tiered)
     (mount.inside / "f").write_bytes(b"0123456789")
     eventually(lambda: (mount.path / "f").exists(), "it is seen")
@@ -530,16 +533,36 @@ def test_a_file_that_is_changed_there_while_its_change_is_brought(tiered):  # no
     ours = os.urandom(MIB) * 8
     write(mount.path / "f", ours, os.O_TRUNC)
     passed("store.sending")
-    time.sleep(0.5)
+    time.sleep(0.5 + (later if tier == "service" else later / 7))
     assert (mount.inside / "f").read_bytes() == b"0123456789"
-    (mount.inside / "f").write_bytes(b"theirs")
+    (mount.inside / "f").write_bytes(theirs)
     assert_all_sent(mount)
     tiered.control("POST", "/_test/latency?ms=0")
-    assert (mount.inside / "f").read_bytes() == b"theirs" and conflict_copies(mount.inside) == {"f": [ours]}
+    ((copy,),) = conflict_copies(mount.inside).values()
+    assert (mount.inside / "f").read_bytes() == theirs and (len(copy), copy == ours) == (len(ours), True)
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["it lives", "it is killed"])
-def test_what_is_accepted_while_a_conflict_is_resolved(tiered, killed):  # noqa: F811
+def test_what_goes_while_another_one_writes_on_is_looked_at_too(spot):
+    """It was accepted by one close; somebody changes the file in the sandbox, and another descriptor goes on."""
+    write(spot.here / "f", b"0123456789")
+    assert_all_sent(spot.mount)
+    os.stat(spot.here / "f")
+    with open(spot.here / "f", "r+b", buffering=0) as other:
+        os.pwrite(other.fileno(), b"B", 100)
+        with standing_still(spot.double):
+            write(spot.here / "f", b"ours", 0)
+            (spot.there / "f").write_bytes(b"theirs, which is longer")
+
+        def is_sent():
+            os.pwrite(other.fileno(), b"B", 100)
+            assert (spot.there / "f").read_bytes() == b"theirs, which is longer"
+            return any(each.startswith(b"ours") for each in conflict_copies(spot.there).get("f", []))
+        eventually(is_sent, "it lies beside it", 30)
+    flush(spot.mount, check=False)
+
+
+@pytest.mark.parametrize("killed, listed_meanwhile", [(False, False), (False, True), (True, False)], ids=["it lives", "it is listed", "it is killed"])
+def test_what_is_accepted_while_a_conflict_is_resolved(tiered, killed, listed_meanwhile):  # noqa: F811
     """Is in the conflict copy, too, or what has the name; and after kill -9 somewhere."""
     mount, passed = faulty(tiered)
     (mount.path / "d").mkdir()
@@ -550,9 +573,23 @@ def test_what_is_accepted_while_a_conflict_is_resolved(tiered, killed):  # noqa:
         write(mount.path / "d/f", b"ours one\n")
         (mount.inside / "d/f").write_bytes(b"theirs")
     passed("conflict.sending")
+    ended = threading.Event()
+
+    def list_it():
+        while not ended.wait(0.05):
+            for name in os.listdir(mount.path / "d"):
+                code(os.stat, mount.path / "d" / name)
+    lister = threading.Thread(target=list_it)
+    if listed_meanwhile:
+        lister.start()
     write(mount.path / "d/f", b"ours two\n", os.O_APPEND)
     if killed:
         kill(mount, pid)
+    if listed_meanwhile:
+        passed("conflict.sent")
+        time.sleep(0.5)
+        ended.set()
+        lister.join()
     tiered.control("POST", "/_test/latency?ms=0")
     if killed:
         mount_with(mount)
