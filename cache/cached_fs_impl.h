@@ -319,6 +319,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   Result<std::shared_ptr<SpoolFile>> SpoolOf(const NodePtr& node);
   Result<size_t> WriteToSpool(OpenFile& file, int64_t offset, std::string_view bytes, const OpContext& ctx);  // bytes are not empty
   Result<void> MakeRoom(const OpenFile& file, int64_t bytes, const OpContext& ctx);
+  // Sends what may be sent. False: all of it is, and there is no room yet.
+  Result<bool> TryToMakeRoom(const OpenFile& file, int64_t bytes, const OpContext& ctx);
   // mutex_ held: a file whose content is all new, and large, is sent while it is written.
   void SendEarly(Node& node);
   void EndEarly(Node& node);  // of no use any more

@@ -1,5 +1,7 @@
 // Writing: into the spool, with what it changes recorded.
 #include <algorithm>
+#include <chrono>
+#include <thread>
 #include <utility>
 
 #include "cache/cached_fs_impl.h"
@@ -7,6 +9,8 @@
 namespace e2bfs::cache {
 namespace {
 
+constexpr int kMostTriesForRoom = 50;
+constexpr auto kPauseForRoom = std::chrono::milliseconds(10);
 constexpr int64_t kEarlyBytes = 4 << 20;  // of a file that is sent while it is written
 
 }  // namespace
@@ -234,7 +238,17 @@ Result<std::shared_ptr<SpoolFile>> CachedFsImpl::SpoolOf(const NodePtr& node) {
 }
 
 Result<void> CachedFsImpl::MakeRoom(const OpenFile& file, int64_t bytes, const OpContext& ctx) {
-  if (spool_.HasRoom(bytes)) return {};
+  for (int tries = 1;; ++tries) {
+    auto made = TryToMakeRoom(file, bytes, ctx);
+    if (!made) return Forward(made.error());
+    if (*made) return {};
+    if (tries == kMostTriesForRoom) return Errno(ENOSPC, "the spool directory is full");
+    std::this_thread::sleep_for(kPauseForRoom);  // what was sent may be held for a moment by the thread that sent it
+  }
+}
+
+Result<bool> CachedFsImpl::TryToMakeRoom(const OpenFile& file, int64_t bytes, const OpContext& ctx) {
+  if (spool_.HasRoom(bytes)) return true;
   // First what is only kept for faster reading, then this file, then the others.
   {
     Lock lock(mutex_);
@@ -242,7 +256,7 @@ Result<void> CachedFsImpl::MakeRoom(const OpenFile& file, int64_t bytes, const O
       if (!open->node->content->dirty()) DropSentBytes(*open->node);
     }
   }
-  if (spool_.HasRoom(bytes)) return {};
+  if (spool_.HasRoom(bytes)) return true;
   const NodePtr& node = file.node;
   std::vector<NodePtr> order{node};
   {
@@ -265,9 +279,10 @@ Result<void> CachedFsImpl::MakeRoom(const OpenFile& file, int64_t bytes, const O
       Lock lock(mutex_);
       DropSentBytes(*dirty);
     }
-    if (spool_.HasRoom(bytes)) return {};
+    if (spool_.HasRoom(bytes)) return true;
   }
-  return Errno(ENOSPC, "the spool directory is full" + (first ? ", and: " + ToString(*first) : std::string()));
+  if (first) return Errno(ENOSPC, "the spool directory is full, and: " + ToString(*first));
+  return false;
 }
 
 Result<size_t> CachedFsImpl::Write(FileHandle handle, int64_t offset, std::string_view bytes,
