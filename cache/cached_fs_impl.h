@@ -389,8 +389,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // Sends before a rename or link; also fails with an error that nobody was told of.
   Result<void> SendForName(const NodePtr& node, const OpContext& ctx);
 
-  // Sends those nodes, several at once, then the directories among them. The first error.
-  Result<void> SendAll(std::vector<NodePtr> nodes, const OpContext& ctx, const std::function<void(int64_t)>& progress);
+  // Sends those nodes, several at once, then the directories among them. The first error. `only_accepted`: of each what was accepted, if it still is unsent.
+  Result<void> SendAll(std::vector<NodePtr> nodes, const OpContext& ctx, const std::function<void(int64_t)>& progress, bool only_accepted = false);
 
   // --- writeback.cc: what is accepted here, and sent behind the programs' backs
   // mutex_ held: nothing else can have that name, and what is made in the directory may be told to the sandbox later.
@@ -463,7 +463,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // Into the directory for what is unsent; the next FlushAll says so. No lock.
   void PutAside(const NodePtr& node, const std::string& why);
   // Send of what was accepted, by whoever does not wait for this file.
-  Result<void> SendLate(const NodePtr& node, const OpContext& ctx);
+  Result<void> SendLate(const NodePtr& node, const OpContext& ctx, bool only_accepted = false);
   // What was accepted of it is older than what somebody else wrote. No lock.
   Result<bool> ChangedThere(const NodePtr& node, const OpContext& ctx);
   // The sandbox's file is not what the unsent change was made to. Asks. No lock.

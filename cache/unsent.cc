@@ -563,7 +563,7 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
   return sent;
 }
 
-Result<void> CachedFsImpl::SendAll(std::vector<NodePtr> nodes, const OpContext& ctx, const std::function<void(int64_t)>& progress) {
+Result<void> CachedFsImpl::SendAll(std::vector<NodePtr> nodes, const OpContext& ctx, const std::function<void(int64_t)>& progress, bool only_accepted) {
   size_t files = 0, open = 0;
   {
     Lock lock(mutex_);
@@ -594,7 +594,7 @@ Result<void> CachedFsImpl::SendAll(std::vector<NodePtr> nodes, const OpContext& 
         if (tell) next_progress = Clock::now() + kProgressInterval;
       }
       if (tell) progress(Status().dirty_bytes);
-      auto sent = SendLate(node, within);
+      auto sent = SendLate(node, within, only_accepted);
       if (sent) within = within.Renewed();
       std::lock_guard lock(mutex);
       if (!sent && !first) first = sent.error();

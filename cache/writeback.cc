@@ -928,7 +928,7 @@ void CachedFsImpl::SendBehind(std::stop_token stop) {
     lock.unlock();
     OpContext ctx;
     ctx.stop = stop;
-    if (auto sent = SendAll(nodes, ForTransfer(ctx), {}); !sent) log::Debug("cache", "sending behind: {}", ToString(sent.error()));
+    if (auto sent = SendAll(nodes, ForTransfer(ctx), {}, true); !sent) log::Debug("cache", "sending behind: {}", ToString(sent.error()));
     lock.lock();
     for (const NodePtr& node : nodes) --node->pins;
     look_at = Clock::now();
@@ -963,11 +963,12 @@ Result<bool> CachedFsImpl::IsNotItsBase(const NodePtr& node, const OpContext& ct
   return now->size != base.size || !transport::SameTime(now->mtime, base.mtime) || (base.id.known() && now->id.known() && now->id != base.id);
 }
 
-Result<void> CachedFsImpl::SendLate(const NodePtr& node, const OpContext& ctx) {
+Result<void> CachedFsImpl::SendLate(const NodePtr& node, const OpContext& ctx, bool only_accepted) {
   FaultPoint("store.sending");
   {
     Lock lock(mutex_);
     if (node->is_directory() && WaitsForBelow(*node)) return {};  // since it was chosen: it goes when that has gone
+    if (only_accepted && !node->content->accepted && !node->content->sending_accepted) return {};  // sent since then: what there is now was begun after that
   }
   auto sent = Send(node, nullptr, ctx);
   FaultPoint("store.sent");
