@@ -726,10 +726,7 @@ void CachedFsImpl::DropSavedCopy(Node& node) {
   copy.note = copy.content + kUnsentNoteSuffix;
   copy.content_is_there = true;
   NoteUnsent(node);  // first, so that one of them says it at any time
-  if (node.has_unsent() && !node.is_gone() && content.spool && !content.spool->note().says()) {  // the disk is full
-    content.saved = copy.content;
-    return;
-  }
+  if (node.has_unsent() && !node.is_gone() && content.spool && !content.spool->note().says()) return;  // the disk is full: there twice, rather than not at all
   if (auto removed = RemoveUnsent(copy); !removed) log::Warning("cache", "{}", ToString(removed.error()));
 }
 

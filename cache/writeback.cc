@@ -763,6 +763,7 @@ bool CachedFsImpl::SendBeside(const NodePtr& node, const std::string& why) {
   }
   Change whole = std::exchange(content.sending, {});
   const bool was_accepted = content.sending_accepted;
+  if (node->unmade && content.beside) node->unmade->maybe_made = node->unmade->maybe_made || content.beside->being_sent;
   content.beside.reset();
   content.begun_bytes = 0;
   content.storing = content.sending_accepted = false;
@@ -904,7 +905,7 @@ std::vector<NodePtr> CachedFsImpl::SendableBehind(TimePoint* retry_at) const {
       const NodePtr below = other == id ? nullptr : tree_.Find(other);
       return below && IsBelow(*below, *node);
     });
-    if (full && alone) nodes.push_back(node);
+    if (full && alone && !(node->is_directory() && WaitsForBelow(*node))) nodes.push_back(node);
   }
   return nodes;
 }
@@ -968,7 +969,7 @@ Result<void> CachedFsImpl::SendLate(const NodePtr& node, const OpContext& ctx, b
   {
     Lock lock(mutex_);
     if (node->is_directory() && WaitsForBelow(*node)) return {};  // since it was chosen: it goes when that has gone
-    if (only_accepted && !node->content->accepted && !node->content->sending_accepted) return {};  // sent since then: what there is now was begun after that
+    if (only_accepted && !node->content->accepted) return {};  // sent since then: what there is now was begun after that
   }
   auto sent = Send(node, nullptr, ctx);
   FaultPoint("store.sent");
