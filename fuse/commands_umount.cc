@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "fuse/commands.h"
 #include "fuse/message.h"
@@ -16,6 +17,9 @@ namespace {
 
 // The process reports progress at least this often while it works; longer silence is a process that is stuck.
 constexpr std::chrono::seconds kSilence{90};
+// A df or a file manager that looks at every mount holds this one for the time of a round trip: that is no use that anybody has to end.
+constexpr std::chrono::seconds kPassingUse{3};
+constexpr std::chrono::milliseconds kBetweenTries{100};
 
 class SendProgress {
  public:
@@ -48,6 +52,15 @@ ExitStatus ClearStaleMount(const std::string& directory) {
   if (auto done = Unmount(directory, true); !done) return UmountFailure(ErrorText(done.error()), ExitStatus::kMountPoint);
   PrintErrorLine("umount", directory + ": cleared a mount whose process was gone");
   return ExitStatus::kOk;
+}
+
+Result<void> UnmountWhenFree(const std::string& directory) {
+  const TimePoint until = Clock::now() + kPassingUse;
+  while (true) {
+    auto done = Unmount(directory, false);
+    if (done || done.error().errno_value != EBUSY || Clock::now() >= until) return done;
+    std::this_thread::sleep_for(kBetweenTries);
+  }
 }
 
 // The next object that the process sends; progress is shown and skipped. Not an object: it is gone or stuck.
@@ -127,7 +140,7 @@ ExitStatus UmountCommand(const CommandLine& line) {
   // Everything is there; what is written from now on, until the name is gone, is sent by the process before it ends. With --force the
   // process unmounts by itself, whatever is open.
   if (named->in_mount_table && !force) {
-    if (auto done = Unmount(named->directory, false); !done) {
+    if (auto done = UnmountWhenFree(named->directory); !done) {
       const bool busy = done.error().errno_value == EBUSY;
       return UmountFailure(busy ? fmt::format("{}: still mounted, though all is sent: busy, some program uses it (fuser -vm {} shows which)", directory, directory)
                                 : fmt::format("{}: still mounted: {}", directory, ErrorText(done.error())),

@@ -854,6 +854,19 @@ def test_umount_waits_and_reports(double):
         mount.close()
 
 
+def test_umount_waits_for_who_passes_by(double):
+    """As a df does that looks at every mount, one round trip long."""
+    mount = Mount(double, "passed")
+    try:
+        descriptor = os.open(mount.path, os.O_PATH)
+        passing = threading.Timer(0.7, os.close, [descriptor])
+        passing.start()
+        mount.umount()
+        assert passing.finished.is_set()
+    finally:
+        mount.close()
+
+
 def test_umount_ends_what_another_mount_namespace_has_a_copy_of(double):
     """A container or a service that starts meanwhile has one, and would keep the kernel's session, and so the process, for as long as it lives."""
     own_namespace()
