@@ -23,6 +23,8 @@
 
 namespace e2bfs::cache {
 
+struct UnsentEntry;
+
 struct OpenFile {
   NodePtr node;
   OpenFlags flags;
@@ -348,10 +350,17 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void EndContentChange(Node& node, const Result<transport::Attributes>& after, uint64_t asked_stamp, TimePoint asked);
 
   // --- unsent.cc
-  // Sends what is unsent, after a store that is under way. Its error is also latched for the open handles but `teller`; if it is only `tried`,
-  // not one that leaves all to be sent by the next flush, which tells its own.
-  Result<void> Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx, bool tried = false);
-  Result<void> SendOnce(const NodePtr& node, const OpenFile* teller, const std::shared_ptr<EarlySend>& early, const OpContext& ctx, bool tried);
+  enum class SendWhat {
+    kAll,
+    kAccepted,    // nothing, if what was accepted was sent meanwhile
+    kBeforeStat,  // what MaySendBeforeStat allows; an error that leaves all to be sent by the next flush is told by that
+  };
+  // Sends what is unsent, after a store that is under way. Its error is also latched for the open handles but `teller`. No lock.
+  Result<void> Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx, SendWhat what = SendWhat::kAll);
+  bool IsToBeSent(const Node& node, SendWhat what) const;                             // mutex_ held
+  Result<void> WaitForOtherStore(Lock& lock, Node& node, const OpContext& ctx);       // mutex_ held before and after
+  void BeginStore(Node& node);                                                        // mutex_ held: all that is unsent is `sending` from now on
+  Result<void> SendOnce(const NodePtr& node, const OpenFile* teller, const std::shared_ptr<EarlySend>& early, const OpContext& ctx, SendWhat what);
   // Before its attributes are told: whether the send was waited for to its end, so that they are as new as the question. No lock.
   bool SendBeforeStat(const NodePtr& node, const OpContext& ctx);
   bool MaySendBeforeStat(const Node& node) const;  // mutex_ held
@@ -389,10 +398,17 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // Sends before a rename or link; also fails with an error that nobody was told of.
   Result<void> SendForName(const NodePtr& node, const OpContext& ctx);
 
-  // Sends those nodes, several at once, then the directories among them. The first error. `only_accepted`: of each what was accepted, if it still is unsent.
-  Result<void> SendAll(std::vector<NodePtr> nodes, const OpContext& ctx, const std::function<void(int64_t)>& progress, bool only_accepted = false);
+  // Sends those nodes, several at once, then the directories among them. The first error.
+  Result<void> SendAll(std::vector<NodePtr> nodes, const OpContext& ctx, const std::function<void(int64_t)>& progress, SendWhat what = SendWhat::kAll);
 
   // --- writeback.cc: what is accepted here, and sent behind the programs' backs
+  // More of it may follow at once, so what was accepted waits so long for company.
+  static constexpr std::chrono::milliseconds kQuiet{100};
+  static constexpr std::chrono::seconds kMostDelay{3};
+  static constexpr std::chrono::seconds kFirstRetry{1};
+  static constexpr std::chrono::seconds kMostRetry{30};
+  static std::chrono::milliseconds RetryAfter(uint64_t tries);
+  static bool IsForNow(const Error& error);  // time may help
   // mutex_ held: nothing else can have that name, and what is made in the directory may be told to the sandbox later.
   bool MayMakeHere(Node& parent, const std::string& name) const;
   // Makes it here, in the journal, with a reference for the kernel. Null: it has to be made there.
@@ -408,19 +424,6 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // mutex_ held: waits while the path, or one above it, is moved.
   bool WaitUntilUnmoved(Lock& lock, const Node& node, const OpContext& ctx);
   bool IsUnmoved(const Node& node) const;  // mutex_ held
-  void Accepted();                         // mutex_ held: something was
-  void SomethingToSend();                  // mutex_ held: the two threads may look again
-  void SendInTime(const OpenFile& closed);  // mutex_ held: what it wrote waits no longer than that for others who write
-  static bool IsForNow(const Error& error);  // time may help
-  uint64_t NextOrder();  // mutex_ held
-  // It is in the sandbox when this returns, or why it cannot be made there. No lock.
-  Result<void> Settle(const NodePtr& node, const OpContext& ctx);
-  Result<void> SettleName(NodeId parent, const std::string& name, const OpContext& ctx);
-  Result<void> SettleAll(const std::vector<NodePtr>& nodes, const OpContext& ctx);
-  // What was accepted of it and of what is below it is in the sandbox. No lock.
-  Result<void> SendBelow(const NodePtr& node, const OpContext& ctx);
-  bool IsBelow(const Node& node, const Node& top) const;  // mutex_ held; also the same
-  struct Row;                            // of new objects, on their way
   // While it lives nothing is accepted at or below those paths: what the journal says of them would not be true.
   struct Unmoved {
     Unmoved(CachedFsImpl& owner, std::vector<std::string> moved) : fs(owner), paths(std::move(moved)) {
@@ -437,24 +440,57 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
     CachedFsImpl& fs;
     const std::vector<std::string> paths;
   };
+  void Accepted();                          // mutex_ held: something was
+  void SomethingToSend();                   // mutex_ held: the two threads may look again
+  void SendInTime(const OpenFile& closed);  // mutex_ held: what it wrote waits no longer than that for others who write
+  uint64_t NextOrder();                     // mutex_ held
+  void EndUnmade(Node& node);               // mutex_ held
+  // It is in the sandbox when this returns, or why it cannot be made there. No lock.
+  Result<void> Settle(const NodePtr& node, const OpContext& ctx);
+  Result<void> SettleName(NodeId parent, const std::string& name, const OpContext& ctx);
+  Result<void> SettleAll(const std::vector<NodePtr>& nodes, const OpContext& ctx);
+  // What was accepted of it and of what is below it is in the sandbox. No lock.
+  Result<void> SendBelow(const NodePtr& node, const OpContext& ctx);
+  bool IsBelow(const Node& node, const Node& top) const;  // mutex_ held; also the same
+  void SendBehind(std::stop_token stop);                  // a thread's
+  // mutex_ held: what was accepted, is made, and need not wait; retry_at: when more can be sent.
+  std::vector<NodePtr> SendableBehind(TimePoint* retry_at) const;
+  bool WaitsForBelow(const Node& directory) const;  // mutex_ held: something in it is to be sent first, and did not fail
+  // Send of what was accepted, by whoever does not wait for this file.
+  Result<void> SendLate(const NodePtr& node, const OpContext& ctx, SendWhat what = SendWhat::kAll);
+
+  // --- making.cc: what was made here is made in the sandbox
+  // Content up to this size goes with the file's making; longer one follows by itself.
+  static constexpr int64_t kMostInRow = 256 << 10;
+  struct Row;                             // of new objects, on their way
   void MakeBehind(std::stop_token stop);  // a thread's
-  void SendBehind(std::stop_token stop);  // a thread's
-  // mutex_ held: what can be made now; retry_at: when more can.
-  Row CollectRow(TimePoint* retry_at);
-  bool AddToRow(Row& row, std::unordered_map<NodeId, size_t>& in_row, const NodePtr& node, TimePoint* retry_at);  // false: it is full
+  Row CollectRow(TimePoint* retry_at);    // mutex_ held: what can be made now; retry_at: when more can
+  bool AddToRow(Row& row, std::unordered_map<NodeId, size_t>& in_row, const NodePtr& node, TimePoint* retry_at);  // mutex_ held; false: it is full
   void MakeRow(Row& row, std::stop_token stop);
-  void EndUnmade(Node& node);            // mutex_ held
   void Made(Row& row, size_t at, const transport::Attributes& attributes, const std::optional<Error>& refused);
   void NotMade(Row& row, size_t at, const Error& answered, std::stop_token stop);
   static void TriedToMake(Unmade& unmade, const Error& error);          // mutex_ held
   void TriedToMakeBelow(const NodePtr& directory, const Error& error);  // mutex_ held
-  // Something else has its name there. True: it is no longer in the way. No lock.
+
+  // --- conflicts.cc: somebody in the sandbox was there first
+  static constexpr int kMostConflictNames = 100;
+  // What was accepted of it is older than what somebody else wrote. No lock.
+  Result<bool> ChangedThere(const NodePtr& node, const OpContext& ctx);
+  static bool MayLoseTheirs(const Change& change);  // not by what goes behind whatever is there, nor by attributes
+  // The sandbox's file is not what the unsent change was made to. Asks. No lock.
+  Result<bool> IsNotItsBase(const NodePtr& node, const OpContext& ctx);
+  // Something else has the name of what is unmade. True: it is no longer in the way. No lock.
   bool ResolveTaken(const NodePtr& node, const OpContext& ctx);
   bool TakeForOurs(const NodePtr& node, const transport::Attributes& there);
   bool RenameAside(const NodePtr& node);  // here, since it is nowhere else
   bool IsBegunThere(const NodePtr& node, const transport::Attributes& there, const transport::Name& name, const OpContext& ctx);
   // Beside what is in its way, as what a dead mount left would be sent. False: it waits. No lock.
   bool SendBeside(const NodePtr& node, const std::string& why);
+  std::optional<UnsentEntry> BeginBeside(Node& node);  // no lock
+  // What such a send begins and has done is noted by the living note, which has what is accepted meanwhile, too. No lock.
+  Result<void> NoteBeside(Node& node, const UnsentRecord& said);
+  // mutex_ held, and released: it has ended; `copy` is the name beside it, and what is there. False: something is still to be sent.
+  bool EndBeside(Lock& lock, const NodePtr& node, const std::string& copy, const std::optional<transport::Attributes>& there);
   // The copy, if what was written was not made by its own name.
   std::optional<transport::Attributes> LookUpBeside(const NodePtr& node, const std::string& name);
   // What was not made is that one from now on. mutex_ held; false: it cannot be.
@@ -462,15 +498,6 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void GiveUpName(Node& node);  // mutex_ held: of what was not made
   // Into the directory for what is unsent; the next FlushAll says so. No lock.
   void PutAside(const NodePtr& node, const std::string& why);
-  // Send of what was accepted, by whoever does not wait for this file.
-  Result<void> SendLate(const NodePtr& node, const OpContext& ctx, bool only_accepted = false);
-  // What was accepted of it is older than what somebody else wrote. No lock.
-  Result<bool> ChangedThere(const NodePtr& node, const OpContext& ctx);
-  // The sandbox's file is not what the unsent change was made to. Asks. No lock.
-  Result<bool> IsNotItsBase(const NodePtr& node, const OpContext& ctx);
-  bool WaitsForBelow(const Node& directory) const;  // mutex_ held: something in it is to be sent first, and did not fail
-  static bool MayLoseTheirs(const Change& change);  // not by what goes behind whatever is there, nor by attributes
-  std::vector<NodePtr> SendableBehind(TimePoint* retry_at) const;  // mutex_ held: what was accepted, is made, and need not wait
 
   transport::RemoteFs& remote_;
   const CachedFsOptions options_;

@@ -79,59 +79,65 @@ void CachedFsImpl::DiscardUnsent(Node& node) {
   dirty_.erase(node.id);
 }
 
-Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx, bool tried) {
+Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx, SendWhat what) {
   if (auto settled = Settle(node, ctx); !settled) return settled;
-  std::shared_ptr<EarlySend> early;
-  for (bool looked = !options_.writeback;;) {
-    Lock lock(mutex_);
-    Content& content = *node->content;
-    OpContext waiting = ctx;
-    while (!WaitWithin(content.stored, lock, waiting, [&] { return !content.storing; })) {
-      // Whoever waits for a transfer waits as long as it gets on.
-      const TimePoint progress{TimePoint::duration(content.store_progress.load())};
-      if (ctx.renewal.count() == 0 || ctx.stop.stop_requested() || progress + ctx.renewal <= Clock::now()) {
-        return WaitEnded(ctx, "waiting for a store of the same file");
-      }
-      waiting.deadline = progress + ctx.renewal;
+  while (true) {
+    {
+      Lock lock(mutex_);
+      if (auto turn = WaitForOtherStore(lock, *node, ctx); !turn) return turn;
+      if (!IsToBeSent(*node, what)) return {};
+      if (node->deleted) return CannotReach(*node, teller);
     }
-    if (!content.dirty() || node->is_gone()) return {};
-    if (tried && !MaySendBeforeStat(*node)) return {};  // any more: it was changed while this waited
-    if (node->deleted) return CannotReach(*node, teller);
-    if (!std::exchange(looked, true)) {  // late: not onto what somebody else wrote meanwhile
-      lock.unlock();
-      auto changed = ChangedThere(node, ctx.Renewed());
-      if (!changed) return Forward(changed.error());
-      if (*changed && SendBeside(node, "it was changed in the sandbox meanwhile")) return {};
-      lock.lock();
-      if (content.storing || !content.dirty() || node->is_gone() || node->deleted) {  // by somebody else meanwhile
-        looked = !content.storing;
-        continue;
+    Error failed = Errno(EIO, "it was changed in the sandbox meanwhile").value();
+    const auto changed = ChangedThere(node, ctx.Renewed());
+    if (!changed) return Forward(changed.error());
+    if (!*changed) {
+      std::shared_ptr<EarlySend> early;
+      {
+        Lock lock(mutex_);
+        if (node->content->storing || node->deleted || !IsToBeSent(*node, what)) continue;  // somebody else was faster
+        BeginStore(*node);
+        early = std::exchange(node->content->early, nullptr);
+        if (early) --node->changes_in_flight;
       }
-      if (*changed) return Errno(EIO, "it was changed in the sandbox meanwhile");
+      const auto sent = SendOnce(node, teller, early, ctx, what);
+      if (sent) return sent;
+      failed = sent.error();
+      Lock lock(mutex_);
+      if (!IsReplaced(*node, failed)) return sent;
     }
-    content.sending = std::exchange(content.current, {});
-    content.sending_accepted = std::exchange(content.accepted, false);
-    content.storing = true;
-    content.untried = false;
-    content.not_early = false;
-    BeginChange(*node);
-    early = std::exchange(content.early, nullptr);
-    if (early) --node->changes_in_flight;
-    break;
-  }
-  auto sent = SendOnce(node, teller, early, ctx, tried);
-  // Nobody had told yet that another file has its name.
-  if (sent) return sent;
-  {
+    if (SendBeside(node, "it was replaced or changed in the sandbox meanwhile")) return {};
     Lock lock(mutex_);
-    if (!IsReplaced(*node, sent.error())) return sent;
+    if (!node->content->storing && IsToBeSent(*node, what)) return Forward(failed);
   }
-  if (SendBeside(node, "it was replaced or changed in the sandbox meanwhile")) return {};
-  {
-    Lock lock(mutex_);
-    if (!node->content->storing) return sent;
+}
+
+bool CachedFsImpl::IsToBeSent(const Node& node, SendWhat what) const {
+  if (!node.content->dirty() || node.is_gone()) return false;
+  return what == SendWhat::kAll || (what == SendWhat::kAccepted ? node.content->accepted : MaySendBeforeStat(node));
+}
+
+Result<void> CachedFsImpl::WaitForOtherStore(Lock& lock, Node& node, const OpContext& ctx) {
+  Content& content = *node.content;
+  OpContext waiting = ctx;
+  while (!WaitWithin(content.stored, lock, waiting, [&] { return !content.storing; })) {
+    // Whoever waits for a transfer waits as long as it gets on.
+    const TimePoint progress{TimePoint::duration(content.store_progress.load())};
+    if (ctx.renewal.count() == 0 || ctx.stop.stop_requested() || progress + ctx.renewal <= Clock::now()) {
+      return WaitEnded(ctx, "waiting for a store of the same file");
+    }
+    waiting.deadline = progress + ctx.renewal;
   }
-  return Send(node, teller, ctx, tried);  // somebody else does that now
+  return {};
+}
+
+void CachedFsImpl::BeginStore(Node& node) {
+  Content& content = *node.content;
+  content.sending = std::exchange(content.current, {});
+  content.sending_accepted = std::exchange(content.accepted, false);
+  content.storing = true;
+  content.untried = content.not_early = false;
+  BeginChange(node);
 }
 
 bool CachedFsImpl::IsReplaced(const Node& node, const Error& error) const {
@@ -162,7 +168,7 @@ bool CachedFsImpl::SendBeforeStat(const NodePtr& node, const OpContext& ctx) {
     const bool added = stat_senders_.Add([this, node, sent](std::stop_token stop) {
       OpContext sending;
       sending.stop = stop;
-      const auto stored = Send(node, nullptr, ForTransfer(sending), true);
+      const auto stored = Send(node, nullptr, ForTransfer(sending), SendWhat::kBeforeStat);
       Lock locked(mutex_);
       *sent = stored.has_value();
       node->content->stat_send.reset();
@@ -262,7 +268,7 @@ Result<transport::Attributes> CachedFsImpl::CallStore(const NodePtr& node, const
 }
 
 Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller, const std::shared_ptr<EarlySend>& early, const OpContext& context,
-                                    bool tried) {
+                                    SendWhat what) {
   OpContext ctx = context;
   ctx.service_class = ServiceClass::kBulk;
   Change sent;
@@ -315,7 +321,7 @@ Result<void> CachedFsImpl::SendOnce(const NodePtr& node, const OpenFile* teller,
   if (!sent.touches_content() && stored.error().kind == ErrorKind::kErrno) node->content->sending = {};
   // Attributes of what was removed meanwhile, by whomever.
   const bool pointless = node->content->sending_accepted && !sent.touches_content() && SaysGone(stored.error());
-  StoreFailed(*node, teller, stored.error(), tried);
+  StoreFailed(*node, teller, stored.error(), what == SendWhat::kBeforeStat);
   lock.unlock();
   PutAsideIfRefused(node);
   if (pointless) return {};
@@ -563,7 +569,7 @@ Result<void> CachedFsImpl::FlushAll(const OpContext& context, const std::functio
   return sent;
 }
 
-Result<void> CachedFsImpl::SendAll(std::vector<NodePtr> nodes, const OpContext& ctx, const std::function<void(int64_t)>& progress, bool only_accepted) {
+Result<void> CachedFsImpl::SendAll(std::vector<NodePtr> nodes, const OpContext& ctx, const std::function<void(int64_t)>& progress, SendWhat what) {
   size_t files = 0, open = 0;
   {
     Lock lock(mutex_);
@@ -594,7 +600,7 @@ Result<void> CachedFsImpl::SendAll(std::vector<NodePtr> nodes, const OpContext& 
         if (tell) next_progress = Clock::now() + kProgressInterval;
       }
       if (tell) progress(Status().dirty_bytes);
-      auto sent = SendLate(node, within, only_accepted);
+      auto sent = SendLate(node, within, what);
       if (sent) within = within.Renewed();
       std::lock_guard lock(mutex);
       if (!sent && !first) first = sent.error();
