@@ -152,6 +152,13 @@ NodeAttributes CachedFsImpl::BuildAttributes(const Node& node, TimePoint now) co
   return built;
 }
 
+NodeAttributes CachedFsImpl::BuildEntry(const Node& directory, const Node& node, TimePoint now) const {
+  NodeAttributes built = BuildAttributes(node, now);
+  // The kernel learns of changes a moment later, when nobody holds the directory: it would go by the old name after a lock was taken that shows the new one.
+  if (directory.names_move_until > now) built.valid_for = {};
+  return built;
+}
+
 bool CachedFsImpl::Fresh(const Node& node, TimePoint now) const {
   // With unsent changes the other side's attributes are not what counts; a deleted file is known here only.
   return node.deleted || node.has_unsent() || node.fresh_until > now;

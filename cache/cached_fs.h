@@ -119,6 +119,7 @@ struct KernelNews {
   uint64_t content_generation = 0;
   NodeId directory = 0;  // and the name in it; 0: none
   std::string name{};
+  NodeId left = 0;       // what it led to before; 0: to nothing that is known
 };
 
 class CachedFs {

@@ -143,6 +143,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   // --- attributes.cc; all with mutex_ held, but Refresh
   // The only way attributes get to the kernel: unsent changes laid over what the other side said.
   NodeAttributes BuildAttributes(const Node& node, TimePoint now) const;
+  // The same, as what a name in that directory leads to.
+  NodeAttributes BuildEntry(const Node& directory, const Node& node, TimePoint now) const;
   // Takes an answer into the cache: false if it is older than a change made here (asked_stamp: stamp_ when it was asked).
   // by_directory: the question was asked of the directory that the node is in, which the other side watched before it answered.
   bool Absorb(Node& node, const transport::Attributes& attributes, uint64_t asked_stamp, TimePoint asked, Origin origin,
@@ -221,6 +223,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   void OpenHandlesInUse(const NodePtr& node, const OpContext& ctx);
   // Before the name of `node` goes: its open files keep the object, and other links get what is unsent.
   void BeforeRemoval(const NodePtr& node, const OpContext& ctx);
+  // Of what is unsent: that its name goes. The node whose note says so, or null. No lock.
+  NodePtr NoteRemoving(const NodePtr& node);
   struct Pinned;                // holds a node in the tree
 
   // --- directories.cc
@@ -359,6 +363,8 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   Result<void> Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx, SendWhat what = SendWhat::kAll);
   bool IsToBeSent(const Node& node, SendWhat what) const;                             // mutex_ held
   Result<void> WaitForOtherStore(Lock& lock, Node& node, const OpContext& ctx);       // mutex_ held before and after
+  // mutex_ held: the kernel may have cut a write(2) of an appender at the end of a page, and the rest of it comes at once. Not of the teller, whose write has ended.
+  static bool IsCut(const Node& node, const OpenFile* teller) { return node.content->rest_of != nullptr && node.content->rest_of != teller; }
   void BeginStore(Node& node);                                                        // mutex_ held: all that is unsent is `sending` from now on
   Result<void> SendOnce(const NodePtr& node, const OpenFile* teller, const std::shared_ptr<EarlySend>& early, const OpContext& ctx, SendWhat what);
   // Before its attributes are told: whether the send was waited for to its end, so that they are as new as the question. No lock.

@@ -4,6 +4,7 @@
 
 #include "cache/cached_fs_impl.h"
 #include "cache/recovery.h"
+#include "cache/spool_source.h"
 #include "transport/base/fault_point.h"
 #include "transport/base/log.h"
 
@@ -47,11 +48,12 @@ Result<bool> CachedFsImpl::IsNotItsBase(const NodePtr& node, const OpContext& ct
 
 // Empty, or the beginning of what we have, all of it included.
 bool CachedFsImpl::IsBegunThere(const NodePtr& node, const transport::Attributes& there, const transport::Name& name, const OpContext& ctx) {
-  std::shared_ptr<SpoolFile> spool;
+  std::optional<SpoolSource> source;
   {
     Lock lock(mutex_);
+    Content& content = *node->content;
     if (there.size > std::min(node->size(), kMostInRow)) return false;
-    spool = node->content->spool;
+    source.emplace(content.spool, content, content.current);
   }
   if (there.size == 0) return true;
   auto stream = remote_.Read(0, NodeAt(name, there), &there, transport::Extent{0, there.size}, ctx);
@@ -61,7 +63,7 @@ bool CachedFsImpl::IsBegunThere(const NodePtr& node, const transport::Attributes
     if (!got || *got == 0) return false;
     done += *got;
   }
-  return spool && spool->ReadAt(0, ours.data(), ours.size()) && ours == theirs;
+  return source->ReadAt(0, ours.data(), ours.size()) && ours == theirs;
 }
 
 bool CachedFsImpl::ResolveTaken(const NodePtr& node, const OpContext& ctx) {
@@ -132,7 +134,7 @@ bool CachedFsImpl::RenameAside(const NodePtr& node) {
   std::string name;
   do {
     if (++node->unmade->names_tried > kMostConflictNames) return false;
-    name = ConflictName(node->unmade->wanted_name, node->content->since, node->unmade->names_tried);
+    name = ConflictName(node->unmade->wanted_name, node->content->since, node->content->spool->id(), node->unmade->names_tried);
   } while (Tree::FindChild(*parent, name));
   log::Error("cache", "{}: something else was made in the sandbox by that name; what was made here is {}", tree_.PathOf(*node), name);
   tree_.Detach(*parent, place.name).stamp = ++stamp_;

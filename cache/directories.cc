@@ -215,7 +215,7 @@ Result<void> CachedFsImpl::ReadDirectory(DirectoryHandle handle, uint64_t positi
       // The name may lead to something else by now, or to nothing: it is shown, but not held.
       NodePtr node = child && child->node != 0 && child->node == listed.node ? tree_.Find(child->node) : nullptr;
       if (node) {
-        entry.attributes = BuildAttributes(*node, Clock::now());
+        entry.attributes = BuildEntry(*opened->node, *node, Clock::now());
         if (with_references) {
           entry.node = node->id;
           ++node->references;

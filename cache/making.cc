@@ -124,7 +124,7 @@ bool CachedFsImpl::AddToRow(Row& row, std::unordered_map<NodeId, size_t>& in_row
   object.target = unmade.making.target;
   if (item.with_content) {
     object.size = size;
-    item.source = std::make_unique<SpoolSource>(content.spool, content);
+    item.source = std::make_unique<SpoolSource>(content.spool, content, content.current);
     object.source = item.source.get();
     row.bytes += size;
     BeginStore(*node);

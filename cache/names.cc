@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "cache/cached_fs_impl.h"
+#include "transport/base/fault_point.h"
 #include "transport/base/log.h"
 #include "transport/base/metrics.h"
 
@@ -141,7 +142,7 @@ Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string&
           if (node && Fresh(*node, now)) {
             hits.Add();
             ++node->references;
-            NodeAttributes built = BuildAttributes(*node, now);
+            NodeAttributes built = BuildEntry(*parent, *node, now);
             // The kernel takes it for the name, too.
             const auto name_valid_for = Remaining(child->fresh_until, now);
             built.valid_for = std::min(built.valid_for, name_valid_for);
@@ -184,7 +185,7 @@ Result<NodeAttributes> CachedFsImpl::Lookup(NodeId parent_id, const std::string&
     // Between the answer and here nobody held the node: if it was dropped, ask again.
     if (tree_.Find((*answer)->id) != *answer && attempt < 3) continue;
     ++(*answer)->references;
-    return BuildAttributes(**answer, Clock::now());
+    return BuildEntry(*parent, **answer, Clock::now());
   }
 }
 
@@ -298,7 +299,7 @@ Result<NodeAttributes> CachedFsImpl::Make(NodeId parent_id, const std::string& n
       }
       ++node->references;
       tree_.SweepIfLarge(Clock::now());
-      return BuildAttributes(*node, Clock::now());
+      return BuildEntry(*begun->parent, *node, Clock::now());
     }
   }
   return Lookup(parent_id, name, ctx);
@@ -431,6 +432,14 @@ void CachedFsImpl::NodeRemoved(const NodePtr& node, const std::optional<transpor
   }
 }
 
+NodePtr CachedFsImpl::NoteRemoving(const NodePtr& node) {
+  Lock lock(mutex_);
+  if (!node || !node->content.exists() || !node->content->dirty() || node->unmade) return nullptr;
+  node->content->removing = true;
+  NoteUnsent(*node);
+  return node;
+}
+
 Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, const OpContext& context) {
   const OpContext ctx = ForNames(context);
   NodePtr node;
@@ -448,10 +457,14 @@ Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, con
   if (node) BeforeRemoval(node, ctx);
   auto begun = BeginName(parent_id, name);
   if (!begun) return Forward(begun.error());
+  const NodePtr noted = NoteRemoving(node);
+  FaultPoint("remove.sending");
   auto done = AtNode(begun->parent, ctx, [&](const transport::Node& at) {
     return remote_.Unlink(transport::Name{at, name}, ctx);
   });
+  FaultPoint("remove.answered");
   Lock lock(mutex_);
+  if (noted) noted->content->removing = false;
   EndUnknown(*begun);
   Child* child = Tree::FindChild(*begun->parent, name);
   if (done) {
@@ -462,6 +475,7 @@ Result<void> CachedFsImpl::Unlink(NodeId parent_id, const std::string& name, con
     node = WhatLostItsName(node, done->object);
     if (node) NodeRemoved(node, done->object, *begun);
   }
+  if (noted && noted->content->dirty() && !noted->is_gone()) NoteUnsent(*noted);
   EndParent(*begun, done ? done->parent : std::nullopt);
   if (!done) return Forward(done.error());
   lock.unlock();

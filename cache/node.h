@@ -56,6 +56,7 @@ struct Child {
   NodeId node = 0;            // 0: not there (until fresh_until), or not known
   TimePoint fresh_until{};    // of the name; the node's attributes have their own
   uint64_t stamp = 0;         // of the last change made here; older answers say nothing about the name
+  TimePoint replaced_until{};  // somebody else puts other files in its place
 };
 
 // What was accepted here, and has yet to be made in the sandbox (-o writeback). Its node is pinned, and all that it is in is made or unmade, too.
@@ -87,6 +88,7 @@ struct Content {
   bool storing = false;
   std::atomic<TimePoint::rep> store_progress{0};  // when the store that runs last took bytes; no lock
   std::string saved;                   // where a copy of all that is unsent was put aside while it was being sent: that counts, and the note says nothing
+  bool removing = false;               // the file's name is being removed: whoever finds the note and not the file need not make it again
   bool moving = false;                 // a store's success moves bytes in the spool; they are not to be read then
   UnsentBase base;                     // the file before what is unsent, as it was known then
   bool base_moves = false;             // by changes of ours that were on their way then
@@ -95,6 +97,7 @@ struct Content {
   std::condition_variable_any stored;  // with CachedFsImpl's mutex
   bool accepted = false;               // what is in `current` was promised to be sent (-o writeback)
   bool sending_accepted = false;       // the same of `sending`
+  const void* rest_of = nullptr;       // the open file by which a part of one write(2) was appended, if its rest has yet to come; only compared
   uint64_t order = 0;                  // of what is accepted
   uint64_t failures = 0;               // since something was sent
   TimePoint retry_at{};                // after a failure: not sent behind anybody's back before
@@ -189,6 +192,7 @@ struct Node {
   // Directories.
   bool ours = false;                // made by this mount, and nothing in it was seen to be made, moved or removed by anybody else
   bool watched = false;             // changes of it, and in it, are told: what is known needs no asking (fresh_until is kWatched)
+  TimePoint names_move_until{};     // somebody else changes names in it: what was found by one is not for the kernel to keep
   uint64_t watched_stamp = 0;       // answers to questions asked before were not covered by the watch
   uint64_t unwatched_stamp = 0;     // answers to questions asked before may be older than a time without a watch
   std::map<std::string, Child> children;

@@ -62,7 +62,11 @@ Result<OpenedFile> CachedFsImpl::Open(NodeId id, OpenFlags flags, const OpContex
     }
     write_mutex = &node->content->write_mutex;
   }
-  if (auto refreshed = Refresh(node, false, ctx); !refreshed) return Forward(refreshed.error());
+  if (auto refreshed = Refresh(node, false, ctx); !refreshed) {
+    // The name is gone, or leads elsewhere: the kernel looks again, and knows then whether to make it.
+    if (refreshed.error().kind == ErrorKind::kErrno && refreshed.error().errno_value == ENOENT) return Errno(ESTALE, refreshed.error().message);
+    return Forward(refreshed.error());
+  }
   // What was accepted does not go before it is sent.
   if (options_.writeback && flags.truncate) {
     bool accepted = false;
@@ -77,6 +81,7 @@ Result<OpenedFile> CachedFsImpl::Open(NodeId id, OpenFlags flags, const OpContex
   if (flags.write) RefusedOpen(*node);  // an earlier one
   transport::OpenRequest request;
   transport::Node address;
+  bool is_replaced = false;
   {
     Lock lock(mutex_);
     if (auto may = CheckAccess(node->attributes, AccessShown(*node), flags, tree_.PathOf(*node)); !may) return Forward(may.error());
@@ -85,9 +90,25 @@ Result<OpenedFile> CachedFsImpl::Open(NodeId id, OpenFlags flags, const OpContex
     request.read = flags.read && node->read_handle == 0 && there;
     request.write = flags.write && node->write_handle == 0 && there;
     address = tree_.Address(*node);
+    // What others replace by renames may be another file by now. Then the kernel looks for the name again, as it can no longer when it reads.
+    const NodePtr parent = node->places.empty() ? nullptr : tree_.Find(node->places.current().parent);
+    const Child* name = parent ? Tree::FindChild(*parent, node->places.current().name) : nullptr;
+    is_replaced = name && name->replaced_until > Clock::now() && remote_.description().identities_survive_renames;
   }
   // Sent before the file counts as open, and so before any removal that anybody here may ask for.
-  const transport::Handle sent = request.read || request.write ? remote_.OpenSoon(address, request) : 0;
+  transport::Handle sent = 0;
+  if (is_replaced && (request.read || request.write)) {
+    auto opened = remote_.Open(address, request, ctx);
+    if (!opened && opened.error().kind == ErrorKind::kErrno && opened.error().errno_value == ESTALE) {
+      Lock lock(mutex_);
+      --node->open_files;
+      node->fresh_until = {};
+      return Forward(opened.error());
+    }
+    if (opened) sent = opened->handle;
+  } else if (request.read || request.write) {
+    sent = remote_.OpenSoon(address, request);
+  }
   std::unique_lock writing(*write_mutex);
   Lock lock(mutex_);
   TakeHandle(*node, sent, request.read, request.write);
@@ -164,7 +185,9 @@ Result<OpenedFile> CachedFsImpl::CreateFile(NodeId parent_id, const std::string&
     }
   }
   ++node->references;
-  return Register(node, flags, created);
+  OpenedFile made = Register(node, flags, created);
+  made.attributes = BuildEntry(*begun->parent, *node, Clock::now());
+  return made;
 }
 
 Result<transport::Handle> CachedFsImpl::RemoteHandle(const NodePtr& node, bool write, const OpContext& ctx) {

@@ -209,7 +209,11 @@ class LateSend {
     if (making_again_ && making_again_->begun_) return making_again_->MakeFile();
     const transport::Node at{record_.path, {}};
     auto now = remote_.Stat(at, Short());
-    if (!now) return IsGone(now.error()) ? SendToMissing() : Failed(now.error());
+    if (!now) {
+      if (!IsGone(now.error())) return Failed(now.error());
+      if (record_.removing) return {SendOutcome::kWasThere, {}, "it was being removed, and is gone"};
+      return SendToMissing();
+    }
     if (!record_.change.touches_content()) return SendAttributes(*now);
     if (now->type != transport::FileType::kRegular) return MakeConflictCopy("something else has its name now", nullptr);
     if (IsBase(*now)) return Store(*now, record_.change);
@@ -558,7 +562,7 @@ class LateSend {
   SendReport MakeSomewhere(std::string_view fault_point, const std::function<Result<transport::Changed>(const transport::Name&)>& make,
                            const std::function<Result<bool>(const std::string&)>& is_it) {
     for (int number = 0; number <= kMostConflictCopies; ++number) {
-      const std::string name = number == 0 ? OwnName() : ConflictName(OwnName(), record_.since, number);
+      const std::string name = number == 0 ? OwnName() : ConflictName(OwnName(), record_.since, record_.id, number);
       const std::string path = PathBeside(name);
       auto made = make(NameOf(name));
       FaultPoint(fault_point);
@@ -598,7 +602,7 @@ class LateSend {
     }
     transport::ContentSource& content = source ? static_cast<transport::ContentSource&>(*source) : ours_;
     for (int number = 1; number <= kMostConflictCopies; ++number) {
-      const std::string name = ConflictName(OwnName(), record_.since, number);
+      const std::string name = ConflictName(OwnName(), record_.since, record_.id, number);
       auto placed = PlaceNew(name, whole, content);
       if (!placed) {
         SendReport report = Failed(placed.error());
@@ -784,12 +788,12 @@ void ClearRemoved(const std::string& parent) {
   }
 }
 
-std::string ConflictName(const std::string& name, int64_t since, int number) {
+std::string ConflictName(const std::string& name, int64_t since, const std::string& id, int number) {
   char when[32] = "";
   const auto seconds = static_cast<time_t>(since);
   tm utc{};
   if (::gmtime_r(&seconds, &utc) != nullptr) ::strftime(when, sizeof when, "%Y%m%d-%H%M%S", &utc);
-  const std::string suffix = std::string(".e2bfs-conflict-") + when + (number > 1 ? "-" + std::to_string(number) : "");
+  const std::string suffix = std::string(".e2bfs-conflict-") + when + (id.empty() ? "" : "-" + id) + (number > 1 ? "-" + std::to_string(number) : "");
   std::string kept = name;
   if (kept.size() + suffix.size() > kLongestName) {
     kept.resize(kLongestName - suffix.size());

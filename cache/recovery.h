@@ -43,9 +43,9 @@ struct SendTimes {
   std::chrono::milliseconds retrying{0};
 };
 
-// What a file is called that lies beside another one of its name: "name.e2bfs-conflict-20261130-023709", "-2" and so on behind it for a number above 1.
-// `since`: seconds since 1970, of the first unsent write (UTC), so that a second try finds what the first made.
-std::string ConflictName(const std::string& name, int64_t since, int number);
+// What a file is called that lies beside another one of its name: "name.e2bfs-conflict-20261130-023709-k3x9ab7q", "-2" and so on behind it for a number above 1.
+// `since`: seconds since 1970, of the first unsent write (UTC). `id`: of its record, so that a second try finds what the first made, and nobody else makes the same.
+std::string ConflictName(const std::string& name, int64_t since, const std::string& id, int number);
 
 enum class SendOutcome {
   kSent,          // the file has it now

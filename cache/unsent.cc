@@ -20,6 +20,7 @@ namespace {
 constexpr int64_t kMostSentBeforeStat = 4 << 20;
 constexpr auto kMostWaitedByStat = std::chrono::seconds(5);
 constexpr size_t kMostErrorText = 1000;
+constexpr auto kRestOfWriteTime = std::chrono::milliseconds(20);
 constexpr int64_t kLookedAgainBytes = 1 << 20;  // so much takes long to bring: others may have changed the file meanwhile
 constexpr size_t kSendersAtOnce = 8;
 constexpr auto kProgressInterval = std::chrono::milliseconds(200);
@@ -81,10 +82,13 @@ void CachedFsImpl::DiscardUnsent(Node& node) {
 
 Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, const OpContext& ctx, SendWhat what) {
   if (auto settled = Settle(node, ctx); !settled) return settled;
+  const TimePoint patience = Clock::now() + kRestOfWriteTime;
   while (true) {
     {
       Lock lock(mutex_);
       if (auto turn = WaitForOtherStore(lock, *node, ctx); !turn) return turn;
+      // One write(2) arrives in one piece, also between those that others append.
+      if (IsCut(*node, teller) && node->content->stored.wait_until(lock, patience, [&] { return !IsCut(*node, teller); }) && node->content->storing) continue;
       if (!IsToBeSent(*node, what)) return {};
       if (node->deleted) return CannotReach(*node, teller);
     }
@@ -96,6 +100,7 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
       {
         Lock lock(mutex_);
         if (node->content->storing || node->deleted || !IsToBeSent(*node, what)) continue;  // somebody else was faster
+        if (IsCut(*node, teller) && Clock::now() < patience) continue;
         BeginStore(*node);
         early = std::exchange(node->content->early, nullptr);
         if (early) --node->changes_in_flight;
@@ -495,6 +500,7 @@ Result<void> CachedFsImpl::Flush(FileHandle handle, const OpContext& context) {
     Lock lock(mutex_);
     file->flushed = true;
     file->wrote = false;
+    if (file->node->content.exists() && file->node->content->rest_of == file.get()) file->node->content->rest_of = nullptr;
   }
   auto accepted = AcceptFile(file->node, ForTransfer(context));
   if (!accepted) return Forward(accepted.error());
@@ -653,6 +659,7 @@ UnsentRecord CachedFsImpl::RecordOf(const Node& node) const {
     record.base = content.beside->base;
     record.being_sent = content.beside->being_sent;
   }
+  record.removing = content.removing;
   record.moving = content.moving;
   return record;
 }

@@ -136,6 +136,7 @@ std::string EncodeBody(const UnsentRecord& record, size_t* implied) {
   AppendFlag(text, "fresh", record.fresh);
   AppendFlag(text, "being_sent", record.being_sent);
   if (record.begun_bytes != 0) AppendLine(text, "begun_bytes", record.begun_bytes);
+  AppendFlag(text, "removing", record.removing);
   AppendFlag(text, "moving", record.moving);
   AppendFlag(text, "accepted", record.accepted);
   if (record.order != 0) AppendLine(text, "order", static_cast<int64_t>(record.order));
@@ -285,6 +286,7 @@ bool DecodeLine(std::string_view line, UnsentRecord& record) {
   else if (key == "fresh") record.fresh = true;
   else if (key == "being_sent") record.being_sent = true;
   else if (key == "begun_bytes") record.begun_bytes = words.Number();
+  else if (key == "removing") record.removing = true;
   else if (key == "moving") record.moving = true;
   else if (key == "accepted") record.accepted = true;
   else if (key == "order") record.order = static_cast<uint64_t>(words.Number());

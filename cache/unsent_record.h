@@ -63,6 +63,7 @@ struct UnsentRecord {
   bool accepted = false;    // the program was told that it is done (-o writeback): the next mount sends it without being told to
   uint64_t order = 0;       // of what is accepted: grows in the order in which it was
   std::optional<UnsentMaking> make;  // unset: it is there. Of a file: `fresh`, and base.id is not known
+  bool removing = false;    // it was being removed: if it is gone, nothing is to be sent
   bool moving = false;      // bytes of the content were being moved, and may be at either place
 
   // All of the file afterwards is known from here alone.

@@ -9,6 +9,12 @@
 #include "transport/base/metrics.h"
 
 namespace e2bfs::cache {
+namespace {
+
+// Who changes one name often changes the next one soon.
+constexpr std::chrono::seconds kNamesMove{2};
+
+}  // namespace
 
 void CachedFsImpl::Outdated(Node& node) {
   node.fresh_until = {};
@@ -76,7 +82,11 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
   }
   child->stamp = stamp;
   // A name that leads where it led stays: the kernel forgets a file's pages with its last name.
-  if (!same) kernel_news_.push_back({.directory = directory->id, .name = name});
+  if (!same) {
+    kernel_news_.push_back({.directory = directory->id, .name = name, .left = before ? before->id : 0});
+    directory->names_move_until = at + kNamesMove;
+    if (before && now) child->replaced_until = at + kNamesMove;
+  }
   if (!same && (before || !gone)) directory->ours = false;  // not by the end of what was never there, such as a nameless file
   tree_.SweepIfLarge(at);
   TellKernel(lock);

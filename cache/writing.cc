@@ -313,6 +313,9 @@ Result<size_t> CachedFsImpl::Write(FileHandle handle, int64_t offset, std::strin
 Result<size_t> CachedFsImpl::WriteToSpool(OpenFile& file, int64_t offset, std::string_view bytes, const OpContext& context) {
   const NodePtr& node = file.node;
   const auto length = static_cast<int64_t>(bytes.size());
+  // Of an append that begins within a page that it has not whole, the kernel sends what goes into that page first.
+  static const int64_t page = sysconf(_SC_PAGESIZE);
+  const bool is_cut = file.flags.append && offset % page != 0 && (offset + length) % page == 0 && length < page;
   for (int attempt = 0;; ++attempt) {
     if (auto room = MakeRoom(file, length, ForTransfer(context)); !room) return Forward(room.error());
     {
@@ -339,6 +342,7 @@ Result<size_t> CachedFsImpl::WriteToSpool(OpenFile& file, int64_t offset, std::s
         const bool noted = file.flags.append ? RecordAppend(*node, offset, length) : RecordWrite(*node, offset, length);
         if (!noted && attempt > 0) return Errno(ENOSPC, "what is unsent cannot be noted");
         if (!noted) break;
+        if (std::exchange(node->content->rest_of, is_cut ? &file : nullptr) != nullptr) node->content->stored.notify_all();
         ClearSetIds(*node, context);
         return bytes.size();
       }

@@ -59,7 +59,7 @@ const std::vector<CommandSpec>& Commands() {
        "the next mount of the same sandbox, user and directory sends by itself, unless it is read-only; it is listed until then.\n\n"
        "--send compares each file in the sandbox with what the change was made to (identity, time of modification, size). If it is the same, the change goes onto it as the mount would "
        "have done it. A file that is gone is made again if all of its content is here. If it was changed meanwhile, or replaced, or may not be written, it stays as it is, and what was "
-       "written lies beside it as NAME.e2bfs-conflict-DATE-TIME (UTC, of the first write that was not sent), which is said, and the exit status is 10. Directories are made before what goes into "
+       "written lies beside it as NAME.e2bfs-conflict-DATE-TIME-ID (UTC, of the first write that was not sent), which is said, and the exit status is 10. Directories are made before what goes into "
        "them, also if that alone is chosen, and leave the list after all of it. What was sent leaves the list; what could not be sent stays in it, and the exit status is 8.\n\n"
        "-o takes the options of mount: how the sandbox is reached (user=, tier=, protocol= and so on), and spool_dir= of mounts that had one. A paused sandbox is resumed, as by mount.",
        {{"--send", 's', "", "Send it to the sandbox that it was written to."},

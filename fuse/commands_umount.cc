@@ -20,6 +20,8 @@ constexpr std::chrono::seconds kSilence{90};
 // A df or a file manager that looks at every mount holds this one for the time of a round trip: that is no use that anybody has to end.
 constexpr std::chrono::seconds kPassingUse{3};
 constexpr std::chrono::milliseconds kBetweenTries{100};
+// From its last word to its end it takes no longer, but where the machine has other work.
+constexpr std::chrono::seconds kProcessEnd{30};
 
 class SendProgress {
  public:
@@ -148,6 +150,8 @@ ExitStatus UmountCommand(const CommandLine& line) {
     }
   }
   answer = NextAnswer(*client, progress);
+  // What comes next, another mount above all, is not to meet what this one still has on its way.
+  if (!client->WaitForExit(kProcessEnd)) PrintErrorLine("umount", fmt::format("{}: unmounted, but its process still runs", directory));
   if (force) {  // the process is gone; its name must be, too
     auto table = ReadMountTable();
     if (table && FindMount(*table, named->directory) && FindMount(*table, named->directory)->is_e2bfs()) return ClearStaleMount(named->directory);

@@ -6,9 +6,11 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <list>
 #include <mutex>
@@ -256,8 +258,15 @@ Result<ControlClient> ControlClient::Connect(const std::string& path) {
   return ControlClient(descriptor);
 }
 
+ControlClient::ControlClient(int descriptor) : descriptor_(descriptor) {
+  ucred server{};
+  socklen_t size = sizeof server;
+  if (getsockopt(descriptor, SOL_SOCKET, SO_PEERCRED, &server, &size) != 0 || server.pid <= 0) return;
+  process_ = cache::Descriptor(static_cast<int>(syscall(SYS_pidfd_open, server.pid, 0)));
+}
+
 ControlClient::ControlClient(ControlClient&& other) noexcept
-    : descriptor_(std::exchange(other.descriptor_, -1)), buffer_(std::move(other.buffer_)) {}
+    : descriptor_(std::exchange(other.descriptor_, -1)), process_(std::move(other.process_)), buffer_(std::move(other.buffer_)) {}
 
 ControlClient::~ControlClient() {
   if (descriptor_ >= 0) close(descriptor_);
@@ -270,6 +279,17 @@ Result<void> ControlClient::Send(const std::string& line) {
 
 Result<std::optional<std::string>> ControlClient::ReadLine(std::chrono::milliseconds timeout) {
   return TakeLine(descriptor_, buffer_, kMaxLineBytes, Clock::now() + timeout);
+}
+
+bool ControlClient::WaitForExit(std::chrono::milliseconds timeout) const {
+  pollfd wait{process_.get(), POLLIN, 0};
+  if (!process_.is_open()) return true;
+  const TimePoint until = Clock::now() + timeout;
+  while (true) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
+    const int ended = poll(&wait, 1, static_cast<int>(std::max<int64_t>(left, 0)));
+    if (ended >= 0 || errno != EINTR) return ended > 0;
+  }
 }
 
 }  // namespace e2bfs::fuse

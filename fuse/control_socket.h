@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 
+#include "cache/descriptor.h"
 #include "transport/base/error.h"
 
 namespace e2bfs::fuse {
@@ -46,10 +47,13 @@ class ControlClient {
   Result<void> Send(const std::string& line);
   // The next line; nullopt when the server has closed. ETIMEDOUT. Lines are at most 16 MiB.
   Result<std::optional<std::string>> ReadLine(std::chrono::milliseconds timeout);
+  // The server's process has ended. False: not within that time. One that cannot be looked at (of another process namespace) is not waited for.
+  bool WaitForExit(std::chrono::milliseconds timeout) const;
 
  private:
-  explicit ControlClient(int descriptor) : descriptor_(descriptor) {}
+  explicit ControlClient(int descriptor);
   int descriptor_;
+  cache::Descriptor process_;  // a pidfd; not open: it cannot be looked at
   std::string buffer_;
 };
 

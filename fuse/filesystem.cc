@@ -146,7 +146,7 @@ void Filesystem::Tell(const cache::KernelNews& news) {
     for (const NodeId number : places_.NumbersOf(news.node)) invalidate_({number, pages, {}});
   }
   if (news.directory != 0) {
-    for (const NodeId number : places_.NumbersOf(news.directory)) invalidate_({number, false, news.name});
+    for (const NodeId number : places_.NumbersOf(news.directory)) invalidate_({number, false, news.name, news.left});
   }
 }
 

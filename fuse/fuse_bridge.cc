@@ -45,6 +45,9 @@ constexpr int kReaderThreads = 18;
 // would hold up all others. Each of them has a buffer for its answer, of the kernel's read-ahead at most. As an ordinary user the kernel may allow less.
 constexpr unsigned kMaxBackground = 64;
 
+// The kernel is told of a name when nobody holds its directory.
+constexpr std::chrono::milliseconds kLeavingTime{100};
+
 // Destroyed last: threads of the other members use the session.
 struct SessionOwner {
   fuse_session* session = nullptr;
@@ -524,6 +527,8 @@ void OpRename(const ReplyPtr& reply, fuse_ino_t parent, const char* name, fuse_i
 
 void OpOpen(const ReplyPtr& reply, fuse_ino_t node, fuse_file_info* info) {
   DispatchNames(reply, "open", node, [node, info = *info](Filesystem& fs, Reply& to, auto& ctx) {
+    // ESTALE: the kernel looks for the name again, and asks for what it leads to now.
+    if (to.state().notify.IsLeaving(node, kLeavingTime)) return to.Fail(Errno(ESTALE, "its name was taken away").value());
     to.Opened(fs.Open(node, info.flags, ctx), info, ctx);
   });
 }

@@ -30,14 +30,15 @@ void KernelNotify::Invalidate(Outdated outdated) {
   std::lock_guard lock(mutex_);
   if (ending_) return;
   static Counter& left_out = Metrics::Get("fuse.kernel_not_told_count");
-  if (outdated.pages) {
-    pages_.insert(std::move(outdated));
-  } else if (waiting_.size() < kMostWaiting) {
-    waiting_.insert(std::move(outdated));
-  } else {
+  Queue& queue = outdated.pages ? pages_ : waiting_;
+  if (!outdated.pages && waiting_.order.size() >= kMostWaiting) {
     left_out.Add();
     return;
   }
+  const auto [place, is_new] = queue.all.insert(std::move(outdated));
+  if (!is_new) return;
+  queue.order.push_back(place);
+  if (place->left != 0) leaving_.insert(place->left);
   if (!thread_.joinable()) {
     try {
       thread_ = std::thread([this] { Run(); });
@@ -45,23 +46,32 @@ void KernelNotify::Invalidate(Outdated outdated) {
       log::Error("fuse", "cannot start the thread that tells the kernel: {}", thrown.what());
     }
   }
-  changed_.notify_one();
+  changed_.notify_all();
+}
+
+bool KernelNotify::IsLeaving(cache::NodeId node, std::chrono::milliseconds wait) {
+  std::unique_lock lock(mutex_);
+  if (!leaving_.contains(node)) return false;
+  changed_.wait_for(lock, wait, [&] { return ending_ || !leaving_.contains(node); });
+  return true;
 }
 
 void KernelNotify::Run() {
   std::unique_lock lock(mutex_);
   while (!ending_) {
-    std::set<Outdated>& from = pages_.empty() ? waiting_ : pages_;
-    if (from.empty()) {
+    Queue& from = pages_.order.empty() ? waiting_ : pages_;
+    if (from.order.empty()) {
       changed_.wait(lock);
       continue;
     }
-    const Outdated outdated = std::move(from.extract(from.begin()).value());
+    const Outdated outdated = std::move(from.all.extract(from.order.front()).value());
+    from.order.pop_front();
     telling_ = true;
     lock.unlock();
     invalidate_(outdated);
     lock.lock();
     telling_ = false;
+    if (outdated.left != 0) leaving_.erase(leaving_.find(outdated.left));
     changed_.notify_all();
   }
 }

@@ -3,9 +3,10 @@
 // (libfuse, doc/README.notifications).
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
-#include <chrono>
+#include <deque>
 #include <functional>
 #include <mutex>
 #include <set>
@@ -21,6 +22,7 @@ struct Outdated {
   cache::NodeId node = 0;
   bool pages = false;
   std::string name;  // not empty: the name in the directory `node`
+  cache::NodeId left = 0;  // what had that name until then, if somebody else took it away
   friend auto operator<=>(const Outdated&, const Outdated&) = default;
 };
 
@@ -40,15 +42,26 @@ class KernelNotify {
   // them for as long as it was told (attr_timeout). Pages it would believe for ever; only nodes that it opened have them.
   void Invalidate(Outdated outdated);
 
+  // Whether the kernel may have come to that node by a name that it no longer has, since it was not told yet: an invalidation of a name waits for whoever
+  // holds the directory, such as the making of a lock file, whose answer then overtakes it. Returns when it is told, or after `wait`. Any thread.
+  bool IsLeaving(cache::NodeId node, std::chrono::milliseconds wait);
+
   static constexpr size_t kMostWaiting = 50'000;
 
  private:
+  // In the order in which it came, nothing twice.
+  struct Queue {
+    std::set<Outdated> all;
+    std::deque<std::set<Outdated>::const_iterator> order;
+  };
+
   void Run();
 
   const std::function<void(const Outdated&)> invalidate_;
   std::mutex mutex_;  // a leaf: not held while the kernel is told
   std::condition_variable changed_;
-  std::set<Outdated> waiting_, pages_;  // pages_: those with pages
+  Queue waiting_, pages_;  // pages_: those with pages
+  std::multiset<cache::NodeId> leaving_;
   bool ending_ = false;
   bool telling_ = false;
   std::thread thread_;

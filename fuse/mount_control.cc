@@ -219,6 +219,7 @@ void MountControl::AnswerUnmount(const OpContext& ctx, bool force, const Control
       return;
     }
     log::Warning("control", "unsent data was put aside in {}: {}", directory, why);
+    put_aside_ = true;
     ready["saved_in"] = directory;
     ready["why"] = why;
   }

@@ -10,6 +10,7 @@
 //           then {"bytes_left":N} again until the mount has ended: {"ended":true[,"saved_in":DIRECTORY][,"error":"..."]}
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -61,6 +62,8 @@ class MountControl {
   void SetEnd(const MountEnd& end);
   // True when no Answer is under way within `time`: those that flush hold on to the cache.
   bool WaitUntilIdle(std::chrono::milliseconds time);
+  // A forced unmount has put something aside: what sends it may be stuck.
+  bool PutAside() const { return put_aside_; }
 
  private:
   std::string Describe() const;
@@ -83,6 +86,7 @@ class MountControl {
   std::string state_ = "starting";
   std::string end_line_;      // empty until the mount has ended
   int answering_ = 0;
+  std::atomic<bool> put_aside_{false};
 };
 
 }  // namespace e2bfs::fuse

@@ -20,7 +20,7 @@ from writeback import (CONFLICT, LONG_AGO, assert_same, brief, clear_away, diffe
 KILLS = os.environ.get("E2BFS_CRASH_KILLS", "3" if SANITIZED else "5")
 POINT = os.environ.get("E2BFS_CRASH_POINT")
 OLD = (LONG_AGO - 1000) * 10**9
-NAMES = ("accept.", "make.", "store.", "conflict.", "replay.")
+NAMES = ("accept.", "make.", "store.", "remove.", "conflict.", "replay.")
 
 
 # --- what a program does: each on the mount, and on a directory of the local disk that says what is right

@@ -138,7 +138,7 @@ def test_what_changed_meanwhile_is_not_overwritten(tiered):
     assert done.returncode == CONFLICT and "conflict" in done.stderr and done.stdout == "", done.stderr
     assert (mount.inside / "f").read_bytes() == b"abcdefghij"
     (copy,) = [name for name in os.listdir(mount.inside) if name != "f"]
-    assert re.fullmatch(r"f\.e2bfs-conflict-\d{8}-\d{6}", copy) and copy in done.stderr
+    assert re.fullmatch(r"f\.e2bfs-conflict-\d{8}-\d{6}-[A-Za-z0-9]{6,8}", copy) and copy in done.stderr
     assert (mount.inside / copy).read_bytes() == b"\0\0\0xyz"
     assert listed(tiered) == []
 

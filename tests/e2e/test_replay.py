@@ -135,7 +135,7 @@ def found_tree(top):
                 what = (stat.S_IMODE(status.st_mode), int(status.st_mtime) if status.st_mtime < SINCE else None)
             else:
                 what = (stat.S_IMODE(status.st_mode), open(path, "rb").read())
-            found[os.path.relpath(path, top)] = what
+            found[re.sub(CONFLICT + "-[A-Za-z0-9]+", CONFLICT, os.path.relpath(path, top))] = what
     return found
 
 

@@ -542,6 +542,31 @@ def test_a_file_that_is_changed_there_while_its_change_is_brought(tiered, tier, 
     assert (mount.inside / "f").read_bytes() == theirs and (len(copy), copy == ours) == (len(ours), True)
 
 
+def test_two_mounts_whose_changes_lie_beside_theirs(tiered):  # noqa: F811
+    """Accepted by both in the same second: neither takes the other's copy for its own."""
+    mounts = [tiered.mount("m", options=["writeback"])]
+    mounts.append(tiered.mount("n", options=["writeback"], inside=mounts[0].inside))
+    there = mounts[0].inside
+    for number in range(3):
+        (there / f"f{number}").write_bytes(b"old")
+        for mount in mounts:
+            eventually(lambda: (mount.path / f"f{number}").exists(), "it is seen")
+            os.stat(mount.path / f"f{number}")
+    time.sleep(1 - time.time() % 1)
+    with standing_still(tiered):
+        for number in range(3):
+            for mount in mounts:
+                write(mount.path / f"f{number}", mount.path.name.encode() * 1000, 0)
+            (there / f"f{number}").write_bytes(b"theirs, which is longer")
+    flushes = [threading.Thread(target=flush, args=(mount,), kwargs={"check": False}) for mount in mounts]
+    for each in flushes:
+        each.start()
+    for each in flushes:
+        each.join()
+    wanted = sorted(mount.path.name.encode() * 1000 for mount in mounts)
+    assert {name: sorted(copies) for name, copies in conflict_copies(there).items()} == {f"f{number}": wanted for number in range(3)}
+
+
 def test_what_goes_while_another_one_writes_on_is_looked_at_too(spot):
     """It was accepted by one close; somebody changes the file in the sandbox, and another descriptor goes on."""
     write(spot.here / "f", b"0123456789")
@@ -826,7 +851,7 @@ def test_umount_says_what_remains_and_force_keeps_it(tiered):  # noqa: F811
         assert time.monotonic() - began < 30 and refused.returncode == UNSENT and is_mounted(mount.path), refused
         mount.umount("--timeout", "1", "--force")
         assert not is_mounted(mount.path)
-        eventually(lambda: is_dead(pid), "its process has ended")
+        assert is_dead(pid), "the next mount may meet what this one has on its way"
         assert sorted(each["path"] for each in listed(tiered)) == sorted(f"{mount.inside}/d/{os.fsdecode(name)}" for name in look(local) if name)
     assert_private(tiered)
     mount.mount()

@@ -5,7 +5,7 @@ from conftest import BIN, eventually, is_dead, run
 
 LONG_AGO = 1_600_000_000  # times before it were set by who made the file: they are compared
 UNSENT = 8                # exit status: not everything is in the sandbox
-CONFLICT = re.compile(rb"(.*)\.e2bfs-conflict-\d{8}-\d{6}(-\d+)?", re.DOTALL)
+CONFLICT = re.compile(rb"(.*)\.e2bfs-conflict-\d{8}-\d{6}-[A-Za-z0-9]{6,8}(-\d+)?", re.DOTALL)
 
 
 def options_of(tier):

@@ -21,13 +21,20 @@ using ::testing::IsEmpty;
 
 constexpr SendTimes kReplayTimes{std::chrono::seconds(20), std::chrono::seconds(20)};
 constexpr int64_t kSince = 1'764'470'229;
-constexpr char kConflict[] = ".e2bfs-conflict-20251130-023709";
+constexpr char kConflict[] = ".e2bfs-conflict-20251130-023709-id";
 
 class ReplayTest : public CacheFixture {
  protected:
   ReplayTest() : unsent_(spool_ + "-unsent") {}
   ~ReplayTest() override { std::filesystem::remove_all(unsent_); }
 
+  // What lies beside it in the sandbox; "" if nothing does.
+  std::string Beside(const std::string& name) {
+    for (const std::string& each : remote_->InsideList("")) {
+      if (each.starts_with(name + kConflict)) return each;
+    }
+    return "";
+  }
   UnsentRecord Record(const std::string& path) {
     UnsentRecord record;
     record.id = "id" + std::to_string(++entries_);
@@ -252,9 +259,10 @@ TEST_F(ReplayTest, AFileThatNobodyHereBeganIsAnother) {
     ASSERT_TRUE(remote_->InsideWrite("f", there));
     EXPECT_EQ(ReplayAll().conflicts, 1);
     EXPECT_EQ(Inside("f"), there);
-    EXPECT_EQ(Inside(std::string("f") + kConflict), "our content");
+    EXPECT_EQ(Inside(Beside("f")), "our content");
     EXPECT_EQ(remote_->InsideList("").size(), 2u);
     EXPECT_THAT(ListUnsent(unsent_), IsEmpty());
+    ASSERT_TRUE(remote_->InsideRemove(Beside("f")));
   }
 }
 
@@ -262,7 +270,7 @@ TEST_F(ReplayTest, AnEmptyFileLiesBesideToo) {
   LeaveFile("f", "");
   ASSERT_TRUE(remote_->InsideWrite("f", "other"));
   EXPECT_EQ(ReplayAll().conflicts, 1);
-  EXPECT_EQ(Inside(std::string("f") + kConflict), "");
+  EXPECT_EQ(Inside(Beside("f")), "");
   EXPECT_EQ(Inside("f"), "other");
 }
 
@@ -283,8 +291,8 @@ TEST_F(ReplayTest, ALinkOfAnotherTextLiesBeside) {
   Leave(NewLink("l", "ours"));
   EXPECT_EQ(ReplayAll().conflicts, 1);
   EXPECT_EQ(Inside("l"), "theirs");
-  EXPECT_EQ(Inside(std::string("l") + kConflict), "ours");
-  EXPECT_EQ(told_["l"].path, std::string("l") + kConflict);
+  EXPECT_EQ(Inside(Beside("l")), "ours");
+  EXPECT_EQ(told_["l"].path, Beside("l"));
 }
 
 TEST_F(ReplayTest, WhatGoesIntoADirectoryGoesWhereItCouldBeMade) {
@@ -310,7 +318,7 @@ TEST_F(ReplayTest, WhatGoesIntoADirectoryGoesWhereItCouldBeMade) {
     faulty_->Clear();
     ASSERT_TRUE(remote_->InsideRemove("d"));
     EXPECT_EQ(ReplayAll().failed, 0);
-    const std::string beside = std::string("d") + kConflict;
+    const std::string beside = Beside("d");
     EXPECT_EQ(Inside(beside + "/e/f"), "content");
     EXPECT_EQ(Inside("dd"), "not below it");
     EXPECT_THAT(remote_->InsideList(""), ElementsAre(beside, "dd", "elsewhere"));
@@ -542,7 +550,7 @@ TEST_F(ReplayTest, WhatIsSentElsewhereChangesNoNote) {
   LeaveFile("d/f", "content");
   faulty_->FailNth("Store", 1, ENOSPC);
   SendChosen({}, false);
-  EXPECT_TRUE(remote_->InsideExists(std::string("d") + kConflict));
+  EXPECT_TRUE(remote_->InsideExists(Beside("d")));
   std::set<std::string> paths;
   for (const UnsentEntry& entry : ListUnsent(unsent_)) {
     paths.insert(entry.record->path);
@@ -560,7 +568,7 @@ TEST_F(ReplayTest, WhatWasBegunInItsSandboxIsNotBegunElsewhere) {
   SendChosen({}, false);
   EXPECT_EQ(told_["f"].outcome, SendOutcome::kConflictCopy);
   EXPECT_EQ(Inside("f"), "");
-  EXPECT_EQ(Inside(std::string("f") + kConflict), "our content");
+  EXPECT_EQ(Inside(Beside("f")), "our content");
 }
 
 // recover --send of some: a directory's attributes and its entry are the last of its subtree, and it is made for what goes into it.
@@ -738,7 +746,7 @@ TEST_F(ReplayTest, OfARowWhatIsTakenLiesBeside) {
   EXPECT_EQ(report.failed, 1);
   EXPECT_EQ(report.conflicts, 1);
   EXPECT_EQ(told_["c"].outcome, SendOutcome::kWasThere);
-  EXPECT_EQ(Inside("a") + Inside("b") + Inside("c") + Inside(std::string("b") + kConflict), "oursoursours");
+  EXPECT_EQ(Inside("a") + Inside("b") + Inside("c") + Inside(Beside("b")), "oursoursours");
   const auto left = ListUnsent(unsent_);
   ASSERT_EQ(left.size(), 1u);
   EXPECT_EQ(left[0].record->path, "gone/d");

@@ -105,6 +105,20 @@ TEST_F(WritebackTest, WhatIsInTheJournalSaysAllOfIt) {
   faulty_->Clear();
 }
 
+TEST_F(WritebackTest, WhatWasCutOffIsNotMade) {
+  const NodeId top = MakeDirectory(kRoot, "top");
+  MakeNothing();
+  WriteNew(top, "f", std::string(60, 'S'));
+  for (const int64_t size : {10, 100}) {
+    transport::AttributeChange cut;
+    cut.size = size;
+    ASSERT_TRUE(fs().SetAttributes(Find("top/f"), 0, cut, Ctx()));
+  }
+  faulty_->Clear();
+  ASSERT_EQ(FlushAll(), 0);
+  EXPECT_EQ(Inside("top/f"), std::string(10, 'S') + std::string(90, '\0'));
+}
+
 TEST_F(WritebackTest, TheAnswerThatWasLostIsFoundOut) {
   const NodeId top = MakeDirectory(kRoot, "top");
   LoseOneAnswer();
@@ -342,7 +356,6 @@ class PutAsideWhileSentTest : public WritebackTest, public ::testing::WithParamI
   // Something old, or something new, begins to be sent, and a copy of it is put aside.
   void SaveWhileItIsSent() {
     const bool is_new = GetParam() == std::string("MakeObjects");
-    options_.transfer_timeout = std::chrono::seconds(2);
     const NodeId top = MakeDirectory(kRoot, "top");
     ASSERT_TRUE(is_new || remote_->InsideWrite("f", "old"));
     path_ = is_new ? "top/f" : "f";
@@ -371,6 +384,7 @@ class PutAsideWhileSentTest : public WritebackTest, public ::testing::WithParamI
 };
 
 TEST_P(PutAsideWhileSentTest, WhatFailsThenIsThereOnce) {
+  options_.transfer_timeout = std::chrono::seconds(2);
   SaveWhileItIsSent();
   ASSERT_TRUE(Eventually([&] { return fs().Status().dirty_files == 0; }));  // the store has failed
   EXPECT_EQ(fs().SaveUnsent(options_.unsent_directory).value_or(-1), 0);

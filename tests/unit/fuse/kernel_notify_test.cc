@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <vector>
 
 namespace e2bfs::fuse {
 namespace {
@@ -39,6 +41,38 @@ TEST(KernelNotifyTest, WhatWaitsIsBoundedButPagesAreAlwaysTold) {
   EXPECT_TRUE(notify.Stop(milliseconds(60'000)));
   EXPECT_LE(names, KernelNotify::kMostWaiting + 1);  // one was being told
   EXPECT_EQ(pages, 1000u);
+}
+
+TEST(KernelNotifyTest, WhatLeavesIsKnownUntilTheKernelWasTold) {
+  std::atomic<bool> hang{true};
+  KernelNotify notify([&](const Outdated&) {
+    while (hang) std::this_thread::sleep_for(milliseconds(1));
+  });
+  notify.Invalidate({1, false, "other"});
+  notify.Invalidate({1, false, "name", 7});
+  EXPECT_FALSE(notify.IsLeaving(8, milliseconds(60'000)));
+  EXPECT_TRUE(notify.IsLeaving(7, milliseconds(1)));
+  hang = false;
+  while (notify.IsLeaving(7, milliseconds(60'000))) {
+  }
+  EXPECT_TRUE(notify.Stop(milliseconds(60'000)));
+}
+
+TEST(KernelNotifyTest, TellsInTheOrderInWhichItCame) {
+  std::vector<cache::NodeId> told;  // by one thread
+  std::atomic<bool> hang{true};
+  std::atomic<size_t> count{0};
+  KernelNotify notify([&](const Outdated& outdated) {
+    while (hang) std::this_thread::sleep_for(milliseconds(1));
+    told.push_back(outdated.node);
+    ++count;
+  });
+  for (const cache::NodeId node : {5, 9, 2, 9, 7}) notify.Invalidate({node, false, "n"});
+  hang = false;
+  while (count < 4) std::this_thread::sleep_for(milliseconds(1));
+  EXPECT_TRUE(notify.Stop(milliseconds(60'000)));
+  told.erase(std::unique(told.begin(), told.end()), told.end());
+  EXPECT_EQ(told, (std::vector<cache::NodeId>{5, 9, 2, 7}));
 }
 
 TEST(KernelNotifyTest, StopOfOneThatNeverBegan) {
