@@ -277,6 +277,12 @@ NodeId CachedFsImpl::ParentOf(NodeId id) const {
   return node->places.empty() ? kRoot : node->places.current().parent;
 }
 
+bool CachedFsImpl::HasName(NodeId id) const {
+  Lock lock(mutex_);
+  const NodePtr node = tree_.Find(id);
+  return node && node->linked;
+}
+
 std::string CachedFsImpl::PathOf(NodeId id) const {
   Lock lock(mutex_);
   const std::string& root = remote_.description().root;

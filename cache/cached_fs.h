@@ -205,6 +205,8 @@ class CachedFs {
   virtual NodeId ParentOf(NodeId node) const = 0;
   // The absolute path in the sandbox of a node, as now known; for messages.
   virtual std::string PathOf(NodeId node) const = 0;
+  // Some name that is known here leads to it.
+  virtual bool HasName(NodeId node) const = 0;
   virtual transport::RemoteFs& remote() = 0;
   // Called with what changed, by any thread, without locks; it must only queue the work. Unset again: no call is under way
   // when that returns.

@@ -112,6 +112,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   CacheStatus Status() const override;
   NodeId ParentOf(NodeId node) const override;
   std::string PathOf(NodeId node) const override;
+  bool HasName(NodeId node) const override;
   transport::RemoteFs& remote() override { return remote_; }
   void SetKernel(std::function<void(const std::vector<KernelNews>&)> tell) override;
 
@@ -277,6 +278,7 @@ class CachedFsImpl final : public CachedFs, private transport::ChangeListener {
   bool IsOvertaken(const transport::FileId& id, uint64_t asked_stamp) const;
 
   // --- opening.cc
+  void EndOpen(Lock& lock, const NodePtr& node);  // mutex_ held, and released meanwhile: one less has it open
   OpenedFile Register(const NodePtr& node, OpenFlags flags, bool created);  // mutex_ held
   // The other side's handle for reading or writing; opened if there is none. The node is pinned or open. No lock.
   Result<transport::Handle> RemoteHandle(const NodePtr& node, bool write, const OpContext& ctx);

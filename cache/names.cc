@@ -435,6 +435,7 @@ void CachedFsImpl::NodeRemoved(const NodePtr& node, const std::optional<transpor
 NodePtr CachedFsImpl::NoteRemoving(const NodePtr& node) {
   Lock lock(mutex_);
   if (!node || !node->content.exists() || !node->content->dirty() || node->unmade) return nullptr;
+  if (node->attributes.link_count > 1 || node->places.size() > 1) return nullptr;  // it goes on by another name
   node->content->removing = true;
   NoteUnsent(*node);
   return node;

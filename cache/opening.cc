@@ -101,8 +101,10 @@ Result<OpenedFile> CachedFsImpl::Open(NodeId id, OpenFlags flags, const OpContex
     auto opened = remote_.Open(address, request, ctx);
     if (!opened && opened.error().kind == ErrorKind::kErrno && opened.error().errno_value == ESTALE) {
       Lock lock(mutex_);
-      --node->open_files;
       node->fresh_until = {};
+      const NodePtr parent = tree_.Find(node->places.current().parent);
+      if (Child* name = parent ? Tree::FindChild(*parent, node->places.current().name) : nullptr) name->fresh_until = {};
+      EndOpen(lock, node);
       return Forward(opened.error());
     }
     if (opened) sent = opened->handle;
@@ -316,17 +318,20 @@ void CachedFsImpl::Release(FileHandle handle, const OpContext& context) {
   if (options_.writeback) SendInTime(*file);
   if (file->unreported && !node->content->unreported) node->content->unreported = file->unreported;
   if (file->flags.write) --node->open_writers;
-  if (--node->open_files == 0) {
-    if (node->is_gone()) DiscardUnsent(*node);
-    DropSentBytes(*node);
-    if (!node->content->dirty()) node->content->unreported.reset();
-    CloseHandlesIfUnused(*node);
-    ++node->pins;
-    lock.unlock();
-    PutAsideIfRefused(node);
-    lock.lock();
-    --node->pins;
-  }
+  EndOpen(lock, node);
+}
+
+void CachedFsImpl::EndOpen(Lock& lock, const NodePtr& node) {
+  if (--node->open_files > 0) return;
+  if (node->is_gone()) DiscardUnsent(*node);
+  DropSentBytes(*node);
+  if (!node->content->dirty()) node->content->unreported.reset();
+  CloseHandlesIfUnused(*node);
+  ++node->pins;
+  lock.unlock();
+  PutAsideIfRefused(node);
+  lock.lock();
+  --node->pins;
 }
 
 }  // namespace e2bfs::cache

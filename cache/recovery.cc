@@ -214,6 +214,7 @@ class LateSend {
       if (record_.removing) return {SendOutcome::kWasThere, {}, "it was being removed, and is gone"};
       return SendToMissing();
     }
+    if (record_.removing && identities_count_ && now->id != record_.base.id) return {SendOutcome::kWasThere, {}, "it was being removed, and another file has its name"};
     if (!record_.change.touches_content()) return SendAttributes(*now);
     if (now->type != transport::FileType::kRegular) return MakeConflictCopy("something else has its name now", nullptr);
     if (IsBase(*now)) return Store(*now, record_.change);

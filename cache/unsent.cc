@@ -87,10 +87,13 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
     {
       Lock lock(mutex_);
       if (auto turn = WaitForOtherStore(lock, *node, ctx); !turn) return turn;
-      // One write(2) arrives in one piece, also between those that others append.
-      if (IsCut(*node, teller) && node->content->stored.wait_until(lock, patience, [&] { return !IsCut(*node, teller); }) && node->content->storing) continue;
       if (!IsToBeSent(*node, what)) return {};
       if (node->deleted) return CannotReach(*node, teller);
+      // One write(2) arrives in one piece, also between those that others append.
+      if (IsCut(*node, teller)) {
+        if (!node->content->stored.wait_until(lock, patience, [&] { return !IsCut(*node, teller); })) node->content->rest_of = nullptr;
+        continue;
+      }
     }
     Error failed = Errno(EIO, "it was changed in the sandbox meanwhile").value();
     const auto changed = ChangedThere(node, ctx.Renewed());
@@ -100,7 +103,7 @@ Result<void> CachedFsImpl::Send(const NodePtr& node, const OpenFile* teller, con
       {
         Lock lock(mutex_);
         if (node->content->storing || node->deleted || !IsToBeSent(*node, what)) continue;  // somebody else was faster
-        if (IsCut(*node, teller) && Clock::now() < patience) continue;
+        if (IsCut(*node, teller)) continue;
         BeginStore(*node);
         early = std::exchange(node->content->early, nullptr);
         if (early) --node->changes_in_flight;

@@ -61,6 +61,7 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
   const TimePoint at = Clock::now();
   if (before) Outdated(*before);
   bool same = false;  // the name leads to what it led to
+  const bool moved = before && (gone || (now && now->attributes.id.known() && now->attributes.id != before->file_id));
   if (directory->changes_in_flight > 0 || (!now && !gone)) {
     if (!child) child = &tree_.Detach(*directory, name);
     child->fresh_until = {};
@@ -83,9 +84,9 @@ void CachedFsImpl::NameChanged(const transport::FileId& id, const std::string& n
   child->stamp = stamp;
   // A name that leads where it led stays: the kernel forgets a file's pages with its last name.
   if (!same) {
-    kernel_news_.push_back({.directory = directory->id, .name = name, .left = before ? before->id : 0});
-    directory->names_move_until = at + kNamesMove;
-    if (before && now) child->replaced_until = at + kNamesMove;
+    kernel_news_.push_back({.directory = directory->id, .name = name, .left = moved ? before->id : 0});
+    if (moved) directory->names_move_until = at + kNamesMove;
+    if (moved && now) child->replaced_until = at + kNamesMove;
   }
   if (!same && (before || !gone)) directory->ours = false;  // not by the end of what was never there, such as a nameless file
   tree_.SweepIfLarge(at);

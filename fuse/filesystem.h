@@ -150,6 +150,7 @@ class Filesystem {
   bool real_ids() const { return identity_.real(); }
   // For messages.
   std::string PathOf(NodeId node) const { return cached_.PathOf(places_.NodeOf(node)); }
+  bool HasName(NodeId node) const { return cached_.HasName(places_.NodeOf(node)); }
   // Makes the kernel forget what news from the other side made outdated.
   void Tell(const cache::KernelNews& news);
 

@@ -528,7 +528,7 @@ void OpRename(const ReplyPtr& reply, fuse_ino_t parent, const char* name, fuse_i
 void OpOpen(const ReplyPtr& reply, fuse_ino_t node, fuse_file_info* info) {
   DispatchNames(reply, "open", node, [node, info = *info](Filesystem& fs, Reply& to, auto& ctx) {
     // ESTALE: the kernel looks for the name again, and asks for what it leads to now.
-    if (to.state().notify.IsLeaving(node, kLeavingTime)) return to.Fail(Errno(ESTALE, "its name was taken away").value());
+    if (to.state().notify.IsLeaving(node, kLeavingTime) && !fs.HasName(node)) return to.Fail(Errno(ESTALE, "its name was taken away").value());
     to.Opened(fs.Open(node, info.flags, ctx), info, ctx);
   });
 }

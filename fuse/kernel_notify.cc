@@ -51,7 +51,7 @@ void KernelNotify::Invalidate(Outdated outdated) {
 
 bool KernelNotify::IsLeaving(cache::NodeId node, std::chrono::milliseconds wait) {
   std::unique_lock lock(mutex_);
-  if (!leaving_.contains(node)) return false;
+  if (ending_ || !thread_.joinable() || !leaving_.contains(node)) return false;
   changed_.wait_for(lock, wait, [&] { return ending_ || !leaving_.contains(node); });
   return true;
 }

@@ -418,5 +418,38 @@ std::chrono::nanoseconds TimeOfNames(int names) {
 // ext4 allows 65,000. With twice as many the time is twice as long, or so, and not four times: 16 times as many were 256 times.
 TEST(TreeTest, AFileMayHaveVeryManyNames) { EXPECT_LT(TimeOfNames(65'000), 80 * TimeOfNames(65'000 / 16)); }
 
+TEST_F(NamesTest, OnlyWhatLosesItsNameIsToldAsLeaving) {
+  testing::MemoryRemoteFsOptions watching;
+  watching.watches = true;
+  UseRemote(watching);
+  ASSERT_TRUE(remote_->InsideMakeDirectory("d") && remote_->InsideWrite("d/f", "old") && remote_->InsideWrite("d/g", "another"));
+  const NodeId directory = Find("d"), f = Find("d/f");
+  List(directory);
+  std::vector<NodeId> left;  // by this thread, which tells
+  size_t names = 0;
+  fs().SetKernel([&](const std::vector<KernelNews>& told) {
+    for (const KernelNews& each : told) {
+      if (each.directory != 0) ++names;
+      if (each.left != 0) left.push_back(each.left);
+    }
+  });
+  testing::RemoteFault stall;
+  stall.function = "MakeDirectory";
+  stall.action = testing::RemoteFault::kStall;
+  faulty_->Add(stall);
+  std::thread making([&] { EXPECT_TRUE(fs().MakeDirectory(directory, "lock", 0755, Ctx())); });
+  ASSERT_TRUE(faulty_->WaitForStalled(1));
+  ASSERT_TRUE(remote_->InsideWrite("d/f", "longer"));
+  remote_->InsideTell("d/f");
+  EXPECT_EQ(names, 1u);
+  EXPECT_TRUE(left.empty());
+  ASSERT_TRUE(remote_->InsideRename("d/g", "d/f"));
+  remote_->InsideTell("d/f");
+  EXPECT_EQ(left, std::vector<NodeId>{f});
+  faulty_->Clear();
+  making.join();
+  fs().SetKernel({});
+}
+
 }  // namespace
 }  // namespace e2bfs::cache
