@@ -407,7 +407,7 @@ def _(t):
 
 
 # --- fallocate
-def fallocate_case(name, mode, *ranges):
+def fallocate_case(name, mode, blocks, *ranges):
     @case("fallocate", name, service=NO_ALLOCATE)
     def _(t):
         t.file("f", b"x" * 50_000)
@@ -415,14 +415,15 @@ def fallocate_case(name, mode, *ranges):
         for offset, length in ranges:
             t(fallocate, fd, mode, offset, length), t.stat(fd), whole(t, fd)
         t(os.pwrite, fd, b"after", 12), whole(t, fd), t(os.close, fd), t.read("f"), t.stat("f")
-        t.note("st_blocks", os.stat("f").st_blocks)
+        # ext4 needs eight more for its list of extents where the content lies in more than four pieces, which is up to its allocator.
+        t.note("st_blocks", (os.stat("f").st_blocks - blocks) // 16)
 
 
-fallocate_case("extends", 0, (0, 10_000), (40_000, 20_000), (100_000, 5_000))
-fallocate_case("keep size", FALLOC_KEEP_SIZE, (0, 10_000), (40_000, 100_000))
-fallocate_case("punch", FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, (4096, 8192), (20_001, 10), (45_000, 100_000), (49_999, 1))
-fallocate_case("zero range", FALLOC_ZERO, (4096, 8192), (20_001, 10), (45_000, 100_000))
-fallocate_case("zero range, keep size", FALLOC_ZERO | FALLOC_KEEP_SIZE, (4096, 8192), (45_000, 100_000))
+fallocate_case("extends", 0, 136, (0, 10_000), (40_000, 20_000), (100_000, 5_000))
+fallocate_case("keep size", FALLOC_KEEP_SIZE, 280, (0, 10_000), (40_000, 100_000))
+fallocate_case("punch", FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, 72, (4096, 8192), (20_001, 10), (45_000, 100_000), (49_999, 1))
+fallocate_case("zero range", FALLOC_ZERO, 288, (4096, 8192), (20_001, 10), (45_000, 100_000))
+fallocate_case("zero range, keep size", FALLOC_ZERO | FALLOC_KEEP_SIZE, 288, (4096, 8192), (45_000, 100_000))
 
 
 @case("fallocate", "collapse and insert", every=Cannot("FUSE passes no collapse and no insert", r"^fallocate\(.*: ENOTSUP in place of None$|^content: |: 'f': content: "))
