@@ -212,8 +212,10 @@ Result<bool> CachedFsImpl::RemoveHere(NodeId parent_id, const std::string& name,
   auto settled = Settle(node, ctx);
   Lock lock(mutex_);
   --node->pins;
-  if (!settled) return Forward(settled.error());
-  return false;
+  if (settled) return false;
+  if (!node->unmade || node->unmade->being_made || node->unmade->maybe_made) return Forward(settled.error());
+  lock.unlock();
+  return RemoveHere(parent_id, name, directory, ctx);  // it was not made there: it is here alone again
 }
 
 bool CachedFsImpl::Accept(Node& node) {

@@ -468,6 +468,7 @@ MountStep<void> ServeMount(const MountRequest& request, const BecomeReady* becom
   if (!idle || control.PutAside() || (end && end->operations_left)) {
     // Threads may still use the layers below, for as long as the sandbox does not answer. Nothing is lost by leaving: what was not sent is on disk. And what
     // is put aside may be sent by the next mount, beside which nothing of this one is to be under way.
+    if (idle) server->reset();
     unlink(socket.c_str());
     const bool all_sent = !end || end->error.empty();
     _exit(static_cast<int>(!end ? ExitStatus::kFailure : all_sent ? ExitStatus::kOk : ExitStatus::kUnsentData));
